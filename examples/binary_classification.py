@@ -1,0 +1,55 @@
+"""Binary classification: one step on random numbers, then 569 breast tumours.
+
+In PyTorch: Linear(20, 16), ReLU() and Linear(16, 1), with BCEWithLogitsLoss() and SGD(lr=0.005).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from sklearn.datasets import load_breast_cancer
+from sklearn.metrics import accuracy_score
+
+from examples._common import fit, load, parse_arguments, standardize
+from jaxloss import binary_cross_entropy_with_logits
+from jaxloss.models import BinaryClassifier
+from jaxloss.training import create_train_state, train_step
+
+
+def main(argv: Sequence[str] | None = None) -> float:
+    """Runs the example and returns the accuracy on the held-out tumours."""
+    arguments = parse_arguments(
+        argv, prog="python -m examples.binary_classification", description=__doc__, steps=2000
+    )
+    rngs = nnx.Rngs(arguments.seed)
+
+    inputs = jax.random.normal(rngs(), (16, 20))
+    targets = jax.random.bernoulli(rngs(), shape=(16, 1)).astype(jnp.float32)
+    model = BinaryClassifier(rngs=rngs)
+    criterion = binary_cross_entropy_with_logits
+    optimizer = optax.sgd(learning_rate=0.005)
+    print(f"Initial Loss: {criterion(model(inputs), targets):.4f}")
+
+    # What loss.backward() and optimizer.step() do, in one compiled function. It changes nothing in place:
+    # the new weights are in the state that it returns.
+    state = create_train_state(model, optimizer)
+    state, _ = train_step(state, inputs, targets, loss=criterion)
+    nnx.update(model, state.params)
+    print(f"Loss after one optimization step: {criterion(model(inputs), targets):.4f}")
+
+    # Means and standard errors of ten measurements of each tumour's cell nuclei, and whether it is benign.
+    inputs, targets, test_inputs, test_targets = load(load_breast_cancer)
+    inputs, test_inputs = standardize(inputs[:, :20], test_inputs[:, :20])
+    model = BinaryClassifier(rngs=rngs)
+    optimizer = optax.sgd(learning_rate=0.1)
+    fit(model, optimizer, inputs, targets[:, None], loss=criterion, batch_size=16, arguments=arguments)
+    # A logit above 0 is a probability above one half.
+    accuracy = accuracy_score(test_targets, model(jnp.asarray(test_inputs)) > 0)
+    print(f"Accuracy on {len(test_targets)} held-out tumours: {accuracy:.3f}")
+    return accuracy
+
+
+if __name__ == "__main__":
+    main()

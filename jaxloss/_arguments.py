@@ -1,0 +1,112 @@
+"""Arguments become arrays that agree: conversion, dtype, shapes, the class axis, masks.
+
+Everything here runs while a loss is traced, so it costs nothing per call.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+def agree(**arrays: ArrayLike) -> list[jax.Array]:
+    """Returns the named arguments as real arrays, or refuses what is not of one shape."""
+    converted = [as_array(name, array) for name, array in arrays.items()]
+    if len({array.shape for array in converted}) > 1:
+        raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}")
+    return converted
+
+
+def values(**arrays: ArrayLike) -> list[jax.Array]:
+    """Returns the named arguments as floating arrays of one dtype, float32 or wider."""
+    return widened(*(as_array(name, array) for name, array in arrays.items()))
+
+
+def widened(*arrays: jax.Array) -> list[jax.Array]:
+    """Returns real arrays in the dtype of their arithmetic."""
+    dtype = arithmetic_dtype(*arrays)
+    return [array.astype(dtype) for array in arrays]
+
+
+def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
+    """Returns float64 where an array is, else float32: bfloat16 and float16 are too narrow to sum in.
+
+    Integers and booleans, and Python's numbers beside arrays, follow the others; alone they are the default
+    float.
+    """
+    floating = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+    decisive = [array for array in floating if not jax.typeof(array).weak_type] or floating
+    if not decisive:
+        return jnp.dtype(jnp.result_type(float))
+    return jnp.dtype(jnp.float64 if any(array.dtype.itemsize == 8 for array in decisive) else jnp.float32)
+
+
+def as_array(name: str, array: ArrayLike) -> jax.Array:
+    """Returns a real array, or a TypeError that names the argument."""
+    if not isinstance(array, jax.Array | np.ndarray | np.generic | bool | int | float):
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+    converted = jnp.asarray(array)
+    real = jnp.issubdtype(converted.dtype, jnp.floating) or jnp.issubdtype(converted.dtype, jnp.integer)
+    if not (real or converted.dtype == bool):
+        raise TypeError(f"{name} must hold real numbers, got dtype {converted.dtype}")
+    return converted
+
+
+def broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns `array` in `shape`, or refuses what does not stretch to just that shape."""
+    try:
+        fits = np.broadcast_shapes(array.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must broadcast to shape {shape}, got shape {array.shape}")
+    return array if array.shape == shape else jnp.broadcast_to(array, shape)
+
+
+def mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """Returns the mask in `shape`, that of the losses before they are reduced."""
+    if where is None:
+        return None
+    converted = as_array("where", where)
+    if converted.dtype != bool:
+        raise TypeError(f"where must be boolean, got dtype {converted.dtype}")
+    return broadcast("where", converted, shape)
+
+
+def hide(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Array:
+    """Returns `array` with `fill` where the mask is False: what lies there must never meet arithmetic."""
+    return array if where is None else jnp.where(where, array, jnp.asarray(fill, array.dtype))
+
+
+def canonical_axis(axis: int, scores: str, shape: tuple[int, ...]) -> int:
+    """Returns the class axis counted from the front."""
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis must be an axis of {scores}, got axis={axis} for {scores} {shape}")
+    return axis % len(shape)
+
+
+def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Returns `shape` without its class axis: the shape of the labels."""
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def labels_of(targets: jax.Array, scores: str, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """Returns integer class labels, or refuses what does not fit `shape` without its class axis."""
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise TypeError(f"targets must be integer class indices, got dtype {targets.dtype}")
+    if targets.shape != without(shape, axis):
+        fitting = [other for other in range(len(shape)) if targets.shape == without(shape, other)]
+        hint = f"; they would fit axis={fitting[0]}" if fitting else ""
+        raise ValueError(
+            f"targets must have the shape of {scores} without the class axis, {without(shape, axis)}, "
+            f"got targets {targets.shape} and {scores} {shape} with axis={axis}{hint}"
+        )
+    return targets.astype(jnp.int64 if targets.dtype.itemsize == 8 else jnp.int32)
+
+
+def _and(names: Iterable[str], arrays: Iterable[jax.Array] | None = None) -> str:
+    """Returns "a, b and c", each with its shape where the arrays are given."""
+    words = list(names) if arrays is None else [f"{n} {a.shape}" for n, a in zip(names, arrays, strict=True)]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

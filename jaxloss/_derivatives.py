@@ -1,0 +1,66 @@
+"""Elementwise building blocks with the right value and derivative at kinks, zeros and infinities.
+
+On XLA:CPU a sum swallows the arithmetic before it only where it is free of selects and comparisons; `where`
+and `clip` cost a temporary array of full size. So the functions here are written in min, max, sign and abs,
+and their derivatives, which are not summed, in whatever reads best.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxloss._arguments import widened
+
+Elementwise = Callable[..., jax.Array]
+
+
+def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
+    """Gives an elementwise function its partial derivatives in closed form, one for each argument.
+
+    The function and its partials see their arguments widened to the dtype of arithmetic; callers hand over
+    the arrays as they came. The partials read them through a barrier, before they are widened: without it
+    XLA:CPU shares sub-expressions between the value's loop and the gradient's, and writes them out as
+    temporaries of full size.
+    """
+
+    def decorate(function: Elementwise) -> Elementwise:
+        @jax.custom_jvp
+        @functools.wraps(function)
+        def primal(*arguments: jax.Array) -> jax.Array:
+            return function(*widened(*arguments))
+
+        def rule(arguments: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+            value = primal(*arguments)
+            behind = widened(*(lax.optimization_barrier(argument) for argument in arguments))
+            terms = [
+                partial(*behind) * tangent.astype(value.dtype)
+                for partial, tangent in zip(partials, tangents, strict=True)
+                if not isinstance(tangent, SymbolicZero)
+            ]
+            return value, functools.reduce(jnp.add, terms)
+
+        primal.defjvp(rule, symbolic_zeros=True)
+        return primal
+
+    return decorate
+
+
+def constant(number: float, like: jax.Array) -> jax.Array:
+    """Returns a number for use in a partial derivative whose function holds the same one.
+
+    XLA:CPU would share the two, and to share a number between two loops writes it out in full size.
+    """
+    return lax.optimization_barrier(jnp.asarray(number, like.dtype))
+
+
+@derivatives(lambda factor, magnitude: magnitude, lambda factor, magnitude: factor)
+def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
+    """Returns factor · magnitude for magnitude >= 0, with 0 · ∞ = 0: what has no weight adds nothing."""
+    matters = jnp.abs(jnp.sign(factor))  # 0 or 1
+    cap = matters / (2 - 2 * matters)  # 0 or infinite; with 1 for 2, a sigmoid's 1 would be shared
+    return jnp.minimum(magnitude, cap) * factor

@@ -1,0 +1,100 @@
+"""Log-sum-exp and picking a class, over a class axis that may be split over devices.
+
+In every derivative classes are compared with an index array, not scattered to; and they are gathered from
+only where the class axis is whole.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxloss._arguments import hide
+
+
+class ClassAxis(NamedTuple):
+    """The axis that holds the classes, and the mesh axis over which `shard_map` has split it, if any."""
+
+    position: int
+    mesh_axis: str | None
+
+    def sum(self, array: jax.Array) -> jax.Array:
+        """Returns the sum over all classes."""
+        total = jnp.sum(array, self.position)
+        return total if self.mesh_axis is None else lax.psum(total, self.mesh_axis)
+
+    def max(self, logits: jax.Array) -> jax.Array:
+        """Returns the largest logit, of derivative zero: a shift that cancels in what it is used for."""
+        largest = jnp.max(lax.stop_gradient(logits), self.position)
+        return largest if self.mesh_axis is None else lax.pmax(largest, self.mesh_axis)
+
+    def count(self, array: jax.Array) -> int:
+        """Returns the number of all classes."""
+        return array.shape[self.position] * (1 if self.mesh_axis is None else lax.axis_size(self.mesh_axis))
+
+    def expand(self, array: jax.Array) -> jax.Array:
+        """Returns what has one value a position with an axis of size 1 for the classes."""
+        return jnp.expand_dims(array, self.position)
+
+    def hide(self, where: jax.Array | None, scores: jax.Array) -> jax.Array:
+        """Returns the scores with 0 at every class of a position where the mask is False."""
+        return scores if where is None else hide(self.expand(where), scores)
+
+    def equals(self, labels: jax.Array, scores: jax.Array) -> jax.Array:
+        """Returns, in the shape of the scores, which class is its position's label."""
+        classes = lax.broadcasted_iota(labels.dtype, scores.shape, self.position)
+        if self.mesh_axis is not None:
+            first = lax.axis_index(self.mesh_axis) * scores.shape[self.position]
+            classes = classes + first.astype(labels.dtype)
+        return classes == self.expand(labels)
+
+    def is_split(self, array: jax.Array) -> bool:
+        """Whether a gather along the axis would have to cross devices.
+
+        Under automatic mesh axes that is not known while tracing, and the compiler splits the gather.
+        """
+        spec = jax.typeof(array).sharding.spec
+        return self.mesh_axis is not None or (self.position < len(spec) and spec[self.position] is not None)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def log_sum_exp(logits: jax.Array, shift: jax.Array, kept: jax.Array | None, classes: ClassAxis) -> jax.Array:
+    """Returns log Σ exp(logits - shift) over the classes, to be differentiated in the logits only.
+
+    The exponentials are computed once for value and gradient, and the gradient takes over their memory. A
+    position that is not `kept` has derivative 0, even where its logits are NaN.
+    """
+    return jnp.log(classes.sum(jnp.exp(logits - classes.expand(shift))))
+
+
+@log_sum_exp.defjvp
+def _log_sum_exp_jvp(
+    classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    logits, shift, kept = primals
+    exponentials = jnp.exp(logits - classes.expand(shift))
+    total = classes.sum(exponentials)
+    probs = exponentials * classes.expand(1 / total)
+    if kept is not None:
+        probs = jnp.where(classes.expand(kept), probs, 0)
+    return jnp.log(total), classes.sum(probs * tangents[0])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def pick(scores: jax.Array, labels: jax.Array, classes: ClassAxis) -> jax.Array:
+    """Returns the score of each position's class; every label must be a class that exists."""
+    if classes.is_split(scores):
+        return classes.sum(jnp.where(classes.equals(labels, scores), scores, 0))
+    picked = jnp.take_along_axis(scores, classes.expand(labels), classes.position, mode="promise_in_bounds")
+    return jnp.squeeze(picked, classes.position)
+
+
+@pick.defjvp
+def _pick_jvp(
+    classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    scores, labels = primals
+    chosen = jnp.where(classes.equals(labels, scores), tangents[0], 0)
+    return pick(scores, labels, classes), classes.sum(chosen)

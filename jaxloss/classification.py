@@ -1,0 +1,287 @@
+"""Losses over classes: one right class, or one distribution over the classes, at each position."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxloss._arguments import (
+    as_array,
+    broadcast,
+    canonical_axis,
+    labels_of,
+    mask,
+    values,
+    without,
+)
+from jaxloss._checks import checked
+from jaxloss._compiled import compiled, fraction
+from jaxloss._derivatives import product
+from jaxloss._reduction import Reduction, reduce_weighted
+from jaxloss._softmax import ClassAxis, log_sum_exp, pick
+
+
+@compiled(
+    static=("axis", "ignore_index", "label_smoothing", "reduction", "axis_name"),
+    domains={"label_smoothing": fraction},
+)
+def cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Measures how surprised the model is by the right class: softmax cross-entropy of raw scores.
+
+    With p = softmax(logits) over the C classes, a position has
+
+        loss = weight[y] · -log p[y]              for the class label y
+        loss = Σ_c weight[c] · t[c] · -log p[c]   for the class probabilities t
+
+    Label smoothing s mixes in the uniform distribution. The two become
+
+        loss = (1 - s) · weight[y] · -log p[y] + s / C · Σ_c weight[c] · -log p[c]
+        loss = Σ_c weight[c] · ((1 - s) · t[c] + s / C) · -log p[c]
+
+    Args:
+        logits: Raw scores, real numbers of any shape that has a class axis.
+        targets: Integer class labels in [0, C), of the shape of `logits` without the class axis; or floating
+            class probabilities, of the shape of `logits`.
+        axis: The class axis of `logits`, and of probabilities.
+        weight: How much each class counts, shape (C,). Default: 1 each.
+        ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
+        label_smoothing: The share s of the uniform distribution, a Python number in [0, 1].
+        where: Boolean mask, broadcast to the shape of `logits` without the class axis. What lies behind False
+            has no influence on value or gradient, NaN included, and does not count in the mean.
+        reduction: "mean", "sum", "none" for the loss of each position, or "sum_and_weight" for a pair with
+            mean = sum / weight, which adds up over micro-batches and devices to the exact mean. For labels,
+            weight is Σ weight[y] over the positions that are neither ignored nor masked. For probabilities it
+            is the number of positions that are not masked.
+        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the class axis is split. Then
+            `logits`, `weight` and probabilities are this device's slices; labels still count over all C
+            classes.
+
+    Returns:
+        A scalar for "mean" and "sum", an array of the shape of `logits` without the class axis for "none",
+        two scalars for "sum_and_weight". The dtype is float32, or float64 where logits or probabilities are;
+        the unit is nats. A label that is neither a class nor `ignore_index` gives NaN in the value and in the
+        gradient, and an error under `jax.experimental.checkify`. Where the weight is 0, as when every
+        position is ignored, the mean is NaN with gradient 0. An empty sum is 0.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, `where` is not boolean, `targets` are boolean,
+            or an option that Python must know while tracing (`axis`, `ignore_index`, `label_smoothing`,
+            `reduction`, `axis_name`) is an array.
+        ValueError: The shapes do not fit, `label_smoothing` is outside [0, 1], `ignore_index` is not negative
+            and targets are probabilities, or the reduction is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> logits = jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
+        >>> labels = jnp.array([0, 2, -100])  # the last position is ignored
+        >>> jaxloss.cross_entropy(logits, labels)
+        Array(0.4076, dtype=float32)
+
+    Differences from PyTorch:
+        * The class axis is the last; PyTorch's (N, C, d1, ...) is `axis=1`.
+        * A label out of range is NaN, or an error under checkify, where PyTorch raises.
+        * Logits of -inf with target probability or class weight 0 add 0, where PyTorch gives NaN.
+        * At ignored positions the gradient is 0 whatever the logits are, where PyTorch hands NaN on. Where
+          the weight of the labels is 0, PyTorch's gradient of the mean is NaN unless every label is ignored.
+        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
+        * Labels may have any integer dtype. The loss of labels has a derivative in `weight`, too.
+
+    Source:
+        C. Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision, for label
+        smoothing. PyTorch documentation: torch.nn.CrossEntropyLoss, torch.nn.functional.cross_entropy.
+    """
+    targets = as_array("targets", targets)
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        if ignore_index >= 0:
+            raise ValueError(f"ignore_index={ignore_index} needs integer targets, got dtype {targets.dtype}")
+        logits, targets = values(logits=logits, targets=targets)
+    else:
+        (logits,) = values(logits=logits)
+    classes = ClassAxis(canonical_axis(axis, "logits", logits.shape), axis_name)
+    where = mask(where, without(logits.shape, classes.position))
+    logits = classes.hide(where, logits)
+    weight = _class_weight(weight, logits, classes)
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        losses = _soft_losses(logits, targets, classes, weight, label_smoothing, where)
+        return reduce_weighted(losses, None, where, reduction)
+    labels = _labels(targets, "logits", logits, classes, weight, ignore_index, where)
+    losses = _hard_losses(logits, labels, classes, weight, label_smoothing)
+    return reduce_weighted(losses, labels.weight, labels.kept, reduction)
+
+
+@compiled(static=("axis", "ignore_index", "reduction", "axis_name"))
+def nll_loss(
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Measures how surprised the model is by the right class: negative log-likelihood.
+
+    loss = weight[y] · -log_probs[y] at a position with class label y. `cross_entropy` does the same from raw
+    scores; prefer it where they are at hand.
+
+    Args:
+        log_probs: Log-probabilities such as `jax.nn.log_softmax` gives, of any shape that has a class axis.
+            They are taken as they are, and not normalised.
+        targets: Integer class labels in [0, C), of the shape of `log_probs` without the class axis.
+        axis: The class axis of `log_probs`.
+        weight: How much each of the C classes counts, shape (C,). Default: 1 each.
+        ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
+        where: Boolean mask, broadcast to the shape of `targets`. What lies behind False has no influence on
+            value or gradient, NaN included, and does not count in the mean.
+        reduction: "mean" for Σ loss / Σ weight[y] over the positions that are neither ignored nor masked,
+            "sum", "none" for the loss of each position, or "sum_and_weight" for the pair (Σ loss,
+            Σ weight[y]), which adds up over micro-batches and devices to the exact mean.
+        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the class axis is split. Then
+            `log_probs` and `weight` are this device's slices; labels still count over all C classes.
+
+    Returns:
+        A scalar for "mean" and "sum", an array of the shape of `targets` for "none", two scalars for
+        "sum_and_weight". The dtype is float32, or float64 where `log_probs` are; the unit is nats. A label
+        that is neither a class nor `ignore_index` gives NaN in the value and in the gradient, and an error
+        under `jax.experimental.checkify`. Where Σ weight[y] is 0, as when every position is ignored, the mean
+        is NaN with gradient 0. An empty sum is 0.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, `targets` are not integers, `where` is not
+            boolean, or an option that Python must know while tracing (`axis`, `ignore_index`, `reduction`,
+            `axis_name`) is an array.
+        ValueError: The shapes do not fit, or the reduction is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> log_probs = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
+        >>> jaxloss.nll_loss(log_probs, jnp.array([0, 2]))
+        Array(0.4581, dtype=float32)
+
+    Differences from PyTorch:
+        * The class axis is the last; PyTorch's (N, C, d1, ...) is `axis=1`.
+        * A label out of range is NaN, or an error under checkify, where PyTorch raises.
+        * A log-probability of -inf whose class has weight 0 adds 0, where PyTorch gives NaN.
+        * Where Σ weight[y] is 0, PyTorch's gradient of the mean is NaN unless every label is ignored.
+        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
+        * Labels may have any integer dtype. The loss has a derivative in `weight`, too.
+
+    Source:
+        PyTorch documentation: torch.nn.NLLLoss, torch.nn.functional.nll_loss.
+    """
+    (log_probs,) = values(log_probs=log_probs)
+    classes = ClassAxis(canonical_axis(axis, "log_probs", log_probs.shape), axis_name)
+    where = mask(where, without(log_probs.shape, classes.position))
+    log_probs = classes.hide(where, log_probs)
+    weight = _class_weight(weight, log_probs, classes)
+    labels = _labels(
+        as_array("targets", targets),
+        "log_probs",
+        log_probs,
+        classes,
+        weight,
+        ignore_index,
+        where,
+    )
+    losses = product(labels.weight, -pick(log_probs, labels.classes, classes))
+    return reduce_weighted(losses, labels.weight, labels.kept, reduction)
+
+
+class _Labels(NamedTuple):
+    """Class labels, and what they say of their positions."""
+
+    classes: jax.Array  # a class that exists, whatever the label was
+    kept: jax.Array  # False where the label is ignored or masked
+    weight: jax.Array  # of the label's class; NaN where a label that is kept is no class
+
+
+def _labels(
+    targets: jax.Array,
+    name: str,
+    scores: jax.Array,
+    classes: ClassAxis,
+    weight: jax.Array | None,
+    ignore_index: int,
+    where: jax.Array | None,
+) -> _Labels:
+    labels = labels_of(targets, name, scores.shape, classes.position)
+    count = classes.count(scores)
+    kept = labels != ignore_index
+    if where is not None:
+        kept = kept & where
+    exists = (labels >= 0) & (labels < count)
+    expected = f"targets: expected class indices in [0, {count}) or ignore_index={ignore_index}"
+    existing = jnp.where(exists, checked(labels, exists | ~kept, expected), 0)
+    ones = jnp.ones(labels.shape, scores.dtype)
+    weight = ones if weight is None else pick(weight, existing, classes)
+    return _Labels(existing, kept, jnp.where(exists | ~kept, weight, jnp.nan))
+
+
+def _class_weight(weight: ArrayLike | None, scores: jax.Array, classes: ClassAxis) -> jax.Array | None:
+    """Returns one weight for each class, in the shape of the scores."""
+    if weight is None:
+        return None
+    converted = as_array("weight", weight).astype(scores.dtype)
+    size = scores.shape[classes.position]
+    if converted.shape != (size,):
+        raise ValueError(f"weight must have one value for each class, shape ({size},), got {converted.shape}")
+    others = [axis for axis in range(scores.ndim) if axis != classes.position]
+    return broadcast("weight", jnp.expand_dims(converted, others), scores.shape)
+
+
+def _hard_losses(
+    logits: jax.Array,
+    labels: _Labels,
+    classes: ClassAxis,
+    weight: jax.Array | None,
+    label_smoothing: float,
+) -> jax.Array:
+    """Returns weight[y] · -log p[y] at each position, mixed with Σ weight · -log p where it is smoothed."""
+    shift = classes.max(logits)
+    log_norm = log_sum_exp(logits, shift, labels.kept, classes)
+    losses = product(labels.weight, log_norm - (pick(logits, labels.classes, classes) - shift))
+    if not label_smoothing:
+        return losses
+    surprise = classes.expand(log_norm) - (logits - classes.expand(shift))
+    uniform = classes.sum(surprise if weight is None else product(weight, surprise))
+    return (1 - label_smoothing) * losses + label_smoothing / classes.count(logits) * uniform
+
+
+def _soft_losses(
+    logits: jax.Array,
+    targets: jax.Array,
+    classes: ClassAxis,
+    weight: jax.Array | None,
+    label_smoothing: float,
+    where: jax.Array | None,
+) -> jax.Array:
+    """Returns Σ weight · target · -log p over the classes at each position."""
+    if targets.shape != logits.shape:
+        raise ValueError(
+            "floating targets are class probabilities and must have the shape of logits, got "
+            f"targets {targets.shape} and logits {logits.shape}; class indices must be integers"
+        )
+    targets = classes.hide(where, targets)
+    if label_smoothing:
+        targets = (1 - label_smoothing) * targets + label_smoothing / classes.count(logits)
+    targets = targets if weight is None else targets * weight
+    shift = classes.max(logits)
+    log_norm = log_sum_exp(logits, shift, where, classes)
+    surprise = classes.expand(log_norm) - (logits - classes.expand(shift))
+    return classes.sum(product(targets, surprise))

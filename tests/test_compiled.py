@@ -1,0 +1,127 @@
+"""The decorator: a compiled loss is still a plain function, and refuses what it must."""
+
+import functools
+import inspect
+import timeit
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from jaxloss._compiled import compiled, fraction, not_negative, positive
+
+
+@compiled(
+    static=("reduction", "share"), domains={"scale": positive, "shift": not_negative, "share": fraction}
+)
+def toy_loss(predictions, targets, *, scale=1.0, shift=0.0, share=0.0, reduction="mean"):
+    """Measures nothing."""
+    return scale * (predictions - targets) + shift + share
+
+
+ONE = jnp.float32(1.0)
+
+
+def test_name_signature_and_docstring_survive():
+    assert toy_loss.__name__ == "toy_loss"
+    assert toy_loss.__doc__ == "Measures nothing."
+    assert list(inspect.signature(toy_loss).parameters)[:3] == ["predictions", "targets", "scale"]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((ONE, ONE), {"reducton": "sum"}),
+        ((ONE, ONE), {"sclae": 2.0}),
+        ((ONE,), {}),
+        ((ONE, ONE, ONE), {}),
+        ((ONE, ONE), {"targets": ONE}),
+    ],
+)
+def test_a_call_that_does_not_fit_gets_pythons_own_message(args, kwargs):
+    with pytest.raises(TypeError) as theirs:
+        inspect.unwrap(toy_loss)(*args, **kwargs)
+    with pytest.raises(TypeError) as ours:
+        toy_loss(*args, **kwargs)
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [
+        ("scale", 0),
+        ("scale", -1.5),
+        ("scale", np.float32(-1)),
+        ("scale", float("nan")),
+        ("shift", -1),
+        ("share", 1.01),
+    ],
+)
+def test_a_number_outside_its_domain_is_refused(option, number):
+    with pytest.raises(ValueError, match=f"toy_loss: {option} must be a number .*, got {number}"):
+        toy_loss(ONE, ONE, **{option: number})
+
+
+def test_a_number_outside_its_domain_is_refused_under_an_outer_jit():
+    with pytest.raises(ValueError, match="scale must be a number > 0, got 0"):
+        jax.jit(lambda x: toy_loss(x, x, scale=0))(ONE)
+
+
+def test_a_traced_number_outside_its_domain_becomes_nan():
+    slope = jax.grad(lambda x, scale: toy_loss(x, ONE, scale=scale))
+    assert np.isnan(toy_loss(ONE, ONE, scale=jnp.float32(-1)))
+    assert np.isnan(jax.jit(slope)(ONE, -1.0))
+    assert jax.jit(slope)(ONE, 2.0) == 2
+
+
+def test_a_traced_number_outside_its_domain_is_named_under_checkify():
+    error, _ = checkify.checkify(jax.jit(toy_loss))(ONE, ONE, scale=-3.0)
+    assert "scale: expected a number > 0, got -3.0" in error.get()
+
+
+def test_an_option_with_axes_is_refused():
+    with pytest.raises(ValueError, match=r"scale must be a number > 0, got float32\[2\]"):
+        toy_loss(ONE, ONE, scale=jnp.ones(2))
+
+
+@pytest.mark.parametrize("value", [jnp.float32(0.5), np.ones(2), ["mean"]])
+def test_an_array_for_a_static_argument_is_explained(value):
+    with pytest.raises(TypeError, match="toy_loss: reduction must be known while tracing"):
+        toy_loss(ONE, ONE, reduction=value)
+    with pytest.raises(TypeError, match="share must be known while tracing.*functools.partial"):
+        jax.jit(lambda share: toy_loss(ONE, ONE, share=share))(0.5)
+
+
+def test_traced_options_are_swept_and_learned_without_compiling():
+    traces = []
+
+    @compiled(static=("reduction",), domains={"scale": positive})
+    def counted(predictions, targets, *, scale=1.0, reduction="mean"):
+        traces.append(reduction)
+        return scale * predictions - targets
+
+    for scale in (0.5, 1.5, 2.5):
+        counted(ONE, ONE, scale=scale)
+    assert traces == ["mean"]
+    np.testing.assert_allclose(
+        jax.vmap(lambda s: toy_loss(3 * ONE, ONE, scale=s))(jnp.arange(1.0, 4)), [2, 4, 6]
+    )
+    assert jax.grad(lambda s: toy_loss(3 * ONE, ONE, scale=s))(2.0) == 2
+
+
+def test_options_bind_with_partial_and_pass_through_transforms():
+    criterion = jax.tree_util.Partial(functools.partial(toy_loss, share=0.5), scale=jnp.float32(2))
+    assert jax.jit(lambda criterion, x: criterion(x, ONE))(criterion, 3 * ONE) == 4.5
+
+
+def test_a_call_costs_less_than_a_microsecond_more_than_jit():
+    jitted = jax.jit(inspect.unwrap(toy_loss), static_argnames=("reduction", "share"))
+
+    def cost(function):
+        function(ONE, ONE, reduction="sum")
+        return timeit.timeit(lambda: function(ONE, ONE, reduction="sum"), number=2000) / 2000
+
+    # The least of interleaved pairs: noise only ever adds.
+    assert min(cost(toy_loss) - cost(jitted) for _ in range(15)) < 1e-6

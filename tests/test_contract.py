@@ -1,0 +1,335 @@
+"""The laws that every loss keeps, each run over every entry of the catalogue."""
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import chex
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import jaxloss
+from tests import torch_oracle
+from tests.catalogue import CASES, REDUCTIONS, Case
+
+LOSSES = sorted(
+    name for name, value in vars(jaxloss).items() if inspect.isfunction(value) and name != "reduce"
+)
+FIRST = {case.loss: case for case in reversed(CASES)}
+RECORD = torch_oracle.read()
+
+
+def every(cases: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+every_case = every(CASES)
+every_smooth_case = every([case for case in CASES if case.smooth])
+every_other_case = every([case for case in CASES if not case.smooth])
+every_loss = pytest.mark.parametrize("case", FIRST.values(), ids=FIRST.keys())
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+def test_every_public_loss_is_in_the_catalogue():
+    assert {case.loss for case in CASES} == set(LOSSES)
+
+
+# Parity with PyTorch.
+
+
+def test_the_record_is_of_this_catalogue():
+    recorded = {
+        name.removesuffix("/digest"): str(RECORD[name]) for name in RECORD if name.endswith("/digest")
+    }
+    assert recorded == {case.name: case.digest() for case in CASES}, "run python -m tests.torch_oracle"
+
+
+@every_reduction
+@every_case
+def test_values_and_gradients_equal_pytorch_in_float64(case: Case, reduction: str):
+    with jax.enable_x64(True):
+        for name, ours in case.answer(case.inputs(jnp.float64), reduction=reduction).items():
+            theirs = RECORD[f"{case.name}/float64/{reduction}/{name}"]
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12, err_msg=name, strict=True)
+
+
+@every_reduction
+@every_case
+def test_float32_is_as_near_the_truth_as_pytorch(case: Case, reduction: str):
+    for name, answer in case.answer(case.inputs(jnp.float32), reduction=reduction).items():
+        ours = np.asarray(answer)
+        theirs = RECORD[f"{case.name}/float32/{reduction}/{name}"]
+        truth = RECORD[f"{case.name}/float64/{reduction}/{name}"]
+        assert ours.dtype == np.float32
+        finite = np.isfinite(truth)
+        np.testing.assert_array_equal(ours[~finite], truth[~finite], err_msg=name)
+        rounding = np.finfo(np.float32).eps * np.maximum(4 * np.abs(truth[finite]), 1)
+        allowed = 2 * np.abs(theirs[finite] - truth[finite]) + rounding
+        np.testing.assert_array_less(np.abs(ours[finite] - truth[finite]), allowed, err_msg=name)
+
+
+if torch_oracle.IS_INSTALLED:
+
+    def test_the_record_is_what_pytorch_answers():
+        live = torch_oracle.record()
+        assert live.keys() == RECORD.keys()
+        for name, recorded in RECORD.items():
+            if not name.endswith("/digest"):
+                np.testing.assert_allclose(live[name], recorded, rtol=1e-5, err_msg=name, strict=True)
+
+
+# Reductions.
+
+
+@every_case
+def test_reductions_agree(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+        total, weight = case(arrays, reduction="sum_and_weight")
+        np.testing.assert_allclose(jnp.sum(case(arrays, reduction="none")), total, rtol=1e-12)
+        np.testing.assert_allclose(case(arrays, reduction="sum"), total, rtol=1e-12)
+        np.testing.assert_allclose(case(arrays, reduction="mean"), total / weight, rtol=1e-12)
+
+
+@every([case for case in CASES if case.batched])
+def test_pairs_of_parts_add_up_to_the_whole(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+        parts = [rows(case, arrays, part) for part in (slice(0, 1), slice(1, None))]
+        pairs = [case(part, reduction="sum_and_weight") for part in parts]
+        total, weight = jax.tree.map(lambda *parts: sum(parts), *pairs)
+        np.testing.assert_allclose(total / weight, case(arrays), rtol=1e-12)
+
+
+# Masks.
+
+
+@every([case for case in CASES if case.batched])
+def test_where_is_slicing(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+        shape = case(arrays, reduction="none").shape
+        kept = np.arange(len(next(iter(arrays.values())))) % 2 == 0
+        mask = kept.reshape(-1, *[1] * (len(shape) - 1)) if shape else np.array(True)
+        spoilt = spoil(case, arrays, np.broadcast_to(mask, shape))
+        sliced = rows(case, arrays, kept) if shape else arrays
+        for reduction in ("none", "mean", "sum_and_weight"):
+            masked, expected = (
+                case(spoilt, where=mask, reduction=reduction),
+                case(sliced, reduction=reduction),
+            )
+            if reduction == "none" and shape:
+                np.testing.assert_array_equal(masked[~kept], 0)
+                masked = masked[kept]
+            np.testing.assert_allclose(masked, expected, rtol=1e-12)
+
+
+@every_case
+def test_what_lies_behind_the_mask_has_no_influence(case: Case):
+    arrays = case.inputs(jnp.float32)
+    mask = np.random.RandomState(0).rand(*case(arrays, reduction="none").shape) < 0.6
+    for reduction in ("none", "mean"):
+        clean = case.answer(arrays, where=mask, reduction=reduction)
+        spoilt = case.answer(spoil(case, arrays, np.asarray(mask)), where=mask, reduction=reduction)
+        chex.assert_trees_all_equal(spoilt, clean)
+
+
+@every_case
+def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
+    arrays = case.inputs(jnp.float32)
+    nothing = jnp.zeros((), bool)
+    assert case(arrays, where=nothing, reduction="sum") == 0
+    answer = case.answer(arrays, where=nothing)
+    assert np.isnan(answer.pop("value"))
+    for name, gradient in answer.items():
+        np.testing.assert_array_equal(gradient, 0, err_msg=name)
+
+
+def rows(case: Case, arrays: dict[str, Any], chosen: Any) -> dict[str, Any]:
+    """Returns some rows of the batch."""
+    return {name: array[chosen] if name in case.batched else array for name, array in arrays.items()}
+
+
+def spoil(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
+    """Returns the arrays with NaN, and labels that are no class, wherever the mask is False."""
+
+    def spoilt(name: str, array: jax.Array) -> jax.Array:
+        where = np.expand_dims(mask, case.axis) if case.axis is not None and array.ndim > mask.ndim else mask
+        if case.is_per_class(name) or where.ndim != array.ndim or array.size < mask.size:
+            return array
+        bad = jnp.asarray(np.nan if jnp.issubdtype(array.dtype, jnp.floating) else 10**6, array.dtype)
+        return jnp.where(where, array, bad)
+
+    return {name: spoilt(name, array) for name, array in arrays.items()}
+
+
+# Transforms.
+
+
+@every_case
+def test_jit_changes_nothing(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+        plain = inspect.unwrap(getattr(jaxloss, case.loss))
+        for reduction in ("none", "mean"):
+            np.testing.assert_allclose(
+                case(arrays, reduction=reduction),
+                plain(**arrays, **case.options, reduction=reduction),
+                rtol=1e-12,
+            )
+
+
+@every_case
+def test_vmap_is_a_loop(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+        others = {name: jnp.roll(array, 1, 0) if array.ndim else array for name, array in arrays.items()}
+        both = jax.tree.map(lambda *pair: jnp.stack(pair), arrays, others)
+        looped = jax.tree.map(lambda *pair: jnp.stack(pair), case.answer(arrays), case.answer(others))
+        chex.assert_trees_all_close(jax.vmap(case.answer)(both), looped, rtol=1e-12, atol=1e-15)
+
+
+@every_case
+def test_scan_and_remat_change_nothing(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+
+        def body(carry: None, _: None) -> tuple[None, Any]:
+            return carry, jax.checkpoint(lambda arrays: case.answer(arrays))(arrays)
+
+        _, scanned = jax.lax.scan(body, None, length=2)
+        last = jax.tree.map(lambda stacked: stacked[-1], scanned)
+        chex.assert_trees_all_close(last, case.answer(arrays), rtol=1e-12, atol=1e-15)
+
+
+@every_smooth_case
+def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+        point = {name: arrays[name] for name in case.gradients}
+        direction = {n: jnp.asarray(np.cos(np.arange(a.size)).reshape(a.shape)) for n, a in point.items()}
+        step = 1e-5 * max(1.0, *(float(jnp.max(jnp.abs(array))) for array in point.values()))
+
+        def f(moved: dict[str, Any]) -> jax.Array:
+            return case({**arrays, **moved}, reduction="sum")
+
+        def slope(moved: dict[str, Any]) -> jax.Array:
+            return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, jax.grad(f)(moved), direction))
+
+        @jax.jit
+        def derivatives(point: dict[str, Any]) -> Any:
+            tangent = jax.jvp(f, (point,), (direction,))[1]
+            return tangent, jax.jvp(jax.grad(f), (point,), (direction,))[1], jax.grad(slope)(point)
+
+        value_and_gradient = jax.jit(jax.value_and_grad(f))
+        ahead, behind = (
+            value_and_gradient(jax.tree.map(lambda p, d, s=s: p + s * d, point, direction))
+            for s in (step, -step)
+        )
+        tangent, product = jax.tree.map(lambda a, b: (a - b) / (2 * step), ahead, behind)
+        chex.assert_trees_all_close(derivatives(point), (tangent, product, product), rtol=1e-5, atol=1e-7)
+
+
+@every_other_case
+def test_hessians_exist_at_kinks_and_infinities(case: Case):
+    with jax.enable_x64(True):
+        arrays = case.inputs(jnp.float64)
+        name = case.gradients[0]
+
+        def f(array: jax.Array) -> jax.Array:
+            return case({**arrays, name: array}, reduction="sum")
+
+        forward, reverse = jax.jit(lambda x: (jax.hessian(f)(x), jax.jacrev(jax.grad(f))(x)))(arrays[name])
+        assert np.isfinite(forward).all()
+        np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-12)
+
+
+# Dtypes.
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@every_case
+def test_half_precision_is_widened(case: Case, dtype: str):
+    arrays = case.inputs(jnp.dtype(dtype))
+    answer = case.answer(arrays)
+    assert answer["value"].dtype == jnp.float32
+    assert all(answer[name].dtype == arrays[name].dtype for name in case.gradients)
+    with jax.enable_x64(True):
+        floats = {n: a for n, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating)}
+        truth = case({**arrays, **{n: jnp.asarray(np.asarray(a, np.float64)) for n, a in floats.items()}})
+    np.testing.assert_allclose(answer["value"], truth, rtol=1e-6, atol=1e-7)
+
+
+@every_loss
+def test_float32_stays_where_float64_is_allowed(case: Case):
+    with jax.enable_x64(True):
+        assert case(case.inputs(jnp.float32)).dtype == jnp.float32
+
+
+@every_loss
+def test_integers_follow_the_other_arguments(case: Case):
+    arrays = case.inputs(jnp.float32)
+    name = case.gradients[0]
+    counted = {**arrays, name: jnp.ones(arrays[name].shape, jnp.int32)}
+    expected = case({**arrays, name: jnp.ones(arrays[name].shape)})
+    np.testing.assert_array_equal(case(counted), expected, strict=True)
+
+
+# The public function.
+
+
+@every_loss
+def test_a_loss_is_a_plain_function(case: Case):
+    loss = getattr(jaxloss, case.loss)
+    assert pickle.loads(pickle.dumps(loss)) is loss
+    assert copy.deepcopy(loss) is loss
+    assert loss.__name__ == case.loss
+    kinds = [parameter.kind.name for parameter in inspect.signature(loss).parameters.values()]
+    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * (len(kinds) - 2)
+
+
+@every_loss
+def test_one_compilation_per_shape(case: Case):
+    arrays = case.inputs(jnp.float32)
+    case(arrays)
+    others = {name: jnp.roll(array, 1, 0) for name, array in arrays.items()}
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
+    case(others)
+    assert not compilations
+    case({name: jnp.concatenate([array] * 2) for name, array in arrays.items() if name in case.batched})
+    assert compilations
+
+
+@every_loss
+def test_wrong_calls_are_refused(case: Case):
+    arrays = case.inputs(jnp.float32)
+    first, second = list(arrays)[:2]
+    wrong_shape = jnp.concatenate([arrays[second], arrays[second]])
+    with pytest.raises(ValueError, match=rf"(?s){second}.*\({wrong_shape.shape[0]},"):
+        case({**arrays, second: wrong_shape})
+    with pytest.raises(ValueError, match="reduction must be one of 'none', 'mean', 'sum', .* got 'avg'"):
+        case(arrays, reduction="avg")
+    with pytest.raises(TypeError, match=f"{case.loss}.. got an unexpected keyword argument 'reducton'"):
+        case(arrays, reducton="sum")
+    with pytest.raises(TypeError, match=f"{first} must be an array, got list"):
+        case({**arrays, first: [1.0, 2.0]})
+    with pytest.raises(TypeError, match=f"{first} must be an array, got NoneType"):
+        case({**arrays, first: None})
+    with pytest.raises(TypeError, match=f"{first} must hold real numbers, got dtype complex64"):
+        case({**arrays, first: arrays[first].astype(jnp.complex64)})
+    with pytest.raises(TypeError, match="where must be boolean, got dtype float32"):
+        case(arrays, where=jnp.ones(()))
+    with pytest.raises(ValueError, match=r"where must broadcast to shape \(.*\), got shape \(9, 9, 9\)"):
+        case(arrays, where=jnp.ones((9, 9, 9), bool))
+
+
+@every_case
+def test_checkify_finds_nothing_wrong_with_what_is_right(case: Case):
+    error, _ = checkify.checkify(lambda arrays: case(arrays))(case.inputs(jnp.float32))
+    assert error.get() is None

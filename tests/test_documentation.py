@@ -1,0 +1,94 @@
+"""Docstrings and README say all that they promise to say, and what they show is run."""
+
+import doctest
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jaxloss
+from tests import torch_oracle
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+PUBLIC = {name: value for name, value in vars(jaxloss).items() if inspect.isfunction(value)}
+SECTIONS = ["Args", "Returns", "Raises", "Example", "Differences from PyTorch", "Source"]
+
+every_public_function = pytest.mark.parametrize("name", PUBLIC)
+
+
+def sections(name: str) -> dict[str, str]:
+    """Returns the sections of a docstring, title to text."""
+    _, *parts = re.split(r"^(\w[\w ]*):\n(?=    )", inspect.getdoc(PUBLIC[name]) or "", flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def blocks(language: str, text: str) -> list[str]:
+    """Returns the fenced blocks of Markdown in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@every_public_function
+def test_docstring_is_complete(name: str):
+    # `reduce` is not one of PyTorch's losses.
+    assert list(sections(name)) == (SECTIONS[:4] if name == "reduce" else SECTIONS)
+
+
+@every_public_function
+def test_docstring_explains_every_argument(name: str):
+    explained = re.findall(r"^    (\w+): \S", sections(name)["Args"], re.MULTILINE)
+    assert explained == list(inspect.signature(PUBLIC[name]).parameters)
+
+
+@every_public_function
+def test_example_is_run(name: str, pytestconfig: pytest.Config):
+    # This is how pytest finds and runs it, once, in the module where the function is written.
+    assert pytestconfig.getoption("doctestmodules")
+    assert "jaxloss" in pytestconfig.getini("testpaths")
+    home = inspect.getmodule(PUBLIC[name])
+    found = {test.name: test.examples for test in doctest.DocTestFinder().find(home)}
+    assert found[f"{PUBLIC[name].__module__}.{name}"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(code, id=title)
+        for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+        for code in blocks("python", text)
+    ],
+)
+def test_readme_code_runs_and_prints_what_it_says(code: str, capsys: pytest.CaptureFixture[str]):
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    said = re.findall(r"\bprint\(.*\)  # (.*)", code)
+    assert said
+    assert ", ".join(capsys.readouterr().out.splitlines()) == ", ".join(said)
+
+
+def test_readme_has_two_complete_commands():
+    commands = blocks("bash", README)
+    assert [command.count("\n") for command in commands] == [1, 1]
+    for command, end in zip(commands, ("-m examples\n", "-m pytest\n"), strict=True):
+        assert command.endswith(end)
+        (extras,) = re.findall(r"pip install -q '\.\[(.*?)\]'", command)
+        assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
+
+
+def test_readme_table_names_every_loss_and_no_other():
+    table = re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \| `(\w+)` \|$", README, re.MULTILINE)
+    assert sorted(loss for loss, *_ in table) == sorted(PUBLIC.keys() - {"reduce"})
+    if torch_oracle.IS_INSTALLED:
+        from torch import nn
+
+        for _, criterion, function in table:
+            assert hasattr(nn, criterion)
+            assert hasattr(nn.functional, function)
+
+
+def test_changelog_has_this_version():
+    assert f"## [{PROJECT['version']}]" in CHANGELOG

@@ -1,0 +1,24 @@
+"""Sharded equals unsharded, on eight forced host devices in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Without a larger thread pool, collectives of two programs in flight block each other on few cores.
+ENVIRONMENT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PJRT_NPROC": "32"}
+
+
+def test_every_entry_in_every_layout():
+    program = subprocess.run(
+        [sys.executable, "-m", "tests.sharded"],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    lines = program.stdout.splitlines()
+    assert program.returncode == 0, program.stderr[-2000:]
+    assert len(lines) == 1, program.stdout
+    assert lines[0].startswith("checked ")
