@@ -1,8 +1,8 @@
-"""What the examples share: the command line, the real data, the training loop and the loss curve."""
+"""What the examples share: the command line, the real data, the training loop and the loss curves."""
 
 import argparse
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from sklearn.model_selection import KFold
 
 from jaxloss.training import create_train_state, train_step
 
@@ -48,15 +49,19 @@ def _at_least(minimum: int) -> Callable[[str], int]:
     return integer
 
 
-def load(dataset: Callable[..., Any]) -> tuple[np.ndarray, ...]:
-    """Loads a data set of scikit-learn, holding out every fifth sample.
+def folds(dataset: Callable[..., Any], seed: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Splits a data set of scikit-learn five times, so that each sample is held out once.
 
-    Returns:
+    A single split of so few samples says little: R² on a fifth of the patients varies by 0.1.
+
+    Yields:
         `(inputs, targets, test_inputs, test_targets)`.
     """
     inputs, targets = dataset(return_X_y=True)
-    held_out = np.arange(len(inputs)) % 5 == 1
-    return inputs[~held_out], targets[~held_out], inputs[held_out], targets[held_out]
+    splits = KFold(n_splits=5, shuffle=True, random_state=seed).split(inputs)
+    for fold, (train, test) in enumerate(splits, start=1):
+        print(f"Fold {fold} of 5: {len(train)} samples to learn from, {len(test)} held out")
+        yield inputs[train], targets[train], inputs[test], targets[test]
 
 
 def standardize(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,10 +79,10 @@ def fit(
     loss: Callable[..., jax.Array],
     batch_size: int,
     arguments: argparse.Namespace,
-) -> None:
-    """Trains the model on random batches, as many as `arguments.steps`, and reports now and then."""
+) -> np.ndarray:
+    """Trains the model on random batches, as many as `arguments.steps`, and returns their losses."""
     random = np.random.default_rng(arguments.seed)
-    report_every = max(1, arguments.steps // 5)
+    report_every = max(1, arguments.steps // 3)
     state = create_train_state(model, optimizer)
     losses: list[jax.Array] = []
     for step in range(1, arguments.steps + 1):
@@ -87,22 +92,23 @@ def fit(
         # Reading a loss waits for its step, so only a report does: meanwhile the device is never idle.
         if step % report_every == 0:
             recent = np.mean(jax.device_get(losses[-report_every:]))
-            print(f"Step {step:5}/{arguments.steps}  Loss: {recent:.4f}")
+            print(f"  Step {step:5}/{arguments.steps}  Loss: {recent:.4f}")
     nnx.update(model, state.params)
-    if arguments.plot:
-        _save_loss_curve(
-            np.array(jax.device_get(losses)), f"Training of {type(model).__name__}", arguments.plot
-        )
+    return np.array(jax.device_get(losses))
 
 
-def _save_loss_curve(losses: np.ndarray, title: str, file: pathlib.Path) -> None:
-    window = max(1, len(losses) // 20)
-    running_mean = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+def save_loss_curves(losses: list[np.ndarray], title: str, file: pathlib.Path | None) -> None:
+    """Draws each fold's losses and their running mean over all folds, where a file is given."""
+    if file is None:
+        return
+    mean = np.mean(losses, axis=0)
+    window = max(1, len(mean) // 20)
+    running_mean = np.convolve(mean, np.full(window, 1 / window), mode="valid")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="step", ylabel="training loss")
-    axes.plot(np.arange(1, len(losses) + 1), losses, alpha=0.35, label="each batch")
-    axes.plot(np.arange(window, len(losses) + 1), running_mean, label=f"mean of {window} batches")
+    axes.plot(np.arange(1, len(mean) + 1), np.transpose(losses), color="tab:blue", alpha=0.15)
+    axes.plot(np.arange(window, len(mean) + 1), running_mean, label=f"mean of {window} batches of each fold")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)
-    print(f"Loss curve: {file}")
+    print(f"Loss curves: {file}")

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import accuracy_score
 
-from examples._common import fit, load, parse_arguments, standardize
+from examples._common import fit, folds, parse_arguments, save_loss_curves, standardize
 from jaxloss import binary_cross_entropy_with_logits
 from jaxloss.models import BinaryClassifier
 from jaxloss.training import create_train_state, train_step
@@ -40,14 +41,20 @@ def main(argv: Sequence[str] | None = None) -> float:
     print(f"Loss after one optimization step: {criterion(model(inputs), targets):.4f}")
 
     # Means and standard errors of ten measurements of each tumour's cell nuclei, and whether it is benign.
-    inputs, targets, test_inputs, test_targets = load(load_breast_cancer)
-    inputs, test_inputs = standardize(inputs[:, :20], test_inputs[:, :20])
-    model = BinaryClassifier(rngs=rngs)
     optimizer = optax.sgd(learning_rate=0.1)
-    fit(model, optimizer, inputs, targets[:, None], loss=criterion, batch_size=16, arguments=arguments)
-    # A logit above 0 is a probability above one half.
-    accuracy = accuracy_score(test_targets, model(jnp.asarray(test_inputs)) > 0)
-    print(f"Accuracy on {len(test_targets)} held-out tumours: {accuracy:.3f}")
+    losses, scores = [], []
+    for inputs, targets, test_inputs, test_targets in folds(load_breast_cancer, arguments.seed):
+        inputs, test_inputs = standardize(inputs[:, :20], test_inputs[:, :20])
+        targets = targets[:, None]
+        model = BinaryClassifier(rngs=rngs)
+        losses.append(
+            fit(model, optimizer, inputs, targets, loss=criterion, batch_size=16, arguments=arguments)
+        )
+        # A logit above 0 is a probability above one half.
+        scores.append(accuracy_score(test_targets, model(jnp.asarray(test_inputs)) > 0))
+    save_loss_curves(losses, "Binary classification of breast tumours", arguments.plot)
+    accuracy = float(np.mean(scores))
+    print(f"Accuracy on held-out tumours: {accuracy:.3f}")
     return accuracy
 
 

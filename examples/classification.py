@@ -13,7 +13,7 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 
-from examples._common import fit, load, parse_arguments
+from examples._common import fit, folds, parse_arguments, save_loss_curves
 from jaxloss import cross_entropy
 from jaxloss.models import Classifier
 from jaxloss.training import create_train_state, train_step
@@ -41,12 +41,26 @@ def main(argv: Sequence[str] | None = None) -> float:
     print(f"Loss after one optimization step: {criterion(model(inputs), targets):.4f}")
 
     # Images of 8x8 pixels with values from 0 to 16, and the digit that each shows.
-    inputs, targets, test_inputs, test_targets = load(load_digits)
-    model = Classifier(rngs=rngs)
-    fit(model, optimizer, _enlarge(inputs), targets, loss=criterion, batch_size=64, arguments=arguments)
-    predictions = model(jnp.asarray(_enlarge(test_inputs))).argmax(axis=-1)
-    accuracy = accuracy_score(test_targets, predictions)
-    print(f"Accuracy on {len(test_targets)} held-out digits: {accuracy:.3f}")
+    losses, scores = [], []
+    for inputs, targets, test_inputs, test_targets in folds(load_digits, arguments.seed):
+        inputs, test_inputs = _enlarge(inputs), _enlarge(test_inputs)
+        model = Classifier(rngs=rngs)
+        losses.append(
+            fit(
+                model,
+                optimizer,
+                _enlarge(inputs),
+                targets,
+                loss=criterion,
+                batch_size=64,
+                arguments=arguments,
+            )
+        )
+        predictions = model(jnp.asarray(test_inputs)).argmax(axis=-1)
+        scores.append(accuracy_score(test_targets, predictions))
+    save_loss_curves(losses, "Classification of handwritten digits", arguments.plot)
+    accuracy = float(np.mean(scores))
+    print(f"Accuracy on held-out digits: {accuracy:.3f}")
     return accuracy
 
 

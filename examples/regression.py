@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import r2_score
 
-from examples._common import fit, load, parse_arguments, standardize
+from examples._common import fit, folds, parse_arguments, save_loss_curves, standardize
 from jaxloss import mse_loss
 from jaxloss.models import LinearRegression
 from jaxloss.training import create_train_state, train_step
@@ -38,13 +39,18 @@ def main(argv: Sequence[str] | None = None) -> float:
     print(f"Loss after one optimization step: {criterion(model(inputs), targets):.4f}")
 
     # Ten measurements of each patient, and how far the disease has come a year later.
-    inputs, targets, test_inputs, test_targets = load(load_diabetes)
-    inputs, test_inputs = standardize(inputs, test_inputs)
-    targets, test_targets = standardize(targets[:, None], test_targets[:, None])
-    model = LinearRegression(rngs=rngs)
-    fit(model, optimizer, inputs, targets, loss=criterion, batch_size=32, arguments=arguments)
-    r2 = r2_score(test_targets, model(jnp.asarray(test_inputs)))
-    print(f"R² on {len(test_targets)} held-out patients: {r2:.3f}")
+    losses, scores = [], []
+    for inputs, targets, test_inputs, test_targets in folds(load_diabetes, arguments.seed):
+        inputs, test_inputs = standardize(inputs, test_inputs)
+        targets, test_targets = standardize(targets[:, None], test_targets[:, None])
+        model = LinearRegression(rngs=rngs)
+        losses.append(
+            fit(model, optimizer, inputs, targets, loss=criterion, batch_size=32, arguments=arguments)
+        )
+        scores.append(r2_score(test_targets, model(jnp.asarray(test_inputs))))
+    save_loss_curves(losses, "Linear regression on the diabetes data", arguments.plot)
+    r2 = float(np.mean(scores))
+    print(f"R² on held-out patients: {r2:.3f}")
     return r2
 
 

@@ -28,7 +28,9 @@ def main() -> None:
             print("the reader of compiled programs does not see an all-gather")
         for case in CASES:
             for split in (False, True) if splits(case) else (False,):
-                compare(case, mesh, split, f"{case.name}, {kind.name}, {'classes' if split else 'batch'} split")
+                compare(
+                    case, mesh, split, f"{case.name}, {kind.name}, {'classes' if split else 'batch'} split"
+                )
                 checked += 1
     print("checked", checked, "layouts")
 

@@ -90,7 +90,7 @@ def test_an_option_with_axes_is_refused():
 def test_an_array_for_a_static_argument_is_explained(value):
     with pytest.raises(TypeError, match="toy_loss: reduction must be known while tracing"):
         toy_loss(ONE, ONE, reduction=value)
-    with pytest.raises(TypeError, match="share must be known while tracing.*functools.partial"):
+    with pytest.raises(TypeError, match=r"share must be known while tracing.*functools\.partial"):
         jax.jit(lambda share: toy_loss(ONE, ONE, share=share))(0.5)
 
 

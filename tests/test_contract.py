@@ -313,7 +313,7 @@ def test_wrong_calls_are_refused(case: Case):
     wrong_shape = jnp.concatenate([arrays[second], arrays[second]])
     with pytest.raises(ValueError, match=rf"(?s){second}.*\({wrong_shape.shape[0]},"):
         case({**arrays, second: wrong_shape})
-    with pytest.raises(ValueError, match="reduction must be one of 'none', 'mean', 'sum', .* got 'avg'"):
+    with pytest.raises(ValueError, match=r"reduction must be one of 'none', 'mean', 'sum', .* got 'avg'"):
         case(arrays, reduction="avg")
     with pytest.raises(TypeError, match=f"{case.loss}.. got an unexpected keyword argument 'reducton'"):
         case(arrays, reducton="sum")

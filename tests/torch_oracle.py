@@ -33,7 +33,7 @@ def ask(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
     tensors = {name: tensor(name, array) for name, array in case.arrays.items()}
     options = {name: value for name, value in case.options.items() if name != "axis"}
     positional = [tensors[name] for name in list(tensors)[:2]]
-    named = {name: made for name, made in list(tensors.items())[2:]}
+    named = dict(list(tensors.items())[2:])
     value = getattr(torch.nn.functional, case.loss)(*positional, **named, **options, reduction=reduction)
     (value * torch.tensor(cotangent(tuple(value.shape)), dtype=value.dtype)).sum().backward()
     answer = {"value": value.detach().numpy()}

@@ -1,0 +1,114 @@
+"""An entry of the catalogue: one loss in one situation that must equal PyTorch.
+
+Arrays are float64 or integer NumPy arrays under the names of the loss's own arguments, drawn from
+`RandomState`, whose stream is the same in every version of NumPy.
+"""
+
+import hashlib
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxloss
+
+REDUCTIONS = ("none", "mean", "sum")
+Arrays = Mapping[str, np.ndarray]
+
+
+class Case(NamedTuple):
+    """One loss in one situation."""
+
+    name: str
+    loss: str
+    arrays: dict[str, np.ndarray]
+    options: dict[str, Any]
+    smooth: bool  # twice differentiable at this point, so that finite differences apply
+    gradients: tuple[str, ...]  # the arguments whose gradients equal PyTorch's
+
+    @property
+    def axis(self) -> int | None:
+        """The class axis, or None for a loss without one."""
+        if "axis_name" not in inspect.signature(getattr(jaxloss, self.loss)).parameters:
+            return None
+        scores = next(iter(self.arrays.values()))
+        return self.options.get("axis", -1) % scores.ndim
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        """The arguments that have a value, or a row of them, for each sample of the batch."""
+        first = next(iter(self.arrays.values()))
+        if self.axis is not None and first.ndim == 1:
+            return ()
+        return tuple(
+            name
+            for name, array in self.arrays.items()
+            if array.ndim and first.ndim and array.shape[0] == first.shape[0] and not self.is_per_class(name)
+        )
+
+    def is_per_class(self, name: str) -> bool:
+        """Whether the argument holds one value for each class."""
+        return name == "weight" and self.axis is not None
+
+    def digest(self) -> str:
+        """Returns a fingerprint of all that PyTorch's answer depends on."""
+        known = [self.loss, sorted(self.options.items()), self.gradients]
+        known += [
+            (name, array.dtype.str, array.shape, array.tobytes()) for name, array in self.arrays.items()
+        ]
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+    def inputs(self, dtype: Any) -> dict[str, jax.Array]:
+        """Returns the arrays as JAX arrays, the floating ones in `dtype`."""
+        return {
+            name: jnp.asarray(array).astype(dtype if array.dtype.kind == "f" else jnp.int32)
+            for name, array in self.arrays.items()
+        }
+
+    def __call__(self, arrays: Mapping[str, Any], **options: Any) -> Any:
+        """Calls the loss."""
+        return getattr(jaxloss, self.loss)(**arrays, **self.options, **options)
+
+    def answer(self, arrays: Mapping[str, Any], **options: Any) -> dict[str, jax.Array]:
+        """Returns the value, and the gradients under their arguments' names, in one compiled call.
+
+        What is not a scalar is contracted with `cotangent` before it is differentiated.
+        """
+
+        def contracted(moved: dict[str, Any], fixed: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+            value = self({**fixed, **moved}, **options)
+            return jnp.sum(value * jnp.asarray(cotangent(value.shape), value.dtype)), value
+
+        moved = {name: arrays[name] for name in self.gradients}
+        gradients, value = jax.jit(jax.grad(contracted, has_aux=True))(moved, dict(arrays))
+        return {"value": value, **gradients}
+
+
+def cotangent(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the weights, all different, with which losses are summed to be differentiated."""
+    return np.linspace(0.5, 1.5, int(np.prod(shape))).reshape(shape) if shape else np.ones(())
+
+
+CASES: list[Case] = []
+
+
+def add(
+    loss: str,
+    situation: str,
+    make: Callable[[np.random.RandomState], Arrays],
+    *,
+    smooth: bool = True,
+    gradients: tuple[str, ...] | None = None,
+    **options: Any,
+) -> None:
+    """Adds an entry; by default the gradients of all floating arguments but the weights are compared."""
+    name = f"{loss}-{situation}"
+    rng = np.random.RandomState(zlib.crc32(name.encode()))
+    arrays = {argument: np.asarray(array) for argument, array in make(rng).items()}
+    if gradients is None:
+        gradients = tuple(n for n, a in arrays.items() if a.dtype.kind == "f" and "weight" not in n)
+    CASES.append(Case(name, loss, arrays, options, smooth, gradients))

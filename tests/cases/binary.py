@@ -1,0 +1,45 @@
+"""Yes or no."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tests.case import Arrays, add
+
+
+def _binary(
+    first: str, *shape: int, weights: Mapping[str, tuple[int, ...]] | None = None
+) -> Callable[[np.random.RandomState], Arrays]:
+    def make(rng: np.random.RandomState) -> Arrays:
+        scores = rng.randn(*shape) * 2 if first == "logits" else rng.uniform(0.05, 0.95, shape)
+        extra = {name: rng.rand(*size) + 0.5 for name, size in (weights or {}).items()}
+        return {first: scores, "targets": rng.rand(*shape), **extra}
+
+    return make
+
+
+for _loss, _first in (("binary_cross_entropy", "probs"), ("binary_cross_entropy_with_logits", "logits")):
+    add(_loss, "matrix", _binary(_first, 6, 3))
+    add(_loss, "scalar", _binary(_first))
+    add(_loss, "weight", _binary(_first, 6, 3, weights={"weight": (6, 3)}))
+    add(_loss, "weight-broadcast", _binary(_first, 6, 3, weights={"weight": (3,)}))
+_corners = {"targets": np.array([0.0, 1.0, 0.0, 1.0, 0.5, 0.0, 1.0])}
+add(
+    "binary_cross_entropy",
+    "corners",
+    lambda rng: {"probs": np.array([0.0, 1.0, 1.0, 0.0, 0.5, 1e-30, 1e-30]), **_corners},
+    smooth=False,
+    gradients=("probs",),
+)
+add(
+    "binary_cross_entropy_with_logits",
+    "corners",
+    lambda rng: {"logits": np.array([0.0, 0.0, 100.0, -100.0, 0.0, -1e30, 1e30]), **_corners},
+    smooth=False,
+)
+add("binary_cross_entropy_with_logits", "pos-weight", _binary("logits", 6, 3, weights={"pos_weight": (3,)}))
+add(
+    "binary_cross_entropy_with_logits",
+    "weight-pos-weight",
+    _binary("logits", 6, 3, weights={"weight": (6, 1), "pos_weight": (3,)}),
+)

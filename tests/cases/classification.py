@@ -1,0 +1,89 @@
+"""Classes."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.case import Arrays, add
+
+
+def _classes(
+    *shape: int, axis: int = -1, ignored: int | None = None, weight: bool = False, soft: bool = False
+) -> Callable[[np.random.RandomState], Arrays]:
+    def make(rng: np.random.RandomState) -> Arrays:
+        scores = rng.randn(*shape) * 2
+        count = shape[axis]
+        if soft:
+            targets = rng.rand(*shape)
+            targets /= targets.sum(axis, keepdims=True)
+        else:
+            targets = np.asarray(rng.randint(0, count, np.delete(shape, axis)))
+        if ignored is not None:
+            targets.ravel()[::3] = ignored
+        weights = {"weight": rng.rand(count) + 0.1} if weight else {}
+        return {"logits": scores, "targets": targets, **weights}
+
+    return make
+
+
+def _as_log_probs(
+    make: Callable[[np.random.RandomState], Arrays],
+) -> Callable[[np.random.RandomState], Arrays]:
+    def made(rng: np.random.RandomState) -> Arrays:
+        arrays = make(rng)
+        return {"log_probs": -np.abs(arrays["logits"]), **{k: v for k, v in arrays.items() if k != "logits"}}
+
+    return made
+
+
+for _loss, _wrap in (("cross_entropy", lambda make: make), ("nll_loss", _as_log_probs)):
+    add(_loss, "rows", _wrap(_classes(5, 6)))
+    add(_loss, "one", _wrap(_classes(6)))
+    add(_loss, "sequence", _wrap(_classes(4, 3, 6)))
+    add(_loss, "image", _wrap(_classes(4, 6, 2, 3, axis=1)), axis=1)
+    add(_loss, "weight", _wrap(_classes(5, 6, weight=True)))
+    add(_loss, "ignored", _wrap(_classes(7, 6, ignored=-100)))
+    add(_loss, "ignored-class", _wrap(_classes(7, 6, ignored=2)), ignore_index=2)
+    add(_loss, "all-ignored", _wrap(lambda rng: {"logits": rng.randn(2, 3), "targets": np.full(2, -100)}))
+    add(
+        _loss,
+        "image-weight-ignored",
+        _wrap(_classes(4, 6, 2, axis=1, ignored=255, weight=True)),
+        axis=1,
+        ignore_index=255,
+    )
+add("cross_entropy", "smoothed", _classes(5, 6), label_smoothing=0.1)
+add(
+    "cross_entropy", "smoothed-weight-ignored", _classes(7, 6, ignored=-100, weight=True), label_smoothing=0.3
+)
+add("cross_entropy", "smoothed-fully", _classes(5, 6), label_smoothing=1.0)
+add("cross_entropy", "image-smoothed", _classes(4, 6, 2, axis=1, weight=True), axis=1, label_smoothing=0.2)
+add("cross_entropy", "probabilities", _classes(5, 6, soft=True))
+add("cross_entropy", "probabilities-one", _classes(6, soft=True))
+add("cross_entropy", "probabilities-image", _classes(4, 6, 3, axis=1, soft=True), axis=1)
+add(
+    "cross_entropy",
+    "probabilities-weight-smoothed",
+    _classes(5, 6, soft=True, weight=True),
+    label_smoothing=0.2,
+)
+
+
+def _extreme_logits(rng: np.random.RandomState) -> Arrays:
+    logits = np.array([[1e4, -1e4, 0.0], [-np.inf, 0.0, 1.0], [1e30, 0.0, -1e30], [50.0, 50.0, 50.0]])
+    return {"logits": logits, "targets": np.array([0, 2, 0, 1])}
+
+
+add("cross_entropy", "extreme", _extreme_logits, smooth=False)
+add(
+    "cross_entropy",
+    "minus-infinity-target",
+    lambda rng: {"logits": np.array([[0.0, -np.inf]]), "targets": np.array([1])},
+    smooth=False,
+)
+add(
+    "nll_loss",
+    "minus-infinity",
+    lambda rng: {"log_probs": np.array([[0.0, -np.inf], [-np.inf, 0.0]]), "targets": np.array([0, 0])},
+    smooth=False,
+)
