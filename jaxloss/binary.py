@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, as_array, broadcast, hide, mask
+from jaxloss._arguments import agree, arithmetic_dtype, as_array, broadcast, hide, mask, widened
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._derivatives import constant, derivatives, product
@@ -68,8 +68,7 @@ def binary_cross_entropy(
     probs, targets = agree(probs=probs, targets=targets)
     where = mask(where, probs.shape)
     probs, targets = hide(where, probs), hide(where, targets)
-    probs = checked(probs, (probs >= 0) & (probs <= 1), "probs: expected probabilities in [0, 1]")
-    targets = checked(targets, (targets >= 0) & (targets <= 1), "targets: expected probabilities in [0, 1]")
+    probs, targets = _probabilities("probs", probs), _probabilities("targets", targets)
     losses, _ = weighted(_from_probs(probs, targets), weight, where)
     return reduce_weighted(losses, None, where, reduction)
 
@@ -141,6 +140,11 @@ def binary_cross_entropy_with_logits(
         losses = _from_logits_weighted(logits, targets, factor)
     losses, _ = weighted(losses, weight, where)
     return reduce_weighted(losses, None, where, reduction)
+
+
+def _probabilities(name: str, array: jax.Array) -> jax.Array:
+    (wide,) = widened(array)
+    return checked(array, (wide >= 0) & (wide <= 1), f"{name}: expected probabilities in [0, 1]")
 
 
 # PyTorch bounds the gradient at probabilities 0 and 1 with a float32 constant, in every dtype.

@@ -271,13 +271,14 @@ def test_float32_stays_where_float64_is_allowed(case: Case):
         assert case(case.inputs(jnp.float32)).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
 @every_loss
-def test_integers_follow_the_other_arguments(case: Case):
+def test_integers_and_booleans_follow_the_other_arguments(case: Case, dtype: str):
     arrays = case.inputs(jnp.float32)
-    name = case.gradients[0]
-    counted = {**arrays, name: jnp.ones(arrays[name].shape, jnp.int32)}
-    expected = case({**arrays, name: jnp.ones(arrays[name].shape)})
-    np.testing.assert_array_equal(case(counted), expected, strict=True)
+    for name in case.gradients:
+        ones = {**arrays, name: jnp.ones(arrays[name].shape)}
+        expected = case(ones)
+        np.testing.assert_array_equal(case({**ones, name: ones[name].astype(dtype)}), expected, strict=True)
 
 
 # The public function.

@@ -1,9 +1,11 @@
 """What PyTorch answers to the catalogue: recorded here once, asked live where torch is installed.
 
-`python -m tests.torch_oracle` writes the record anew, for torch 2.13.
+`python -m tests.torch_oracle` writes the records anew, for torch 2.13.
 """
 
 import importlib.util
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from tests.catalogue import CASES, REDUCTIONS, Case, cotangent
 
 RECORD = Path(__file__).with_name("torch_answers.npz")
+SIGNATURES = Path(__file__).with_name("torch_signatures.json")
 IS_INSTALLED = importlib.util.find_spec("torch") is not None
 
 
@@ -66,5 +69,20 @@ def record() -> dict[str, np.ndarray]:
     return answers
 
 
+def signatures() -> dict[str, dict[str, Any]]:
+    """Returns the options of each of `torch.nn.functional`'s losses with their defaults."""
+    import torch.nn.functional
+
+    names = [
+        name for name in dir(torch.nn.functional) if name.endswith(("_loss", "_entropy", "_logits", "kl_div"))
+    ]
+    found = {name: inspect.signature(getattr(torch.nn.functional, name)).parameters for name in names}
+    return {
+        name: {p.name: p.default for p in parameters.values() if p.default is not inspect.Parameter.empty}
+        for name, parameters in found.items()
+    }
+
+
 if __name__ == "__main__":
     np.savez_compressed(RECORD, **record())
+    SIGNATURES.write_text(json.dumps(signatures(), indent=1) + "\n")

@@ -1,0 +1,114 @@
+"""The binary losses: limits at certainty, weights, and values that are no probability."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from jaxloss import binary_cross_entropy, binary_cross_entropy_with_logits
+
+INF = np.inf
+LOGITS = np.array([INF, INF, -INF, -INF, INF, -INF, 0], np.float32)
+TARGETS = np.array([1, 0, 1, 0, 0.5, 0.5, 0.5], np.float32)
+LIMITS = np.array([0, INF, INF, 0, INF, INF, np.log(2)], np.float32)
+
+
+@pytest.mark.parametrize("pos_weight", [None, np.float32(1)])
+def test_infinite_logits_have_the_limit_in_value_and_gradient(pos_weight):
+    def losses(logits):
+        return binary_cross_entropy_with_logits(logits, TARGETS, pos_weight=pos_weight, reduction="none")
+
+    np.testing.assert_allclose(losses(LOGITS), LIMITS, rtol=1e-6)
+    gradient = jax.grad(lambda logits: jnp.sum(losses(logits)))(LOGITS)
+    np.testing.assert_allclose(gradient, [0, 1, -1, 0, 0.5, -0.5, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize(("logit", "target", "limit"), list(zip(LOGITS, TARGETS, LIMITS, strict=True)))
+def test_infinite_logits_have_the_limit_one_by_one(logit, target, limit):
+    np.testing.assert_allclose(binary_cross_entropy_with_logits(logit, target), limit, rtol=1e-6)
+
+
+def test_a_positive_weight_of_zero_silences_an_infinite_loss():
+    options = {"pos_weight": np.float32(0), "reduction": "none"}
+    losses = binary_cross_entropy_with_logits(LOGITS[:4], TARGETS[:4], **options)
+    np.testing.assert_array_equal(losses, [0, INF, 0, 0])
+
+
+def test_weights_are_the_formula():
+    rng = np.random.RandomState(0)
+    logits, targets = rng.randn(4, 3), rng.rand(4, 3)
+    weight, pos_weight = rng.rand(4, 1), rng.rand(3) + 0.5
+    sigmoid = 1 / (1 + np.exp(-logits))
+    expected = -weight * (pos_weight * targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid))
+    with jax.enable_x64(True):
+        options = {"weight": weight, "pos_weight": pos_weight, "reduction": "none"}
+        value = binary_cross_entropy_with_logits(logits, targets, **options)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+def test_logits_and_their_probabilities_cost_the_same():
+    logits, targets = np.linspace(-5, 5, 11), np.linspace(0, 1, 11)
+    with jax.enable_x64(True):
+        expected = binary_cross_entropy(1 / (1 + np.exp(-logits)), targets)
+        np.testing.assert_allclose(binary_cross_entropy_with_logits(logits, targets), expected, rtol=1e-12)
+
+
+def test_pos_weight_is_learned():
+    def mean(pos_weight):
+        return binary_cross_entropy_with_logits(
+            np.array([0.0, 1.0]), np.array([1.0, 1.0]), pos_weight=pos_weight
+        )
+
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(jax.grad(mean)(2.0), np.log1p(np.exp([0.0, -1.0])).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("probs", "targets", "name"),
+    [
+        (1.1, 0.5, "probs"),
+        (-0.1, 1.0, "probs"),
+        (0.5, 1.1, "targets"),
+        (0.5, -0.1, "targets"),
+        (0.0, -1.0, "targets"),
+    ],
+)
+def test_what_is_no_probability_is_nan_and_named_under_checkify(probs, targets, name):
+    arguments = np.float32([0.5, probs]), np.float32([0.5, targets])
+    np.testing.assert_array_equal(np.isnan(binary_cross_entropy(*arguments, reduction="none")), [False, True])
+    gradient = jax.grad(lambda probs: binary_cross_entropy(probs, arguments[1], reduction="sum"))(
+        arguments[0]
+    )
+    np.testing.assert_array_equal(np.isnan(gradient), [False, True])
+    assert np.isnan(binary_cross_entropy(np.float32(probs), np.float32(targets)))
+    for function in (binary_cross_entropy, jax.grad(binary_cross_entropy)):
+        error, _ = checkify.checkify(function)(*arguments)
+        assert (
+            f"{name}: expected probabilities in [0, 1], got {[probs, targets][name == 'targets']}"
+            in error.get()
+        )
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, binary_cross_entropy_with_logits])
+def test_labels_may_be_integers_or_booleans(loss):
+    scores, labels = np.float32([0.2, 0.7, 0.9]), np.array([0, 1, 1])
+    expected = loss(scores, labels.astype(np.float32))
+    assert loss(scores, labels) == loss(scores, labels.astype(bool)) == expected
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, binary_cross_entropy_with_logits])
+def test_no_temporary_of_full_size(loss):
+    size = 4_000_000
+    array = jax.ShapeDtypeStruct((size,), jnp.float32)
+    for function in (loss, jax.value_and_grad(loss)):
+        compiled = jax.jit(function).lower(array, array).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 0.02 * 4 * size
+
+
+def test_weights_that_do_not_broadcast_are_refused():
+    scores = np.full((4, 3), 0.5, np.float32)
+    with pytest.raises(ValueError, match=r"pos_weight must broadcast to shape \(4, 3\), got shape \(4,\)"):
+        binary_cross_entropy_with_logits(scores, scores, pos_weight=np.ones(4))
+    with pytest.raises(ValueError, match=r"weight must broadcast to shape \(4, 3\), got shape \(4,\)"):
+        binary_cross_entropy(scores, scores, weight=np.ones(4))

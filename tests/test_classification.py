@@ -1,0 +1,134 @@
+"""Cross entropy and negative log-likelihood: limits, labels that are no class, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from jaxloss import cross_entropy, nll_loss
+
+INF = np.inf
+LOGITS = np.random.RandomState(0).randn(4, 5).astype(np.float32)
+LOG_PROBS = np.asarray(jax.nn.log_softmax(LOGITS))
+BAD = np.array([0, 5, -1, 4], np.int32)
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_number_of_classes():
+    np.testing.assert_allclose(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3)), np.log(10), rtol=1e-6)
+
+
+def test_the_classes_are_on_the_last_axis():
+    labels = np.array([[0, 1], [2, 0]], np.int32)
+    logits = np.random.RandomState(0).randn(2, 2, 3).astype(np.float32)
+    expected = cross_entropy(np.moveaxis(logits, -1, 1), labels, axis=1)
+    np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-6)
+
+
+def test_indices_are_probabilities_of_one():
+    labels = np.array([0, 3, 2, 4], np.int32)
+    weight = np.arange(1.0, 6, dtype=np.float32)
+    for options in ({}, {"label_smoothing": 0.2}, {"weight": weight}):
+        hard = cross_entropy(LOGITS, labels, **options, reduction="none")
+        soft = cross_entropy(LOGITS, np.eye(5, dtype=np.float32)[labels], **options, reduction="none")
+        np.testing.assert_allclose(hard, soft, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "scores"), [(cross_entropy, LOGITS), (nll_loss, LOG_PROBS)])
+@pytest.mark.parametrize("weight", [None, np.arange(1.0, 6, dtype=np.float32)])
+def test_a_label_that_is_no_class_is_nan_in_value_and_gradient(loss, scores, weight):
+    wrong = np.array([False, True, True, False])
+    losses = loss(scores, BAD, weight=weight, reduction="none")
+    np.testing.assert_array_equal(np.isnan(losses), wrong)
+    gradient = jax.grad(lambda scores: loss(scores, BAD, weight=weight, reduction="sum"))(scores)
+    np.testing.assert_array_equal(np.isnan(gradient).any(1), wrong)
+    assert np.isnan(loss(scores, BAD, weight=weight))
+    assert np.isnan(jax.grad(loss)(scores, BAD, weight=weight)).any()
+
+
+@pytest.mark.parametrize(("loss", "scores"), [(cross_entropy, LOGITS), (nll_loss, LOG_PROBS)])
+def test_a_label_that_is_no_class_is_named_under_checkify(loss, scores):
+    for function in (loss, jax.jit(jax.grad(loss))):
+        error, _ = checkify.checkify(function)(scores, BAD)
+        assert "targets: expected class indices in [0, 5) or ignore_index=-100, got 5" in error.get()
+    for options in ({"ignore_index": 5, "where": BAD != -1}, {"where": np.array([True, False, False, True])}):
+        error, _ = checkify.checkify(lambda scores, options=options: loss(scores, BAD, **options))(scores)
+        assert error.get() is None
+
+
+def test_nan_in_an_ignored_position_has_no_influence():
+    logits, labels = LOGITS.copy(), np.array([0, -100, 2, 3], np.int32)
+    logits[1] = np.nan
+    kept = np.array([0, 2, 3])
+    value, gradient = jax.value_and_grad(cross_entropy)(logits, labels)
+    np.testing.assert_allclose(value, cross_entropy(LOGITS[kept], labels[kept]), rtol=1e-6)
+    np.testing.assert_array_equal(gradient[1], 0)
+    assert np.isfinite(gradient).all()
+
+
+def test_ignoring_a_class_leaves_it_in_the_denominator_of_the_softmax():
+    logits = jnp.array([[0.0, 100.0]])
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([0]), ignore_index=1), 100, rtol=1e-6)
+
+
+def test_a_logit_of_minus_infinity_without_probability_adds_nothing():
+    logits = jnp.array([[0.0, -INF, 1.0]])
+    targets = jnp.array([[0.5, 0.0, 0.5]])
+    expected = cross_entropy(jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 0.5]]))
+    value, gradients = jax.value_and_grad(cross_entropy, (0, 1))(logits, targets)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert np.isfinite(gradients[0]).all()
+    assert gradients[1][0, 1] == INF
+    weight = jnp.array([1.0, 0.0, 1.0])
+    smoothed = cross_entropy(logits, jnp.array([0]), weight=weight, label_smoothing=0.1)
+    assert np.isfinite(smoothed)
+
+
+def test_label_smoothing_is_the_formula():
+    labels, weight, smoothing = np.array([0, 3, -100, 4]), np.arange(1.0, 6), 0.3
+    with jax.enable_x64(True):
+        log_probs = np.asarray(jax.nn.log_softmax(jnp.asarray(LOGITS, jnp.float64)))
+        kept = np.array([0, 1, 3])
+        right = -weight[labels[kept]] * log_probs[kept, labels[kept]]
+        every = -(log_probs[kept] @ weight) / 5
+        expected = ((1 - smoothing) * right + smoothing * every).sum() / weight[labels[kept]].sum()
+        value = cross_entropy(LOGITS.astype(np.float64), labels, weight=weight, label_smoothing=smoothing)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e4])
+def test_a_large_common_offset_costs_no_digits(offset):
+    labels = np.arange(4, dtype=np.int32)
+    for options in ({}, {"label_smoothing": 0.1}):
+        shifted = cross_entropy(LOGITS.astype(np.float64).round(2) + offset, labels, **options)
+        np.testing.assert_allclose(shifted, cross_entropy(LOGITS.round(2), labels, **options), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((LOGITS, np.zeros(5, np.int32)), {}, r"\(4,\), got targets \(5,\).* would fit axis=0"),
+        ((LOGITS, np.zeros((4, 1), np.int32)), {}, r"without the class axis, \(4,\), got targets \(4, 1\)"),
+        ((LOGITS, np.zeros((4, 5), np.int32)), {}, r"without the class axis, \(4,\), got targets \(4, 5\)"),
+        (
+            (LOGITS, np.zeros(4, np.float32)),
+            {},
+            r"must have the shape of logits.*class indices must be integers",
+        ),
+        ((LOGITS, LOGITS), {"ignore_index": 2}, "ignore_index=2 needs integer targets, got dtype float32"),
+        ((LOGITS, BAD), {"weight": np.ones(4)}, r"weight must have one value for each class, shape \(5,\)"),
+        ((LOGITS, BAD), {"weight": np.ones((5, 1))}, r"weight must have one value for each class"),
+        ((LOGITS, BAD), {"axis": 2}, r"axis must be an axis of logits, got axis=2"),
+        ((np.float32(1), np.int32(0)), {}, r"axis must be an axis of logits, got axis=-1 for logits \(\)"),
+        ((LOGITS, BAD), {"label_smoothing": 1.5}, r"label_smoothing must be a number in \[0, 1\], got 1.5"),
+        ((LOGITS, BAD), {"where": np.ones((4, 5), bool)}, r"where must broadcast to shape \(4,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        cross_entropy(*arguments, **options)
+
+
+def test_boolean_labels_are_refused():
+    with pytest.raises(TypeError, match="targets must be integer class indices, got dtype bool"):
+        cross_entropy(LOGITS, np.zeros(4, bool))

@@ -1,0 +1,79 @@
+"""The regression losses, worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from jaxloss import huber_loss, l1_loss, mse_loss, smooth_l1_loss
+
+ERRORS = np.array([0.0, 0.5, -0.5, 1.0, -2.0, 3.0], np.float32)
+ZEROS = np.zeros_like(ERRORS)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "value", "slope"),
+    [
+        (mse_loss, {}, [0, 0.25, 0.25, 1, 4, 9], [0, 1, -1, 2, -4, 6]),
+        (l1_loss, {}, [0, 0.5, 0.5, 1, 2, 3], [0, 1, -1, 1, -1, 1]),
+        (smooth_l1_loss, {}, [0, 0.125, 0.125, 0.5, 1.5, 2.5], [0, 0.5, -0.5, 1, -1, 1]),
+        (smooth_l1_loss, {"beta": 2.0}, [0, 0.0625, 0.0625, 0.25, 1, 2], [0, 0.25, -0.25, 0.5, -1, 1]),
+        (smooth_l1_loss, {"beta": 0}, [0, 0.5, 0.5, 1, 2, 3], [0, 1, -1, 1, -1, 1]),
+        (huber_loss, {}, [0, 0.125, 0.125, 0.5, 1.5, 2.5], [0, 0.5, -0.5, 1, -1, 1]),
+        (huber_loss, {"delta": 2.0}, [0, 0.125, 0.125, 0.5, 2, 4], [0, 0.5, -0.5, 1, -2, 2]),
+    ],
+)
+def test_value_and_slope(loss, options, value, slope):
+    np.testing.assert_array_equal(loss(ERRORS, ZEROS, **options, reduction="none"), np.float32(value))
+    np.testing.assert_array_equal(loss(ZEROS, ERRORS, **options, reduction="none"), np.float32(value))
+
+    def total(predictions, targets):
+        return loss(predictions, targets, **options, reduction="sum")
+
+    by_predictions, by_targets = jax.grad(total, (0, 1))(ERRORS, ZEROS)
+    np.testing.assert_array_equal(by_predictions, np.float32(slope))
+    np.testing.assert_array_equal(by_targets, -np.float32(slope))
+
+
+def test_the_mean_with_weights_divides_by_the_weights_or_by_the_count_as_pytorch_does():
+    predictions, weight = jnp.array([1.0, 3.0]), jnp.array([1.0, 3.0])
+    assert mse_loss(predictions, jnp.zeros(2), weight=weight) == (1 + 27) / 4
+    assert l1_loss(predictions, jnp.zeros(2), weight=weight) == (1 + 9) / 4
+    assert huber_loss(predictions, jnp.zeros(2), weight=weight, delta=10.0) == (0.5 + 13.5) / 2
+
+
+@pytest.mark.parametrize(("loss", "option"), [(huber_loss, "delta"), (smooth_l1_loss, "beta")])
+def test_the_threshold_is_swept_and_learned(loss, option):
+    def mean(threshold, errors=ERRORS):
+        return loss(errors, jnp.zeros_like(errors), **{option: threshold})
+
+    thresholds = jnp.array([0.3, 0.7, 2.5])
+    np.testing.assert_allclose(jax.vmap(mean)(thresholds), [mean(float(t)) for t in thresholds], rtol=1e-6)
+    with jax.enable_x64(True):
+        for threshold in (0.3, 0.7, 2.5):
+            errors = jnp.asarray(ERRORS, jnp.float64)
+            expected = (mean(threshold + 1e-6, errors) - mean(threshold - 1e-6, errors)) / 2e-6
+            np.testing.assert_allclose(jax.grad(mean)(threshold, errors), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "option", "bad"), [(huber_loss, "delta", 0.0), (smooth_l1_loss, "beta", -1.0)]
+)
+def test_a_threshold_outside_its_domain(loss, option, bad):
+    with pytest.raises(ValueError, match=f"{option} must be a number >=? 0, got {bad}"):
+        loss(ERRORS, ZEROS, **{option: bad})
+    traced = {option: jnp.float32(bad)}
+    assert np.isnan(loss(ERRORS, ZEROS, **traced))
+    assert np.isnan(jax.grad(loss)(ERRORS, ZEROS, **traced)).any()
+    error, _ = checkify.checkify(loss)(ERRORS, ZEROS, **traced)
+    assert f"{option}: expected a number" in error.get()
+
+
+@pytest.mark.parametrize("loss", [mse_loss, l1_loss, smooth_l1_loss, huber_loss])
+def test_no_temporary_of_full_size(loss):
+    size = 4_000_000
+    array = jax.ShapeDtypeStruct((size,), jnp.float32)
+    for function in (loss, jax.value_and_grad(loss)):
+        compiled = jax.jit(function).lower(array, array).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= 0.02 * 4 * size

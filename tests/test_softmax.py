@@ -1,0 +1,84 @@
+"""Log-sum-exp and picking a class, against NumPy, and what the compiler makes of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxloss import cross_entropy, nll_loss
+from jaxloss._softmax import ClassAxis, log_sum_exp, pick
+
+LOGITS = np.random.RandomState(0).randn(4, 5, 3).astype(np.float32)
+LABELS = np.random.RandomState(1).randint(0, 5, (4, 3)).astype(np.int32)
+AXIS = ClassAxis(1, None)
+
+
+def test_log_sum_exp_and_its_gradient():
+    shift = AXIS.max(jnp.asarray(LOGITS))
+
+    def total(logits):
+        return jnp.sum(log_sum_exp(logits, shift, None, AXIS) + shift)
+
+    exponentials = np.exp(LOGITS.astype(np.float64))
+    np.testing.assert_allclose(total(LOGITS), np.log(exponentials.sum(1)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(total)(LOGITS), exponentials / exponentials.sum(1, keepdims=True), rtol=1e-5
+    )
+
+
+def test_pick_and_its_gradient():
+    expected = np.take_along_axis(LOGITS, LABELS[:, None], 1)[:, 0]
+    np.testing.assert_array_equal(pick(jnp.asarray(LOGITS), jnp.asarray(LABELS), AXIS), expected)
+    gradient = jax.grad(lambda scores: jnp.sum(pick(scores, jnp.asarray(LABELS), AXIS)))(LOGITS)
+    np.testing.assert_array_equal(gradient, np.eye(5, dtype=np.float32)[LABELS].transpose(0, 2, 1))
+
+
+def test_a_position_that_is_not_kept_has_no_gradient_even_at_nan():
+    logits = jnp.array([[1.0, 2.0], [np.nan, 1.0]])
+    shift, kept = jnp.array([2.0, 2.0]), jnp.array([True, False])
+    axis = ClassAxis(1, None)
+    gradient = jax.grad(lambda logits: jnp.sum(jnp.where(kept, log_sum_exp(logits, shift, kept, axis), 0)))(
+        logits
+    )
+    np.testing.assert_array_equal(gradient[1], 0)
+
+
+@pytest.mark.parametrize("axis_name", [None, "classes"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_axis_name_within_vmap_is_the_split_class_axis(axis_name, soft):
+    """A vmap with a named axis is `shard_map` on one device."""
+    targets = jax.nn.softmax(jnp.asarray(LOGITS), 1) if soft else jnp.asarray(LABELS)
+    expected = cross_entropy(LOGITS, targets, axis=1)
+    if axis_name is None:
+        value = cross_entropy(
+            jnp.moveaxis(jnp.asarray(LOGITS), 1, 2), jnp.moveaxis(targets, 1, 2) if soft else targets
+        )
+    else:
+        logits = jnp.asarray(LOGITS)[:, :4].reshape(4, 2, 2, 3)
+        targets = targets[:, :4].reshape(4, 2, 2, 3) if soft else targets % 4
+        expected = cross_entropy(LOGITS[:, :4], targets.reshape(4, 4, 3) if soft else targets, axis=1)
+        value = jax.vmap(
+            lambda logits, targets: cross_entropy(logits, targets, axis=1, axis_name="classes"),
+            in_axes=(1, 1 if soft else None),
+            axis_name="classes",
+        )(logits, targets)
+    np.testing.assert_allclose(value, jnp.broadcast_to(expected, jnp.shape(value)), rtol=1e-6)
+
+
+def compiled_gradient(loss):
+    logits, labels = jax.ShapeDtypeStruct((1024, 1000), jnp.float32), jax.ShapeDtypeStruct((1024,), jnp.int32)
+    return jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, nll_loss])
+def test_the_gradient_scatters_nothing_and_holds_no_temporary(loss):
+    compiled = compiled_gradient(loss)
+    assert " scatter(" not in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.02 * 4 * 1024 * 1000
+
+
+def test_the_reader_of_compiled_programs_sees_a_scatter():
+    def naive(logits, labels):
+        return jnp.sum(jnp.take_along_axis(logits, labels[:, None], 1))
+
+    assert " scatter(" in compiled_gradient(naive).as_text()
