@@ -49,12 +49,12 @@ def compiled(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         name = function.__name__
-        signature = inspect.signature(function)
 
         @functools.wraps(function)
         def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-            for option in limits.keys() & kwargs.keys() - set(static):
-                kwargs[option] = _within(option, kwargs[option], limits[option])
+            for option, domain in limits.items():
+                if option in kwargs and option not in static:
+                    kwargs[option] = _within(domain, kwargs[option], option)
             return function(*args, **kwargs)
 
         jitted: Callable[P, R] = jax.jit(traced, static_argnames=tuple(static))
@@ -67,19 +67,7 @@ def compiled(
             try:
                 return jitted(*args, **kwargs)
             except (TypeError, ValueError):
-                try:
-                    bound = signature.bind(*args, **kwargs)
-                except TypeError:
-                    return function(*args, **kwargs)  # does not fit the signature: Python's own message
-                for option in static:
-                    if isinstance(
-                        value := bound.arguments.get(option),
-                        jax.Array | np.ndarray | list,
-                    ):
-                        raise TypeError(
-                            f"{name}: {option} must be known while tracing, a Python value and not "
-                            f"{type(value).__name__}; bind it with functools.partial"
-                        ) from None
+                _refuse_misfit(function, static, args, kwargs)
                 raise
 
         return wrapper
@@ -87,10 +75,13 @@ def compiled(
     return decorate
 
 
-def _within(option: str, value: Any, domain: Domain) -> jax.Array:
+def _within(domain: Domain, value: Any, option: str) -> jax.Array:
+    """Returns a traced number, NaN where it lies outside its domain."""
     number = jnp.asarray(value)
     if number.ndim or jnp.iscomplexobj(number):
         raise ValueError(f"{option} must be {domain.description}, got {jax.typeof(number)}")
+    if not jnp.issubdtype(number.dtype, jnp.floating):
+        number = number.astype(float)
     number = checked(number, domain.contains(number), f"{option}: expected {domain.description}")
     return jnp.where(domain.contains(number), number, jnp.nan)
 
@@ -98,3 +89,21 @@ def _within(option: str, value: Any, domain: Domain) -> jax.Array:
 def _refuse_outside(domain: Domain, number: Any, argument: str) -> None:
     if not domain.contains(number):
         raise ValueError(f"{argument} must be {domain.description}, got {number}")
+
+
+def _refuse_misfit(
+    function: Callable[..., Any], static: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raises what says more than JAX does, where the call does not fit the function."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        function(*args, **kwargs)  # cannot be called, so Python raises its own message here
+        raise
+    for option in static:
+        value = bound.arguments.get(option)
+        if isinstance(value, jax.Array | np.ndarray | list):
+            raise TypeError(
+                f"{function.__name__}: {option} must be known while tracing, a Python value and not "
+                f"{type(value).__name__}; bind it with functools.partial"
+            ) from None

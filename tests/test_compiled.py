@@ -18,7 +18,7 @@ from jaxloss._compiled import compiled, fraction, not_negative, positive
 )
 def toy_loss(predictions, targets, *, scale=1.0, shift=0.0, share=0.0, reduction="mean"):
     """Measures nothing."""
-    return scale * (predictions - targets) + shift + share
+    return jnp.float32(scale) * (predictions - targets) + shift + share
 
 
 ONE = jnp.float32(1.0)
@@ -79,6 +79,14 @@ def test_a_traced_number_outside_its_domain_becomes_nan():
 def test_a_traced_number_outside_its_domain_is_named_under_checkify():
     error, _ = checkify.checkify(jax.jit(toy_loss))(ONE, ONE, scale=-3.0)
     assert "scale: expected a number > 0, got -3.0" in error.get()
+
+
+@pytest.mark.parametrize(
+    "two", [2, 2.0, np.float64(2), np.int64(2), jnp.int32(2), jnp.bfloat16(2), True + True]
+)
+def test_numbers_of_every_kind_are_taken(two):
+    assert toy_loss(3 * ONE, ONE, scale=two) == 4
+    assert jax.jit(lambda two: toy_loss(3 * ONE, ONE, scale=jnp.asarray(two, jnp.float32)))(two) == 4
 
 
 def test_an_option_with_axes_is_refused():
