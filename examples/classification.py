@@ -46,15 +46,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         inputs, test_inputs = _enlarge(inputs), _enlarge(test_inputs)
         model = Classifier(rngs=rngs)
         losses.append(
-            fit(
-                model,
-                optimizer,
-                _enlarge(inputs),
-                targets,
-                loss=criterion,
-                batch_size=64,
-                arguments=arguments,
-            )
+            fit(model, optimizer, inputs, targets, loss=criterion, batch_size=64, arguments=arguments)
         )
         predictions = model(jnp.asarray(test_inputs)).argmax(axis=-1)
         scores.append(accuracy_score(test_targets, predictions))
