@@ -10,10 +10,16 @@ from jaxloss._arguments import as_array, broadcast, hide, mask, values
 from jaxloss._compiled import compiled
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
+BatchReduction = Literal["none", "mean", "sum", "batchmean", "sum_and_weight"]
 
 
 def reduce_weighted(
-    losses: jax.Array, weight: jax.Array | None, where: jax.Array | None, reduction: str
+    losses: jax.Array,
+    weight: jax.Array | None,
+    where: jax.Array | None,
+    reduction: str,
+    *,
+    words: Any = Reduction,
 ) -> Any:
     """Reduces losses that already carry their weights.
 
@@ -21,17 +27,22 @@ def reduce_weighted(
         losses: Weighted losses, of any shape.
         weight: What each loss adds to the mean's denominator, of the shape of `losses`; None is 1 each.
         where: Boolean, of the shape of `losses`; what it leaves out is 0 in the sum and in the denominator.
-        reduction: One of `Reduction`.
+        reduction: One of `words`.
+        words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch, which has no weights.
 
     Returns:
-        The losses, their mean, their sum, or the pair (sum, weight) with mean == sum / weight. The mean
-        over no weight at all is NaN, with a gradient of zero as in PyTorch.
+        The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
+        mask does not empty, or the pair (sum, weight) with mean == sum / weight. The mean over no weight at
+        all is NaN, with a gradient of zero as in PyTorch.
     """
-    if reduction not in get_args(Reduction):
+    if reduction not in get_args(words):
         raise ValueError(
-            f"reduction must be one of {', '.join(map(repr, get_args(Reduction)))}, got {reduction!r}"
+            f"reduction must be one of {', '.join(map(repr, get_args(words)))}, got {reduction!r}"
         )
     losses = hide(where, losses)
+    if reduction == "batchmean":
+        within = tuple(range(1, losses.ndim))
+        losses, where = jnp.sum(losses, within), None if where is None else jnp.any(where, within)
     if reduction == "none":
         return losses
     total = jnp.sum(losses)

@@ -1,4 +1,4 @@
-"""Log-sum-exp and picking a class, over a class axis that may be split over devices.
+"""Log-sum-exp, labels and weights of classes, over a class axis that may be split over devices.
 
 In every derivative classes are compared with an index array, not scattered to; and they are gathered from
 only where the class axis is whole.
@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
-from jaxloss._arguments import hide
+from jaxloss._arguments import as_array, broadcast, hide, labels_of
+from jaxloss._checks import checked
 
 
 class ClassAxis(NamedTuple):
@@ -98,3 +100,50 @@ def _pick_jvp(
     scores, labels = primals
     chosen = jnp.where(classes.equals(labels, scores), tangents[0], 0)
     return pick(scores, labels, classes), classes.sum(chosen)
+
+
+class Labels(NamedTuple):
+    """Class labels, and what they say of their positions."""
+
+    classes: jax.Array  # a class that exists, whatever the label was
+    kept: jax.Array  # False where the label is ignored or masked
+    weight: jax.Array  # of the label's class; NaN where a label that is kept is no class
+
+
+def class_labels(
+    targets: jax.Array,
+    name: str,
+    scores: jax.Array,
+    classes: ClassAxis,
+    weight: jax.Array | None,
+    ignore_index: int | None,
+    where: jax.Array | None,
+) -> Labels:
+    """Returns the labels, or refuses those that do not fit the scores, which `name` names."""
+    labels = labels_of(targets, name, scores.shape, classes.position)
+    count = classes.count(scores)
+    exists = (labels >= 0) & (labels < count)
+    expected = f"targets: expected class indices in [0, {count})"
+    if ignore_index is None:
+        kept = jnp.ones(labels.shape, bool)
+    else:
+        kept = labels != ignore_index
+        expected += f" or ignore_index={ignore_index}"
+    if where is not None:
+        kept = kept & where
+    existing = jnp.where(exists, checked(labels, exists | ~kept, expected), 0)
+    ones = jnp.ones(labels.shape, scores.dtype)
+    weight = ones if weight is None else pick(weight, existing, classes)
+    return Labels(existing, kept, jnp.where(exists | ~kept, weight, jnp.nan))
+
+
+def class_weight(weight: ArrayLike | None, scores: jax.Array, classes: ClassAxis) -> jax.Array | None:
+    """Returns one weight for each class, in the shape of the scores."""
+    if weight is None:
+        return None
+    converted = as_array("weight", weight).astype(scores.dtype)
+    size = scores.shape[classes.position]
+    if converted.shape != (size,):
+        raise ValueError(f"weight must have one value for each class, shape ({size},), got {converted.shape}")
+    others = [axis for axis in range(scores.ndim) if axis != classes.position]
+    return broadcast("weight", jnp.expand_dims(converted, others), scores.shape)

@@ -5,11 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, as_array, broadcast, hide, mask, widened
+from jaxloss._arguments import (
+    agree,
+    arithmetic_dtype,
+    as_array,
+    broadcast,
+    canonical_axis,
+    hide,
+    mask,
+    widened,
+    without,
+)
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._derivatives import constant, derivatives, product
 from jaxloss._reduction import Reduction, reduce_weighted, weighted
+from jaxloss._softmax import ClassAxis, class_weight
 
 
 @compiled(static=("reduction",))
@@ -142,6 +153,137 @@ def binary_cross_entropy_with_logits(
     return reduce_weighted(losses, None, where, reduction)
 
 
+@compiled(static=("reduction",))
+def soft_margin_loss(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """Measures how far scores are on the wrong side of 0, softly.
+
+    loss = log(1 + exp(-targets · scores)), which is `binary_cross_entropy_with_logits` with targets 1 and -1
+    in place of 1 and 0.
+
+    Args:
+        scores: Raw scores, real numbers of any shape; above 0 the model says 1, below 0 it says -1.
+        targets: 1 or -1, of the shape of `scores`.
+        where: Boolean mask, broadcast to the shape of `scores`. What lies behind False has no influence on
+            value or gradient, NaN included, and does not count in the mean.
+        reduction: "mean" for Σ loss / number of elements, "sum", "none" for the loss of each element, or
+            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
+            devices to the exact mean.
+
+    Returns:
+        A scalar for "mean" and "sum", an array of the shape of `scores` for "none", two scalars for
+        "sum_and_weight". The dtype is float32, or float64 where scores or targets are; the unit is nats. A
+        target that is neither 1 nor -1 gives NaN in the value and in the gradient, and an error under
+        `jax.experimental.checkify`. The mean over no element is NaN with gradient 0. An empty sum is 0.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
+        ValueError: `scores` and `targets` differ in shape, `where` does not broadcast to that shape, or the
+            reduction is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> scores = jnp.array([2.0, -1.0, 0.0])
+        >>> jaxloss.soft_margin_loss(scores, jnp.array([1, -1, 1]))
+        Array(0.3778, dtype=float32)
+
+    Differences from PyTorch:
+        * A score far on the wrong side costs its distance from 0, where PyTorch overflows to ∞ with gradient
+          NaN; a score far on the right side costs a little, where PyTorch rounds to 0.
+        * A target that is neither 1 nor -1 is NaN, or an error under checkify. PyTorch takes any number.
+        * Scores and targets never broadcast against each other: (3, 1) with (3,) is an error.
+        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
+        * Targets may be integers. The loss has a derivative in `targets`, too.
+
+    Source:
+        PyTorch documentation: torch.nn.SoftMarginLoss, torch.nn.functional.soft_margin_loss.
+    """
+    scores, targets = agree(scores=scores, targets=targets)
+    where = mask(where, scores.shape)
+    scores, targets = hide(where, scores), hide(where, targets, 1)
+    (wide,) = widened(targets)
+    targets = checked(targets, (wide == 1) | (wide == -1), "targets: expected 1 or -1")
+    return reduce_weighted(_soft_margin(scores, targets), None, where, reduction)
+
+
+@compiled(static=("axis", "reduction", "axis_name"))
+def multilabel_soft_margin_loss(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Measures how surprised the model is by a yes or no for each class, averaged over the classes.
+
+    loss = 1 / C · Σ_c weight[c] · (t[c] · softplus(-x[c]) + (1 - t[c]) · softplus(x[c]))
+
+    with softplus(x) = log(1 + exp(x)), at a position with logits x and targets t of C classes that do not
+    exclude each other. It is the mean over the classes of `binary_cross_entropy_with_logits`.
+
+    Args:
+        logits: Raw scores, real numbers of any shape that has a class axis; above 0 the model says yes.
+        targets: 1 or True for yes, 0 or False for no, or probabilities of yes; of the shape of `logits`.
+        axis: The class axis of `logits` and `targets`.
+        weight: How much each class counts, shape (C,). Default: 1 each.
+        where: Boolean mask, broadcast to the shape of `logits` without the class axis. What lies behind False
+            has no influence on value or gradient, NaN included, and does not count in the mean.
+        reduction: "mean" for Σ loss / number of positions, "sum", "none" for the loss of each position, or
+            "sum_and_weight" for the pair (Σ loss, number of positions), which adds up over micro-batches and
+            devices to the exact mean. As in PyTorch the weights are not in the denominator.
+        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the class axis is split. Then
+            `logits`, `targets` and `weight` are this device's slices.
+
+    Returns:
+        A scalar for "mean" and "sum", an array of the shape of `logits` without the class axis for "none",
+        two scalars for "sum_and_weight". The dtype is float32, or float64 where logits or targets are; the
+        unit is nats. The mean over no position is NaN with gradient 0. An empty sum is 0.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, `where` is not boolean, or an option that
+            Python must know while tracing (`axis`, `reduction`, `axis_name`) is an array.
+        ValueError: `logits` and `targets` differ in shape or have no such axis, `weight` has another shape
+            than (C,), `where` does not broadcast to the positions, or the reduction is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> logits = jnp.array([[2.0, -1.0, 0.0], [1.0, 1.0, -3.0]])
+        >>> targets = jnp.array([[1, 0, 1], [1, 1, 0]])
+        >>> jaxloss.multilabel_soft_margin_loss(logits, targets)
+        Array(0.3014, dtype=float32)
+
+    Differences from PyTorch:
+        * The class axis is the last unless `axis` says otherwise, as in PyTorch, which has no such option.
+        * Infinite logits give the limit: 0 for a right certainty and ∞ for a wrong one, where PyTorch gives
+          NaN. A class of weight 0 adds 0.
+        * Logits and targets never broadcast against each other, and `weight` has one value for each class.
+        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
+        * Targets may be integers or booleans. The loss has a derivative in `weight`, too.
+
+    Source:
+        PyTorch documentation: torch.nn.MultiLabelSoftMarginLoss,
+        torch.nn.functional.multilabel_soft_margin_loss.
+    """
+    logits, targets = agree(logits=logits, targets=targets)
+    classes = ClassAxis(canonical_axis(axis, "logits", logits.shape), axis_name)
+    where = mask(where, without(logits.shape, classes.position))
+    logits, targets = classes.hide(where, logits), classes.hide(where, targets)
+    losses = _from_logits(logits, targets)
+    factor = class_weight(weight, losses, classes)
+    losses = losses if factor is None else product(factor, losses)
+    return reduce_weighted(classes.sum(losses) / classes.count(losses), None, where, reduction)
+
+
 def _probabilities(name: str, array: jax.Array) -> jax.Array:
     (wide,) = widened(array)
     return checked(array, (wide >= 0) & (wide <= 1), f"{name}: expected probabilities in [0, 1]")
@@ -202,3 +344,17 @@ def _from_logits_weighted(logits: jax.Array, targets: jax.Array, factor: jax.Arr
     linear = jnp.maximum(sign, 0) * (1 - targets) + jnp.maximum(-sign, 0) * (factor * targets)
     curved = jnp.log1p(jnp.exp(-magnitude))
     return product(linear, magnitude) + (1 + (factor - 1) * targets) * curved
+
+
+def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.where(jnp.abs(targets) == 1, jax.nn.sigmoid(-targets * scores), jnp.nan)
+
+
+@derivatives(
+    lambda scores, targets: -targets * _wrongness(scores, targets),
+    lambda scores, targets: product(-jnp.sign(scores) * _wrongness(scores, targets), jnp.abs(scores)),
+)
+def _soft_margin(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    # A target that is neither 1 nor -1 has a square root that is NaN.
+    outside = 0 * jnp.sqrt(-jnp.abs(jnp.abs(targets) - 1))
+    return _softplus(-targets * scores) + outside

@@ -1,25 +1,15 @@
 """Losses over classes: one right class, or one distribution over the classes, at each position."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import (
-    as_array,
-    broadcast,
-    canonical_axis,
-    labels_of,
-    mask,
-    values,
-    without,
-)
+from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, values, widened, without
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, fraction
-from jaxloss._derivatives import product
-from jaxloss._reduction import Reduction, reduce_weighted
-from jaxloss._softmax import ClassAxis, log_sum_exp, pick
+from jaxloss._derivatives import derivatives, product
+from jaxloss._reduction import BatchReduction, Reduction, reduce_weighted
+from jaxloss._softmax import ClassAxis, Labels, class_labels, class_weight, log_sum_exp, pick
 
 
 @compiled(
@@ -113,11 +103,11 @@ def cross_entropy(
     classes = ClassAxis(canonical_axis(axis, "logits", logits.shape), axis_name)
     where = mask(where, without(logits.shape, classes.position))
     logits = classes.hide(where, logits)
-    weight = _class_weight(weight, logits, classes)
+    weight = class_weight(weight, logits, classes)
     if jnp.issubdtype(targets.dtype, jnp.floating):
         losses = _soft_losses(logits, targets, classes, weight, label_smoothing, where)
         return reduce_weighted(losses, None, where, reduction)
-    labels = _labels(targets, "logits", logits, classes, weight, ignore_index, where)
+    labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
     losses = _hard_losses(logits, labels, classes, weight, label_smoothing)
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)
 
@@ -189,8 +179,8 @@ def nll_loss(
     classes = ClassAxis(canonical_axis(axis, "log_probs", log_probs.shape), axis_name)
     where = mask(where, without(log_probs.shape, classes.position))
     log_probs = classes.hide(where, log_probs)
-    weight = _class_weight(weight, log_probs, classes)
-    labels = _labels(
+    weight = class_weight(weight, log_probs, classes)
+    labels = class_labels(
         as_array("targets", targets),
         "log_probs",
         log_probs,
@@ -203,51 +193,84 @@ def nll_loss(
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)
 
 
-class _Labels(NamedTuple):
-    """Class labels, and what they say of their positions."""
+@compiled(static=("log_target", "reduction"))
+def kl_div(
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    log_target: bool = False,
+    where: ArrayLike | None = None,
+    reduction: BatchReduction = "mean",
+) -> jax.Array:
+    """Measures how far predicted distributions are from the target ones: Kullback-Leibler divergence.
 
-    classes: jax.Array  # a class that exists, whatever the label was
-    kept: jax.Array  # False where the label is ignored or masked
-    weight: jax.Array  # of the label's class; NaN where a label that is kept is no class
+        loss = targets · (log(targets) - log_probs)
+        loss = exp(targets) · (targets - log_probs)   with log_target=True
 
+    for each class. The divergence is the sum over the classes, so that its mean over a batch of rows is
+    `reduction="batchmean"`; "mean" also divides by the number of classes.
 
-def _labels(
-    targets: jax.Array,
-    name: str,
-    scores: jax.Array,
-    classes: ClassAxis,
-    weight: jax.Array | None,
-    ignore_index: int,
-    where: jax.Array | None,
-) -> _Labels:
-    labels = labels_of(targets, name, scores.shape, classes.position)
-    count = classes.count(scores)
-    kept = labels != ignore_index
-    if where is not None:
-        kept = kept & where
-    exists = (labels >= 0) & (labels < count)
-    expected = f"targets: expected class indices in [0, {count}) or ignore_index={ignore_index}"
-    existing = jnp.where(exists, checked(labels, exists | ~kept, expected), 0)
-    ones = jnp.ones(labels.shape, scores.dtype)
-    weight = ones if weight is None else pick(weight, existing, classes)
-    return _Labels(existing, kept, jnp.where(exists | ~kept, weight, jnp.nan))
+    Args:
+        log_probs: Log-probabilities such as `jax.nn.log_softmax` gives, of any shape. They are taken as they
+            are, and not normalised.
+        targets: The target probabilities >= 0, or their logarithms with `log_target=True`; of the shape of
+            `log_probs`.
+        log_target: Whether `targets` are logarithms of the probabilities.
+        where: Boolean mask, broadcast to the shape of `log_probs`. What lies behind False has no influence on
+            value or gradient, NaN included, and does not count in the means.
+        reduction: "mean" for Σ loss / number of elements, "batchmean" for Σ loss / size of the first axis,
+            which counts the rows that the mask does not empty, "sum", "none" for the loss of each element, or
+            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
+            devices to the exact mean.
 
+    Returns:
+        A scalar for "mean", "batchmean" and "sum", an array of the shape of `log_probs` for "none", two
+        scalars for "sum_and_weight". The dtype is float32, or float64 where log_probs or targets are; the
+        unit is nats. A negative target probability gives NaN in the value and in the gradient, and an error
+        under `jax.experimental.checkify`. The mean over no element is NaN with gradient 0. An empty sum is 0.
 
-def _class_weight(weight: ArrayLike | None, scores: jax.Array, classes: ClassAxis) -> jax.Array | None:
-    """Returns one weight for each class, in the shape of the scores."""
-    if weight is None:
-        return None
-    converted = as_array("weight", weight).astype(scores.dtype)
-    size = scores.shape[classes.position]
-    if converted.shape != (size,):
-        raise ValueError(f"weight must have one value for each class, shape ({size},), got {converted.shape}")
-    others = [axis for axis in range(scores.ndim) if axis != classes.position]
-    return broadcast("weight", jnp.expand_dims(converted, others), scores.shape)
+    Raises:
+        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
+        ValueError: `log_probs` and `targets` differ in shape, `where` does not broadcast to that shape, or
+            the reduction is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> log_probs = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
+        >>> targets = jnp.array([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
+        >>> jaxloss.kl_div(log_probs, targets, reduction="batchmean")
+        Array(0.2256, dtype=float32)
+
+    Differences from PyTorch:
+        * A target probability of 0 costs 0 even where the log-probability is -inf, also as a logarithm of
+          -inf, where PyTorch gives NaN.
+        * The gradient in a target probability of 0 is its limit, -∞, or ∞ where the log-probability is -inf,
+          and in a target logarithm of -inf it is 0, where PyTorch gives NaN.
+        * A negative target probability has gradient NaN and not only value NaN.
+        * Log-probabilities and targets never broadcast against each other: (3, 1) with (3,) is an error.
+        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
+        * "mean" does not warn.
+
+    Source:
+        S. Kullback and R. A. Leibler (1951), On Information and Sufficiency. PyTorch documentation:
+        torch.nn.KLDivLoss, torch.nn.functional.kl_div.
+    """
+    log_probs, targets = agree(log_probs=log_probs, targets=targets)
+    where = mask(where, log_probs.shape)
+    log_probs, targets = hide(where, log_probs), hide(where, targets)
+    if log_target:
+        losses = _divergence_of_logs(log_probs, targets)
+    else:
+        (wide,) = widened(targets)
+        targets = checked(targets, wide >= 0, "targets: expected probabilities >= 0")
+        losses = _divergence(log_probs, targets)
+    return reduce_weighted(losses, None, where, reduction, words=BatchReduction)
 
 
 def _hard_losses(
     logits: jax.Array,
-    labels: _Labels,
+    labels: Labels,
     classes: ClassAxis,
     weight: jax.Array | None,
     label_smoothing: float,
@@ -285,3 +308,32 @@ def _soft_losses(
     log_norm = log_sum_exp(logits, shift, where, classes)
     surprise = classes.expand(log_norm) - (logits - classes.expand(shift))
     return classes.sum(product(targets, surprise))
+
+
+def _excess(probs: jax.Array, log: jax.Array, log_probs: jax.Array) -> jax.Array:
+    """Returns probs · (log - log_probs), where `log` is that of `probs`, with 0 · ∞ = 0."""
+    # The bound is below the logarithm of every number but 0.
+    difference = jnp.maximum(log, -1000) - log_probs
+    return product(probs * jnp.sign(difference), jnp.abs(difference))
+
+
+def _divergence_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
+    slope = 1 + jnp.log(targets) - log_probs
+    return jnp.where((targets == 0) & (log_probs == -jnp.inf), jnp.inf, slope)
+
+
+@derivatives(
+    lambda log_probs, targets: jnp.where(targets < 0, jnp.nan, -targets),
+    _divergence_slope,
+)
+def _divergence(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
+    return _excess(targets, jnp.log(targets), log_probs)
+
+
+def _divergence_of_logs_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
+    return _divergence_of_logs(log_probs, targets) + jnp.exp(targets)
+
+
+@derivatives(lambda log_probs, targets: -jnp.exp(targets), _divergence_of_logs_slope)
+def _divergence_of_logs(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
+    return _excess(jnp.exp(targets), targets, log_probs)

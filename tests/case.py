@@ -41,18 +41,26 @@ class Case(NamedTuple):
     @property
     def batched(self) -> tuple[str, ...]:
         """The arguments that have a value, or a row of them, for each sample of the batch."""
-        first = next(iter(self.arrays.values()))
-        if self.axis is not None and first.ndim == 1:
+        name, first = next(iter(self.arrays.items()))
+        has_rows = name in ("embeddings1", "anchors", "hidden") or self.loss == "multilabel_margin_loss"
+        if (self.axis is not None or has_rows) and first.ndim == 1:
             return ()
+        if self.loss == "ctc_loss" and self.arrays["targets"].ndim == 1:
+            return ()  # one sample, or targets without rows
+        size = first.shape[self.batch_axis(name)] if first.ndim else None
         return tuple(
             name
             for name, array in self.arrays.items()
-            if array.ndim and first.ndim and array.shape[0] == first.shape[0] and not self.is_per_class(name)
+            if array.ndim and array.shape[self.batch_axis(name)] == size and not self.is_per_class(name)
         )
 
+    def batch_axis(self, name: str) -> int:
+        """Returns which axis of an argument counts the samples, if one does."""
+        return 1 if (self.loss, name) == ("ctc_loss", "log_probs") else 0
+
     def is_per_class(self, name: str) -> bool:
-        """Whether the argument holds one value for each class."""
-        return name == "weight" and self.axis is not None
+        """Whether the argument holds values for classes, and none for a sample."""
+        return (name == "weight" and self.axis is not None) or name.startswith("params.")
 
     def digest(self) -> str:
         """Returns a fingerprint of all that PyTorch's answer depends on."""
@@ -71,7 +79,7 @@ class Case(NamedTuple):
 
     def __call__(self, arrays: Mapping[str, Any], **options: Any) -> Any:
         """Calls the loss."""
-        return getattr(jaxloss, self.loss)(**arrays, **self.options, **options)
+        return getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
 
     def answer(self, arrays: Mapping[str, Any], **options: Any) -> dict[str, jax.Array]:
         """Returns the value, and the gradients under their arguments' names, in one compiled call.
@@ -86,6 +94,18 @@ class Case(NamedTuple):
         moved = {name: arrays[name] for name in self.gradients}
         gradients, value = jax.jit(jax.grad(contracted, has_aux=True))(moved, dict(arrays))
         return {"value": value, **gradients}
+
+
+def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments: "params.tail.0.up" is params["tail"][0]["up"]."""
+    arguments: dict[Any, Any] = {}
+    for name, array in arrays.items():
+        *path, last = name.split(".")
+        place = arguments
+        for step in path:
+            place = place.setdefault(int(step) if step.isdigit() else step, {})
+        place[last] = array
+    return arguments
 
 
 def cotangent(shape: tuple[int, ...]) -> np.ndarray:

@@ -4,6 +4,10 @@ from tests.case import CASES as CASES
 from tests.case import REDUCTIONS as REDUCTIONS
 from tests.case import Case as Case
 from tests.case import cotangent as cotangent
+from tests.case import nested as nested
 from tests.cases import binary as binary
 from tests.cases import classification as classification
+from tests.cases import embedding as embedding
 from tests.cases import regression as regression
+from tests.cases import sequence as sequence
+from tests.cases import vocabulary as vocabulary

@@ -38,7 +38,7 @@ def main() -> None:
 def compare(case: Case, mesh: Mesh, split: bool, label: str) -> None:
     """Prints what differs between one device and the mesh."""
     arrays = {
-        name: jnp.concatenate([array] * 4) if name in case.batched else array
+        name: jnp.concatenate([array] * 4, case.batch_axis(name)) if name in case.batched else array
         for name, array in case.inputs(jnp.float32).items()
     }
     specs = {name: spec(case, name, array.ndim, split) for name, array in arrays.items()}
@@ -82,7 +82,7 @@ def spec(case: Case, name: str, ndim: int, split: bool) -> P:
     """Returns how an argument lies on the mesh."""
     axes: list[str | None] = [None] * ndim
     if name in case.batched:
-        axes[0] = BATCH
+        axes[case.batch_axis(name)] = BATCH
     if split and case.is_per_class(name):
         axes[0] = CLASSES
     elif split and ndim == next(iter(case.arrays.values())).ndim:

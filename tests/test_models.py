@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import jaxloss
 from jaxloss import binary_cross_entropy_with_logits, cross_entropy, mse_loss
-from jaxloss.models import BinaryClassifier, Classifier, LinearRegression
+from jaxloss.models import AdaptiveLogSoftmax, BinaryClassifier, Classifier, LinearRegression
+from jaxloss.training import create_train_state, train_step
 
 DEFAULT_LAYERS = {
     LinearRegression: {"linear": (10, 1)},
@@ -108,3 +111,68 @@ def first_loss(model, criterion, batch_size, targets, seed):
 def test_first_losses_are_those_of_pytorch(model, criterion, batch_size, targets, level, tolerance):
     losses = [first_loss(model, criterion, batch_size, targets, seed) for seed in SEEDS]
     assert abs(np.mean(losses) - level) < tolerance
+
+
+CUTOFFS = (5, 20)
+
+
+@pytest.mark.parametrize("leading", [(), (8,), (2, 3)])
+def test_adaptive_log_softmax_is_a_layer_over_the_functions(leading):
+    layer = AdaptiveLogSoftmax(16, 50, list(CUTOFFS), 2.0, head_bias=True, rngs=nnx.Rngs(0))
+    hidden = jax.random.normal(jax.random.key(0), (*leading, 16))
+    labels = jax.random.randint(jax.random.key(1), leading, 0, 50)
+    where = labels % 2 == 0
+    log_probs = layer(hidden)
+    assert log_probs.shape == (*leading, 50)
+    np.testing.assert_array_equal(layer.predict(hidden), jnp.argmax(log_probs, -1))
+    for options in ({}, {"where": where, "reduction": "sum"}, {"reduction": "none"}):
+        expected = jaxloss.nll_loss(log_probs, labels, **options)
+        np.testing.assert_allclose(layer.loss(hidden, labels, **options), expected, rtol=1e-5)
+
+
+def test_adaptive_log_softmax_holds_the_parameters_of_the_function():
+    layer = AdaptiveLogSoftmax(16, 50, CUTOFFS, rngs=nnx.Rngs(0))
+    assert jax.tree.map(jnp.shape, layer.params) == {
+        "head": {"kernel": (16, 7)},
+        "tail": {0: {"down": (16, 4), "up": (4, 15)}, 1: {"down": (16, 1), "up": (1, 30)}},
+    }
+    assert jax.tree.map(jnp.shape, parameters(layer)) == jax.tree.map(jnp.shape, layer.params)
+    hidden, labels = jnp.ones((3, 16)), jnp.array([0, 5, 49])
+    gradient = nnx.grad(lambda layer: layer.loss(hidden, labels))(layer)
+    expected = jax.grad(jaxloss.adaptive_log_softmax, 1)(hidden, layer.params, labels, cutoffs=CUTOFFS)
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(gradient), expected)
+
+
+class _Lean(nnx.Module):
+    """Hands its last hidden features and the last layer's parameters to the loss."""
+
+    def __init__(self, *, rngs):
+        self.body = LinearRegression(4, 16, rngs=rngs)
+        self.layer = AdaptiveLogSoftmax(16, 50, CUTOFFS, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.body(inputs), self.layer.params
+
+
+class _Plain(_Lean):
+    """Ends in the log-probabilities of all classes."""
+
+    def __call__(self, inputs):
+        return self.layer(self.body(inputs))
+
+
+def _of_hidden_and_params(outputs, targets):
+    return jaxloss.adaptive_log_softmax(*outputs, targets, cutoffs=CUTOFFS)
+
+
+def test_adaptive_log_softmax_trains_alike_with_and_without_all_log_probs():
+    inputs = jax.random.normal(jax.random.key(0), (32, 4))
+    labels = jax.random.randint(jax.random.key(1), (32,), 0, 50)
+    values = []
+    for model, loss in ((_Lean, _of_hidden_and_params), (_Plain, jaxloss.nll_loss)):
+        state = create_train_state(model(rngs=nnx.Rngs(0)), optax.adam(0.03))
+        for _ in range(30):
+            state, value = train_step(state, inputs, labels, loss=loss)
+        values.append(value)
+    np.testing.assert_allclose(*values, rtol=1e-3)
+    assert values[0] < 0.6 * np.log(50)

@@ -6,11 +6,13 @@
 import importlib.util
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import jaxloss
 from tests.catalogue import CASES, REDUCTIONS, Case, cotangent
 
 RECORD = Path(__file__).with_name("torch_answers.npz")
@@ -35,16 +37,49 @@ def ask(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
 
     tensors = {name: tensor(name, array) for name, array in case.arrays.items()}
     options = {name: value for name, value in case.options.items() if name != "axis"}
-    positional = [tensors[name] for name in list(tensors)[:2]]
-    named = dict(list(tensors.items())[2:])
-    value = getattr(torch.nn.functional, case.loss)(*positional, **named, **options, reduction=reduction)
-    (value * torch.tensor(cotangent(tuple(value.shape)), dtype=value.dtype)).sum().backward()
+    parameters = inspect.signature(getattr(jaxloss, case.loss)).parameters
+    options_of_ours = {name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    is_named = {name: "." in name or name in options_of_ours for name in tensors}
+    positional = [tensors[name] for name in tensors if not is_named[name]]
+    named = {name: tensors[name] for name in tensors if is_named[name]}
+
+    def loss(first: Any, *others: Any) -> Any:
+        is_module = case.loss == "adaptive_log_softmax"
+        function = _adaptive_log_softmax if is_module else getattr(torch.nn.functional, case.loss)
+        with warnings.catch_warnings():  # that the mean of kl_div is not one over the batch
+            warnings.simplefilter("ignore")
+            return function(first, *others, **named, **options, reduction=reduction)
+
+    value = loss(*positional)
+    # To the derivative of ctc_loss PyTorch adds exp(log_probs): so far down that is nothing, and a shift does
+    # not change the derivative.
+    contracted = loss(positional[0] - 40, *positional[1:]) if case.loss == "ctc_loss" else value
+    (contracted * torch.tensor(cotangent(tuple(value.shape)), dtype=value.dtype)).sum().backward()
     answer = {"value": value.detach().numpy()}
     for name in case.gradients:
-        gradient = tensors[name].grad.numpy()
+        gradient = tensors[name].grad
+        if gradient is None:  # of a tail that holds none of the labels
+            gradient = torch.zeros_like(tensors[name])
+        gradient = gradient.numpy()
         moved = case.axis is not None and gradient.ndim > 1 and _has_classes(case, case.arrays[name])
         answer[name] = np.moveaxis(gradient, 1, case.axis) if moved else gradient
     return answer
+
+
+def _adaptive_log_softmax(
+    hidden: Any, targets: Any, *, cutoffs: tuple[int, ...], reduction: str, **params: Any
+) -> Any:
+    """Returns the loss of PyTorch's module with the parameters of ours."""
+    import torch
+
+    sizes = hidden.shape[-1], cutoffs[-1] + params[f"params.tail.{len(cutoffs) - 1}.up"].shape[1]
+    module = torch.nn.AdaptiveLogSoftmaxWithLoss(*sizes, cutoffs, 1.0, "params.head.bias" in params)
+    places = {"head.kernel": "head.weight", "head.bias": "head.bias"}
+    for i in range(len(cutoffs)):
+        places |= {f"tail.{i}.down": f"tail.{i}.0.weight", f"tail.{i}.up": f"tail.{i}.1.weight"}
+    weights = {places[name.removeprefix("params.")]: tensor.t() for name, tensor in params.items()}
+    output, mean = torch.func.functional_call(module, weights, (hidden, targets))
+    return {"none": -output, "sum": -output.sum(), "mean": mean}[reduction]
 
 
 def _has_classes(case: Case, array: np.ndarray) -> bool:

@@ -43,3 +43,19 @@ add(
     "weight-pos-weight",
     _binary("logits", 6, 3, weights={"weight": (6, 1), "pos_weight": (3,)}),
 )
+
+
+def _signs(*shape: int) -> Callable[[np.random.RandomState], Arrays]:
+    return lambda rng: {
+        "scores": rng.randn(*shape) * 2,
+        "targets": np.where(rng.rand(*shape) < 0.5, -1.0, 1.0),
+    }
+
+
+_signed = {"scores": np.array([0.0, 0.0, 40.0, -60.0]), "targets": np.array([1.0, -1.0, 1.0, 1.0])}
+add("soft_margin_loss", "matrix", _signs(6, 3), gradients=("scores",))
+add("soft_margin_loss", "scalar", _signs(), gradients=("scores",))
+add("soft_margin_loss", "far", lambda rng: _signed, gradients=("scores",))
+add("multilabel_soft_margin_loss", "rows", _binary("logits", 6, 4))
+add("multilabel_soft_margin_loss", "one", _binary("logits", 4))
+add("multilabel_soft_margin_loss", "weight", _binary("logits", 6, 4, weights={"weight": (4,)}))

@@ -87,3 +87,65 @@ add(
     lambda rng: {"log_probs": np.array([[0.0, -np.inf], [-np.inf, 0.0]]), "targets": np.array([0, 0])},
     smooth=False,
 )
+
+
+def _distributions(*shape: int, log_target: bool = False) -> Callable[[np.random.RandomState], Arrays]:
+    def make(rng: np.random.RandomState) -> Arrays:
+        probs = rng.uniform(0.05, 1, shape)
+        return {"log_probs": -rng.rand(*shape), "targets": np.log(probs) if log_target else probs}
+
+    return make
+
+
+add("kl_div", "matrix", _distributions(6, 3))
+add("kl_div", "scalar", _distributions())
+add("kl_div", "logarithms", _distributions(4, 2, 3, log_target=True), log_target=True)
+add(
+    "kl_div",
+    "zeros",
+    lambda rng: {"log_probs": np.array([0.0, -1.0, -np.inf]), "targets": np.array([0.0, 0.0, 0.5])},
+    smooth=False,
+    gradients=("log_probs",),
+)
+
+
+def _scored(*shape: int, weight: bool = False) -> Callable[[np.random.RandomState], Arrays]:
+    def make(rng: np.random.RandomState) -> Arrays:
+        arrays = _classes(*shape, weight=weight)(rng)
+        return {"scores": arrays.pop("logits") / 2, **arrays}
+
+    return make
+
+
+add("multi_margin_loss", "rows", _scored(5, 6))
+add("multi_margin_loss", "one", _scored(6))
+add("multi_margin_loss", "squares", _scored(5, 6), p=2)
+add("multi_margin_loss", "margin-weight", _scored(5, 6, weight=True), margin=0.5)
+add("multi_margin_loss", "margin-weight-squares", _scored(4, 5, weight=True), p=2, margin=2.0)
+for _power in (1, 2):
+    add(
+        "multi_margin_loss",
+        f"ties-{_power}",
+        lambda rng: {"scores": np.array([[1.0, 0, 2], [0, 0, 0], [0, 1, 0]]), "targets": np.array([0, 1, 1])},
+        smooth=False,
+        p=_power,
+    )
+
+
+def _listed(*rows: list[int]) -> Callable[[np.random.RandomState], Arrays]:
+    return lambda rng: {"scores": rng.randn(*np.shape(rows)), "targets": np.array(rows)}
+
+
+add("multilabel_margin_loss", "rows", _listed([2, 0, -1, 1], [3, -1, -1, -1], [1, 2, 0, -1]))
+add("multilabel_margin_loss", "one", lambda rng: {"scores": rng.randn(5), "targets": [3, 1, -1, 0, 0]})
+add("multilabel_margin_loss", "none-and-all", _listed([-1, 0, 1, 2], [2, 0, 1, 3], [3, 2, -1, -1]))
+add("multilabel_margin_loss", "twice", _listed([2, 2, 0, 2], [1, 3, 1, -1]))
+add(
+    "multilabel_margin_loss",
+    "ties",
+    lambda rng: {
+        "scores": np.array([[1.0, 0, 2, 1], [0, 1, 1, 0]]),
+        "targets": [[0, 2, -1, 3], [1, -1, 0, 0]],
+    },
+    smooth=False,
+)

@@ -35,3 +35,54 @@ add("smooth_l1_loss", "wide", _pair(5, 2), beta=3.0)
 add("huber_loss", "kinks", _at_errors(0.0, 0.5, -0.5, 0.25, 2.0), smooth=False, delta=0.5)
 add("huber_loss", "infinite", _at_errors(np.inf, -np.inf, 1.0), smooth=False)
 add("huber_loss", "narrow", _pair(5, 2), delta=0.1)
+
+
+def _counts(*shape: int, rates: bool = False) -> Callable[[np.random.RandomState], Arrays]:
+    def make(rng: np.random.RandomState) -> Arrays:
+        predictions = rng.uniform(0.5, 4, shape) if rates else rng.randn(*shape)
+        return {"predictions": predictions, "targets": rng.uniform(0.1, 5, shape)}
+
+    return make
+
+
+add("poisson_nll_loss", "matrix", _counts(6, 3))
+add("poisson_nll_loss", "scalar", _counts())
+add("poisson_nll_loss", "full", _counts(6, 3), full=True)
+add("poisson_nll_loss", "rates", _counts(6, 3, rates=True), log_input=False)
+add("poisson_nll_loss", "rates-full-eps", _counts(6, 3, rates=True), log_input=False, full=True, eps=0.1)
+add(
+    "poisson_nll_loss",
+    "corners",
+    lambda rng: {"predictions": np.array([-np.inf, -200.0, 0.0, 1.0]), "targets": np.array([1.0, 0, 0, 1])},
+    smooth=False,
+)
+add(
+    "poisson_nll_loss",
+    "no-rate",
+    lambda rng: {"predictions": np.array([0.0, 0.0, 2.0]), "targets": np.array([0.0, 1.0, 0.0])},
+    smooth=False,
+    gradients=("predictions",),
+    log_input=False,
+    full=True,
+    eps=1e-3,
+)
+
+
+def _normal(*shape: int, var: tuple[int, ...]) -> Callable[[np.random.RandomState], Arrays]:
+    return lambda rng: {**_pair(*shape)(rng), "var": rng.uniform(0.2, 2, var)}
+
+
+add("gaussian_nll_loss", "matrix", _normal(6, 3, var=(6, 3)))
+add("gaussian_nll_loss", "scalar", _normal(var=()))
+add("gaussian_nll_loss", "row-variances-full", _normal(6, 3, var=(6,)), full=True)
+add("gaussian_nll_loss", "last-axis-shared", _normal(6, 3, var=(6, 1)), full=True, eps=0.1)
+add("gaussian_nll_loss", "first-axis-shared", _normal(6, 3, var=(1, 3)))
+add("gaussian_nll_loss", "one-variance", _normal(6, var=()))
+add("gaussian_nll_loss", "number", _pair(6, 3), var=0.7)
+add(
+    "gaussian_nll_loss",
+    "bounded",
+    lambda rng: {**_at_errors(0.0, 1.0, -2.0, 0.5)(rng), "var": np.array([0.0, 0.0, 0.05, 0.1])},
+    smooth=False,
+    eps=0.1,
+)

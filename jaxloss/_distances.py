@@ -1,0 +1,211 @@
+"""Distances and angles between vectors, with the right derivative where they vanish."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+
+from jaxloss._arguments import agree, canonical_axis, widened
+from jaxloss._compiled import compiled, not_negative
+
+
+@compiled(static=("p", "keepdim", "axis"), domains={"p": not_negative, "eps": not_negative})
+def pairwise_distance(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    *,
+    p: float = 2.0,
+    eps: ArrayLike = 1e-6,
+    keepdim: bool = False,
+    axis: int = -1,
+) -> jax.Array:
+    """Measures how far apart the vectors of two arrays are, each from its partner.
+
+    distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1/p) along `axis`: the largest magnitude for p = ∞,
+    the number of components that are not 0 for p = 0. Where vectors or components are equal, as they can be
+    with eps = 0, the gradient is 0.
+
+    Args:
+        x1: Vectors of real numbers along one axis of an array of any shape.
+        x2: Their partners, of the shape of `x1`.
+        p: The order of the norm, a Python number >= 0, infinity included.
+        eps: What is added to each component of the difference, a number >= 0. Traced: it can be scheduled,
+            learned or swept without compiling again.
+        keepdim: Whether the axis of the vectors stays, with size 1.
+        axis: The axis of the vectors.
+
+    Returns:
+        The distances, of the shape of `x1` without its axis `axis`, or with size 1 there if `keepdim`. The
+        dtype is float32, or float64 where `x1` or `x2` are; the unit is that of the vectors, or a count for
+        p = 0. A negative `eps` that is an array gives NaN, and an error under `jax.experimental.checkify`.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, or an option that Python must know while
+            tracing (`p`, `keepdim`, `axis`) is an array.
+        ValueError: `x1` and `x2` differ in shape or have no such axis, or `p` or `eps` is a negative number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> x1, x2 = jnp.array([[0.0, 0.0], [1.0, 1.0]]), jnp.array([[3.0, 4.0], [1.0, 2.0]])
+        >>> jaxloss.pairwise_distance(x1, x2, eps=0)
+        Array([5., 1.], dtype=float32)
+
+    Differences from PyTorch:
+        * x1 and x2 never broadcast: map over one of them for all pairs, as in
+          `jax.vmap(lambda x: jax.vmap(lambda y: pairwise_distance(x, y))(x2))(x1)`.
+        * The vectors may lie along any axis.
+        * With p other than 0, 1, 2 and ∞, powers neither overflow nor underflow.
+        * bfloat16 and float16 inputs are computed in float32, and the distance stays float32.
+
+    Source:
+        PyTorch documentation: torch.nn.PairwiseDistance, torch.nn.functional.pairwise_distance.
+    """
+    x1, x2 = widened(*agree(x1=x1, x2=x2))
+    axis = canonical_axis(axis, "x1", x1.shape)
+    distances = norm(x1 - x2 + jnp.asarray(eps, x1.dtype), p, axis)
+    return jnp.expand_dims(distances, axis) if keepdim else distances
+
+
+@compiled(static=("axis",), domains={"eps": not_negative})
+def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: ArrayLike = 1e-8) -> jax.Array:
+    """Measures how alike in direction the vectors of two arrays are, each to its partner.
+
+    similarity = x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps)) along `axis`: the cosine of the angle, 1 for the
+    same direction, 0 at right angles, -1 for opposite directions, and 0 beside a vector that is 0. As in
+    PyTorch derivatives pass the two bounds as if they were not there.
+
+    Args:
+        x1: Vectors of real numbers along one axis of an array of any shape.
+        x2: Their partners, of the shape of `x1`.
+        axis: The axis of the vectors.
+        eps: The least length that a vector is divided by, a number >= 0 in the unit of the vectors. Traced:
+            it can be scheduled or swept without compiling again.
+
+    Returns:
+        The similarities, in [-1, 1] but for rounding, of the shape of `x1` without its axis `axis`. The dtype
+        is float32, or float64 where `x1` or `x2` are. A negative `eps` that is an array gives NaN, and an
+        error under `jax.experimental.checkify`.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, or `axis` is an array.
+        ValueError: `x1` and `x2` differ in shape or have no such axis, or `eps` is a negative Python number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> x1, x2 = jnp.array([[3.0, 0.0], [3.0, 4.0]]), jnp.array([[0.0, 2.0], [2.0, 0.0]])
+        >>> jaxloss.cosine_similarity(x1, x2)
+        Array([0. , 0.6], dtype=float32)
+
+    Differences from PyTorch:
+        * The vectors lie along the last axis; PyTorch's default is `axis=1`.
+        * x1 and x2 never broadcast: map over one of them for all pairs, as in
+          `jax.vmap(lambda x: jax.vmap(lambda y: cosine_similarity(x, y))(x2))(x1)`.
+        * The squares of huge and tiny vectors neither overflow nor underflow.
+        * bfloat16 and float16 inputs are computed in float32, and the similarity stays float32.
+
+    Source:
+        PyTorch documentation: torch.nn.CosineSimilarity, torch.nn.functional.cosine_similarity.
+    """
+    x1, x2 = widened(*agree(x1=x1, x2=x2))
+    return clamped_cosine(x1, x2, jnp.asarray(eps, x1.dtype), canonical_axis(axis, "x1", x1.shape))
+
+
+# PyTorch smooths with a float32 constant, in every dtype.
+_SMOOTHING = float(np.float32(1e-12))
+
+
+@jax.custom_jvp
+def _root(square: jax.Array) -> jax.Array:
+    """√square, of slope 0 at 0: a distance is differentiable but where it vanishes."""
+    return jnp.sqrt(square)
+
+
+@_root.defjvp
+def _root_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    (square,), (tangent,) = primals, tangents
+    vanishes = square == 0
+    slope = jnp.where(vanishes, 0, 0.5 / jnp.sqrt(jnp.where(vanishes, 1, square)))
+    return _root(square), slope * tangent
+
+
+def norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
+    """Returns the p-norm along an axis: of slope 0 in a component that is 0, and where all are."""
+    if p == 0:
+        return jnp.sum(vectors != 0, axis, dtype=vectors.dtype)
+    if p == 2:
+        return _root(jnp.sum(vectors * vectors, axis))
+    magnitudes = vectors * jnp.sign(vectors)  # `jnp.abs` has slope 1 at 0
+    if p == 1:
+        return jnp.sum(magnitudes, axis)
+    largest = jnp.max(magnitudes, axis)
+    if p == jnp.inf:
+        return largest
+    unit = _unit(largest)
+    return unit * _power(jnp.sum(_power(magnitudes / jnp.expand_dims(unit, axis), p), axis), 1 / p)
+
+
+def _unit(largest: jax.Array) -> jax.Array:
+    """Returns a unit in which powers neither overflow nor all underflow, and that has a reciprocal."""
+    smallest = float(jnp.finfo(largest.dtype).tiny)
+    return lax.stop_gradient(jnp.clip(largest, smallest, 1 / smallest))
+
+
+def _power(base: jax.Array, exponent: float) -> jax.Array:
+    """Returns base ** exponent for base >= 0, with every derivative 0 at 0."""
+    vanishes = base == 0
+    return jnp.where(vanishes, 0, jnp.where(vanishes, 1, base) ** exponent)
+
+
+def clamped_cosine(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> jax.Array:
+    """Returns x·y / (max(‖x‖, eps) · max(‖y‖, eps)) along an axis; derivatives pass through the clamps."""
+    (x, x_length), (y, y_length) = _in_units(x, eps, axis), _in_units(y, eps, axis)
+    return jnp.sum(x * y, axis) / (x_length * y_length)
+
+
+def _in_units(vectors: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Returns vectors and their clamped lengths in a unit in which no square over- or underflows."""
+    unit = _unit(jnp.maximum(jnp.max(jnp.abs(vectors), axis), eps))
+    vectors = vectors / jnp.expand_dims(unit, axis)
+    length = norm(vectors, 2, axis)
+    return vectors, length + lax.stop_gradient(jnp.maximum(length, eps / unit) - length)
+
+
+@jax.custom_jvp
+def smoothed_cosine(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns x·y / √((‖x‖² + 1e-12) · (‖y‖² + 1e-12)) along the last axis.
+
+    The two roots are kept apart, and in the derivative, too: their product would overflow early.
+    """
+    return jnp.sum(x * y, -1) * _inverse_length(x) * _inverse_length(y)
+
+
+@functools.partial(smoothed_cosine.defjvp, symbolic_zeros=True)
+def _smoothed_cosine_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    x, y = primals
+    cosine = smoothed_cosine(x, y)
+    terms = [
+        _turn(cosine, vector, other, tangent)
+        for vector, other, tangent in ((x, y, tangents[0]), (y, x, tangents[1]))
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return cosine, functools.reduce(jnp.add, terms)
+
+
+def _turn(cosine: jax.Array, vector: jax.Array, other: jax.Array, tangent: jax.Array) -> jax.Array:
+    """Returns how the cosine changes with the one vector: it grows towards the other, across the one."""
+    scale = _inverse_length(vector)
+    towards = jnp.expand_dims(_inverse_length(other), -1) * other
+    along = jnp.expand_dims(cosine * scale, -1) * vector
+    return scale * jnp.sum((towards - along) * tangent, -1)
+
+
+def _inverse_length(vectors: jax.Array) -> jax.Array:
+    square = jnp.sum(vectors * vectors, -1)
+    return lax.rsqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0

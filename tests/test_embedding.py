@@ -1,0 +1,333 @@
+"""Distances, and losses on embeddings, their distances and the order of scores: what the catalogue leaves."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import jaxloss
+
+INF = np.inf
+RNG = np.random.RandomState(0)
+X1, X2 = RNG.randn(2, 4, 3, 2)
+SIGNED = (jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss, jaxloss.cosine_embedding_loss)
+
+
+def signed(loss, bad, dtype):
+    """Returns a loss's arguments, the last of which are targets with a bad one."""
+    first = 2 if loss is jaxloss.hinge_embedding_loss else 3
+    shape = (3, 2) if loss is jaxloss.cosine_embedding_loss else (3,)
+    return [jnp.ones(shape)] * (first - 1) + [jnp.array([1, bad, -1], dtype)]
+
+
+# Distances.
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
+@pytest.mark.parametrize("p", [0, 0.5, 1, 1.5, 2, 3, 3.5, 50, INF])
+def test_pairwise_distance_is_numpys_norm(p, axis):
+    with jax.enable_x64(True):
+        ours = jaxloss.pairwise_distance(jnp.asarray(X1), jnp.asarray(X2), p=p, axis=axis, eps=0.1)
+        kept = jaxloss.pairwise_distance(jnp.asarray(X1), jnp.asarray(X2), p=p, axis=axis, keepdim=True)
+    # NumPy's norm of order p, for p > 0, as its formula.
+    difference = np.abs(X1 - X2 + 0.1)
+    if p == 0:
+        theirs = np.sum(difference != 0, axis)
+    else:
+        theirs = np.max(difference, axis) if p == INF else np.sum(difference**p, axis) ** (1 / p)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    assert kept.shape == np.sum(X1, axis, keepdims=True).shape
+
+
+@pytest.mark.parametrize("p", [0, 0.5, 1, 1.5, 2, 3, INF])
+def test_distance_of_equal_vectors_has_derivative_0(p):
+    def distance(x):
+        return jaxloss.pairwise_distance(x, jnp.ones(3), p=p, eps=0)
+
+    for derivative in (jax.grad, jax.jacfwd, jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        np.testing.assert_array_equal(jax.jit(derivative(distance))(jnp.ones(3)), 0)
+
+
+@pytest.mark.parametrize("p", [0.5, 3, 7.5, 40])
+@pytest.mark.parametrize("scale", [1e-30, 1e-5, 1e30, 1e37])
+def test_powers_neither_overflow_nor_underflow(p, scale):
+    x = jnp.array([3.0, -1.0, 2.0])
+    value, slope = jax.value_and_grad(jaxloss.pairwise_distance)(x, jnp.zeros(3), p=p, eps=0)
+    scaled = jax.value_and_grad(jaxloss.pairwise_distance)(scale * x, jnp.zeros(3), p=p, eps=0)
+    np.testing.assert_allclose(scaled[0] / scale, value, rtol=1e-5)
+    np.testing.assert_allclose(scaled[1], slope, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_cosine_similarity_is_its_formula(axis):
+    with jax.enable_x64(True):
+        ours = jaxloss.cosine_similarity(jnp.asarray(X1), jnp.asarray(X2), axis=axis)
+    theirs = (X1 * X2).sum(axis) / np.sqrt((X1**2).sum(axis) * (X2**2).sum(axis))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_derivatives_pass_through_the_bound_on_the_length():
+    # As in PyTorch: with a slope of the bound, the first would be (2, 0).
+    x1, x2 = jnp.array([0.1, 0.2]), jnp.array([3.0, 0.0])
+    value, slopes = jax.value_and_grad(jaxloss.cosine_similarity, (0, 1))(x1, x2, eps=0.5)
+    np.testing.assert_allclose(value, 0.2, rtol=1e-6)
+    np.testing.assert_allclose(slopes[0], [1.82111456, -0.35777088], rtol=1e-6)
+    np.testing.assert_allclose(slopes[1], [0, 0.13333333], atol=1e-7)
+
+
+def test_a_vector_that_vanishes_is_at_right_angles_to_all():
+    value, slope = jax.value_and_grad(jaxloss.cosine_similarity)(jnp.zeros(2), jnp.array([3.0, 4.0]))
+    assert value == 0
+    np.testing.assert_allclose(slope, [0.6e8, 0.8e8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e18, 1e30, 1e38])
+def test_squares_of_huge_and_tiny_vectors_are_no_trouble(scale):
+    x1, x2 = jnp.array([1.0, 2.0, 2.0]), jnp.array([2.0, -1.0, 2.0])
+    value, slope = jax.value_and_grad(jaxloss.cosine_similarity)(x1, x2)
+    scaled_value, scaled_slope = jax.value_and_grad(jaxloss.cosine_similarity)(scale * x1, x2)
+    np.testing.assert_allclose(scaled_value, value, rtol=1e-6)
+    # The smallest slopes are below the smallest normal number.
+    np.testing.assert_allclose(scale * scaled_slope, slope, rtol=1e-5, atol=scale * 1.2e-38)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_distances_of_half_precision_are_float32(dtype):
+    x = jnp.asarray([3e-4, 4e-4], dtype)
+    for distance, expected in ((jaxloss.cosine_similarity, 1), (jaxloss.pairwise_distance, 0)):
+        value, slope = jax.value_and_grad(distance)(x, x)
+        assert value.dtype == jnp.float32
+        assert slope.dtype == dtype
+        np.testing.assert_allclose(value, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("distance", [jaxloss.pairwise_distance, jaxloss.cosine_similarity])
+def test_a_distance_is_a_plain_function_that_refuses_what_it_must(distance):
+    assert pickle.loads(pickle.dumps(distance)) is distance
+    assert copy.deepcopy(distance) is distance
+    x = jnp.ones((3, 2))
+    with pytest.raises(
+        ValueError, match=r"x1 and x2 must have the same shape, got x1 \(3, 2\) and x2 \(2,\)"
+    ):
+        distance(x, x[0])
+    with pytest.raises(ValueError, match="axis must be an axis of x1, got axis=2"):
+        distance(x, x, axis=2)
+    with pytest.raises(ValueError, match="eps must be a number >= 0, got -1"):
+        distance(x, x, eps=-1)
+    with pytest.raises(TypeError, match="x1 must be an array, got list"):
+        distance([1.0], x)
+    assert np.isnan(distance(x, x, eps=jnp.float32(-1))).all()
+
+
+def test_an_order_that_is_none_is_refused():
+    x = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match="pairwise_distance: p must be a number >= 0, got -2"):
+        jaxloss.pairwise_distance(x, x, p=-2)
+    with pytest.raises(TypeError, match="p must be known while tracing"):
+        jaxloss.triplet_margin_loss(x, x, x, p=jnp.float32(2))
+
+
+# Targets of 1 and -1.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "int8"])
+@pytest.mark.parametrize("bad", [0, 2, -3])
+@pytest.mark.parametrize("loss", SIGNED)
+def test_a_target_that_is_no_sign_is_nan_in_value_and_gradient(loss, bad, dtype):
+    arguments = signed(loss, bad, dtype)
+    np.testing.assert_array_equal(np.isnan(loss(*arguments, reduction="none")), [False, True, False])
+    for transform in (lambda f: f, jax.jit):
+        slope = transform(jax.grad(lambda *a: loss(*a, reduction="sum")))(*arguments)
+        assert np.isnan(slope[1]).all()
+        assert np.isfinite(slope[::2]).all()
+    error, _ = checkify.checkify(loss)(*arguments)
+    assert f"targets: expected 1 or -1, got {bad}" in error.get()
+    where = jnp.array([True, False, True])
+    assert np.isfinite(loss(*arguments, where=where))
+    assert checkify.checkify(loss)(*arguments, where=where)[0].get() is None
+
+
+@pytest.mark.parametrize("bad", [1 + 1.2e-7, -1 + 6e-8, 0.5, -1e-30, 1e30, INF, np.nan])
+@pytest.mark.parametrize("loss", SIGNED)
+def test_a_target_close_to_a_sign_is_none(loss, bad):
+    arguments = signed(loss, bad, jnp.float32)
+    np.testing.assert_array_equal(np.isnan(loss(*arguments, reduction="none")), [False, True, False])
+    one = [argument[1:2] for argument in arguments]  # XLA rewrites single elements further
+    assert np.isnan(loss(*one))
+    assert np.isnan(jax.grad(loss)(*one)).all()
+
+
+def test_hinge_embedding_by_hand():
+    distances = jnp.array([0.5, -2.0, INF, 0.5, 2.0, 3.0, INF])
+    targets = jnp.array([1, 1, 1, -1, -1, -1, -1])
+    value, pull = jax.vjp(
+        lambda d, m: jaxloss.hinge_embedding_loss(d, targets, margin=m, reduction="none"), distances, 2.0
+    )
+    np.testing.assert_array_equal(value, [0.5, -2, INF, 1.5, 0, 0, 0])
+    slopes = pull(jnp.ones(7))
+    np.testing.assert_array_equal(slopes[0], [1, 1, 1, -1, -1, 0, 0])
+    assert slopes[1] == 2
+
+
+def test_margin_ranking_by_hand():
+    scores1, scores2 = jnp.array([1.0, 1.0, 3.0, INF]), jnp.array([2.0, 2.0, 1.0, 0.0])
+    targets = jnp.array([1.0, -1.0, 1.0, 1.0])
+    value, pull = jax.vjp(
+        lambda *a: jaxloss.margin_ranking_loss(*a[:3], margin=a[3], reduction="none"),
+        *(scores1, scores2, targets, 2.0),
+    )
+    np.testing.assert_array_equal(value, [3, 1, 0, 0])
+    slopes = pull(jnp.ones(4))
+    np.testing.assert_array_equal(slopes[0], [-1, 1, -1, 0])
+    np.testing.assert_array_equal(slopes[1], [1, -1, 1, 0])
+    np.testing.assert_array_equal(slopes[2], [1, 1, -2, 0])
+    assert slopes[3] == 3
+
+
+@pytest.mark.parametrize("loss", SIGNED)
+def test_a_margin_must_be_a_finite_number(loss):
+    arguments = signed(loss, 1, jnp.float32)
+    with pytest.raises(ValueError, match="margin must be a finite number, got inf"):
+        loss(*arguments, margin=INF)
+    with pytest.raises(ValueError, match=r"margin must be a finite number, got float32\[3\]"):
+        loss(*arguments, margin=jnp.ones(3))
+    value, slope = jax.value_and_grad(loss)(*arguments, margin=jnp.float32(np.nan))
+    assert np.isnan(value)
+    assert np.isnan(slope[2]).all()
+
+
+def test_cosine_embeddings_of_any_length():
+    x, y = jnp.array([1.0, 2.0, 2.0]), jnp.array([2.0, -1.0, 2.0])
+    value, slope = jax.value_and_grad(jaxloss.cosine_embedding_loss)(x, y, 1)
+    for scale in (1e-2, 1e4, 1e10, 1e18):
+        scaled = jax.value_and_grad(jaxloss.cosine_embedding_loss)(scale * x, scale * y, 1)
+        np.testing.assert_allclose(scaled[0], value, rtol=1e-6)
+        np.testing.assert_allclose(scale * scaled[1], slope, rtol=1e-5, atol=1e-7)
+    assert np.isnan(jaxloss.cosine_embedding_loss(1e20 * x, 1e-10 * y, 1))
+
+
+def test_targets_of_another_shape_are_refused():
+    x = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=r"targets must have the shape .* \(3,\), got shape \(3, 1\)"):
+        jaxloss.cosine_embedding_loss(x, x, jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="embeddings1 and embeddings2 must have an axis of features"):
+        jaxloss.cosine_embedding_loss(1.0, 1.0, 1)
+    with pytest.raises(ValueError, match="targets must have the same shape, got scores1"):
+        jaxloss.margin_ranking_loss(x, x, x[0])
+
+
+# Triplets.
+
+
+def test_triplets_by_a_loop():
+    anchors, positives, negatives = RNG.randn(3, 5, 4)
+    with jax.enable_x64(True):
+        for swap in (False, True):
+            ours = jaxloss.triplet_margin_loss(
+                *map(jnp.asarray, (anchors, positives, negatives)), p=3, eps=0.2, swap=swap, reduction="none"
+            )
+            for i, (a, p, n) in enumerate(zip(anchors, positives, negatives, strict=True)):
+                near, far, other = (
+                    sum(abs(u + 0.2) ** 3 for u in v) ** (1 / 3) for v in (a - p, a - n, p - n)
+                )
+                expected = max(0, 1 + near - (min(far, other) if swap else far))
+                np.testing.assert_allclose(ours[i], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [jaxloss.triplet_margin_loss, jaxloss.triplet_margin_with_distance_loss])
+def test_a_triplet_margin_must_be_positive(loss):
+    triplets = [jnp.asarray(array, jnp.float32) for array in RNG.randn(3, 2, 4)]
+    for margin in (0, -1.0):
+        with pytest.raises(ValueError, match="margin must be a number > 0"):
+            loss(*triplets, margin=margin)
+    value, slope = jax.value_and_grad(loss)(*triplets, margin=jnp.float32(-1))
+    assert np.isnan(value)
+    assert np.isnan(slope).all()
+    error, _ = checkify.checkify(loss)(*triplets, margin=jnp.float32(-1))
+    assert "margin: expected a number > 0, got -1" in error.get()
+
+
+def test_the_distance_is_pairwise_distance_by_default():
+    triplets = [jnp.asarray(array, jnp.float32) for array in RNG.randn(3, 5, 4)]
+    plain, given = jaxloss.triplet_margin_loss, jaxloss.triplet_margin_with_distance_loss
+    expected = plain(*triplets, swap=True)
+    np.testing.assert_allclose(given(*triplets, swap=True), expected, rtol=1e-6)
+    named = given(*triplets, swap=True, distance_function=jaxloss.pairwise_distance)
+    np.testing.assert_allclose(named, expected, rtol=1e-6)
+
+
+def test_a_distance_of_images_is_masked_and_learned():
+    def distance(x, y, scale):
+        assert x.dtype == jnp.float32
+        return scale * jnp.sqrt(jnp.sum((x - y) ** 2, (1, 2)))  # of infinite slope where x = y
+
+    def loss(scale, images, where):
+        return jaxloss.triplet_margin_with_distance_loss(
+            *images, distance_function=lambda x, y: distance(x, y, scale), where=where
+        )
+
+    images = jnp.asarray(RNG.randn(3, 4, 2, 2), jnp.bfloat16).at[:, 1].set(jnp.nan)
+    where = jnp.array([True, False, True, True])
+    kept = jnp.asarray(np.asarray(images)[:, [0, 2, 3]])
+    value, slopes = jax.value_and_grad(loss, (0, 1))(jnp.float32(2), images, where)
+    expected, expected_slopes = jax.value_and_grad(loss, (0, 1))(jnp.float32(2), kept, None)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(slopes[0], expected_slopes[0], rtol=1e-6)
+    assert slopes[1].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(slopes[1][:, 1], 0)
+    np.testing.assert_array_equal(slopes[1][:, ::2], expected_slopes[1][:, :2])
+
+
+@pytest.mark.parametrize(
+    ("distance", "error", "message"),
+    [
+        (lambda x, y: x - y, None, None),
+        (lambda x, y: jnp.sum(x - y, 0), ValueError, r"first axes of anchors \(3, 2\), got \(2,\)"),
+        (lambda x, y: jnp.sum(x - y, 1, keepdims=True), ValueError, r"got \(3, 1\)"),
+        (lambda x, y: [1.0], TypeError, "distances must be an array, got list"),
+    ],
+)
+def test_what_a_distance_must_return(distance, error, message):
+    x = jnp.ones((3, 2))
+    if error is None:
+        losses = jaxloss.triplet_margin_with_distance_loss(
+            x, x, x, distance_function=distance, reduction="none"
+        )
+        np.testing.assert_array_equal(losses, np.ones((3, 2)))
+    else:
+        with pytest.raises(error, match=message):
+            jaxloss.triplet_margin_with_distance_loss(x, x, x, distance_function=distance)
+
+
+@pytest.mark.parametrize("loss", [jaxloss.triplet_margin_loss, jaxloss.triplet_margin_with_distance_loss])
+def test_triplets_without_an_axis_are_refused(loss):
+    with pytest.raises(ValueError, match=r"must (have|be) an axis"):
+        loss(1.0, 1.0, 1.0)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("of_gradient", [False, True])
+@pytest.mark.parametrize("loss", [jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss])
+def test_elementwise_losses_write_no_temporary(loss, of_gradient):
+    size, count = 4_000_000, 2 if loss is jaxloss.hinge_embedding_loss else 3
+    function = jax.value_and_grad(loss, tuple(range(count - 1))) if of_gradient else loss
+    compiled = jax.jit(function).lower(*[jax.ShapeDtypeStruct((size,), jnp.float32)] * count).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.02 * 4 * size
+
+
+@pytest.mark.parametrize("of_gradient", [False, True])
+@pytest.mark.parametrize("loss", [jaxloss.cosine_embedding_loss, jaxloss.triplet_margin_loss])
+def test_losses_of_rows_write_no_temporary_of_full_size(loss, of_gradient):
+    rows, width = 8192, 256
+    arrays = [jax.ShapeDtypeStruct((rows, width), jnp.float32)] * 3
+    if loss is jaxloss.cosine_embedding_loss:
+        arrays[2] = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    function = jax.value_and_grad(loss, (0, 1)) if of_gradient else loss
+    compiled = jax.jit(function).lower(*arrays).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.05 * 4 * rows * width
