@@ -105,6 +105,6 @@ def _refuse_misfit(
         value = bound.arguments.get(option)
         if isinstance(value, jax.Array | np.ndarray | list):
             raise TypeError(
-                f"{function.__name__}: {option} must be known while tracing, a Python value and not "
+                f"{function.__name__}: {option} must be known while tracing, a hashable Python value and not "
                 f"{type(value).__name__}; bind it with functools.partial"
             ) from None
