@@ -385,7 +385,8 @@ def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Ar
 
 def _checked(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     targets = hide(where, targets, 1)
-    return checked(targets, jnp.abs(targets) == 1, "targets: expected 1 or -1")
+    (wide,) = widened(targets)
+    return checked(targets, jnp.abs(wide) == 1, "targets: expected 1 or -1")
 
 
 def _sign(targets: jax.Array) -> jax.Array:
