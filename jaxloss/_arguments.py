@@ -43,6 +43,11 @@ def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
     return jnp.dtype(jnp.float64 if any(array.dtype.itemsize == 8 for array in decisive) else jnp.float32)
 
 
+def widened_integers(array: jax.Array) -> jax.Array:
+    """Returns integers in a dtype that compares with -1 and with any number of classes."""
+    return array.astype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
+
+
 def as_array(name: str, array: ArrayLike) -> jax.Array:
     """Returns a real array, or a TypeError that names the argument."""
     if not isinstance(array, jax.Array | np.ndarray | np.generic | bool | int | float):
@@ -103,7 +108,7 @@ def labels_of(targets: jax.Array, scores: str, shape: tuple[int, ...], axis: int
             f"targets must have the shape of {scores} without the class axis, {without(shape, axis)}, "
             f"got targets {targets.shape} and {scores} {shape} with axis={axis}{hint}"
         )
-    return targets.astype(jnp.int64 if targets.dtype.itemsize == 8 else jnp.int32)
+    return widened_integers(targets)
 
 
 def _and(names: Iterable[str], arrays: Iterable[jax.Array] | None = None) -> str:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._arguments import widened
+from jaxloss._arguments import hide, widened
+from jaxloss._checks import checked
 
 Elementwise = Callable[..., jax.Array]
 
@@ -64,3 +65,15 @@ def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
     matters = jnp.abs(jnp.sign(factor))  # 0 or 1
     cap = matters / (2 - 2 * matters)  # 0 or infinite; with 1 for 2, a sigmoid's 1 would be shared
     return jnp.minimum(magnitude, cap) * factor
+
+
+def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Returns targets that are 1 or -1, and 1 behind the mask; others are an error under checkify."""
+    targets = hide(where, targets, 1)
+    (wide,) = widened(targets)
+    return checked(targets, jnp.abs(wide) == 1, "targets: expected 1 or -1")
+
+
+def sign_or_nan(targets: jax.Array) -> jax.Array:
+    """Returns floating targets that are 1 or -1, and NaN for others: without a select, by a square root."""
+    return targets + jnp.sqrt(-jnp.abs(jnp.abs(targets) - 1))

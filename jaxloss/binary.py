@@ -18,7 +18,7 @@ from jaxloss._arguments import (
 )
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
-from jaxloss._derivatives import constant, derivatives, product
+from jaxloss._derivatives import checked_signs, constant, derivatives, product, sign_or_nan
 from jaxloss._reduction import Reduction, reduce_weighted, weighted
 from jaxloss._softmax import ClassAxis, class_weight
 
@@ -206,9 +206,7 @@ def soft_margin_loss(
     """
     scores, targets = agree(scores=scores, targets=targets)
     where = mask(where, scores.shape)
-    scores, targets = hide(where, scores), hide(where, targets, 1)
-    (wide,) = widened(targets)
-    targets = checked(targets, (wide == 1) | (wide == -1), "targets: expected 1 or -1")
+    scores, targets = hide(where, scores), checked_signs(targets, where)
     return reduce_weighted(_soft_margin(scores, targets), None, where, reduction)
 
 
@@ -355,6 +353,4 @@ def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
     lambda scores, targets: product(-jnp.sign(scores) * _wrongness(scores, targets), jnp.abs(scores)),
 )
 def _soft_margin(scores: jax.Array, targets: jax.Array) -> jax.Array:
-    # A target that is neither 1 nor -1 has a square root that is NaN.
-    outside = 0 * jnp.sqrt(-jnp.abs(jnp.abs(targets) - 1))
-    return _softplus(-targets * scores) + outside
+    return _softplus(-sign_or_nan(targets) * scores)

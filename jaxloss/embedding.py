@@ -8,9 +8,8 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, values, widened
-from jaxloss._checks import checked
 from jaxloss._compiled import compiled, finite, not_negative, positive
-from jaxloss._derivatives import constant, derivatives
+from jaxloss._derivatives import checked_signs, constant, derivatives, sign_or_nan
 from jaxloss._distances import norm, pairwise_distance, smoothed_cosine
 from jaxloss._reduction import Reduction, reduce_weighted
 
@@ -71,7 +70,7 @@ def hinge_embedding_loss(
     """
     distances, targets = agree(distances=distances, targets=targets)
     where = mask(where, distances.shape)
-    distances, targets = hide(where, distances), _checked(targets, where)
+    distances, targets = hide(where, distances), checked_signs(targets, where)
     margin = jnp.asarray(margin, arithmetic_dtype(distances, targets))
     return reduce_weighted(_hinge_embedding(distances, targets, margin), None, where, reduction)
 
@@ -131,7 +130,7 @@ def margin_ranking_loss(
     """
     scores1, scores2, targets = agree(scores1=scores1, scores2=scores2, targets=targets)
     where = mask(where, scores1.shape)
-    scores1, scores2, targets = hide(where, scores1), hide(where, scores2), _checked(targets, where)
+    scores1, scores2, targets = hide(where, scores1), hide(where, scores2), checked_signs(targets, where)
     margin = jnp.asarray(margin, arithmetic_dtype(scores1, scores2, targets))
     return reduce_weighted(_margin_ranking(scores1, scores2, targets, margin), None, where, reduction)
 
@@ -205,7 +204,7 @@ def cosine_embedding_loss(
             f"targets must have the shape of embeddings1 without its last axis, {embeddings[0].shape[:-1]}, "
             f"got shape {targets.shape}"
         )
-    sign = lax.stop_gradient(_sign(_checked(targets, where).astype(embeddings[0].dtype)))
+    sign = lax.stop_gradient(sign_or_nan(checked_signs(targets, where).astype(embeddings[0].dtype)))
     agreement = sign * smoothed_cosine(*embeddings)
     apart = _hinge(-agreement - jnp.asarray(margin, sign.dtype))
     return reduce_weighted(jnp.where(sign > 0, 1 - agreement, apart), None, where, reduction)
@@ -383,17 +382,6 @@ def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Ar
     return widened(*(hide(rows, array) for array in arrays)), where
 
 
-def _checked(targets: jax.Array, where: jax.Array | None) -> jax.Array:
-    targets = hide(where, targets, 1)
-    (wide,) = widened(targets)
-    return checked(targets, jnp.abs(wide) == 1, "targets: expected 1 or -1")
-
-
-def _sign(targets: jax.Array) -> jax.Array:
-    # A target that is neither 1 nor -1 has a square root that is NaN.
-    return targets + jnp.sqrt(-jnp.abs(jnp.abs(targets) - 1))
-
-
 def _active(gap: jax.Array, slope: jax.Array) -> jax.Array:
     """Returns a slope where max(gap, 0) has one: as in PyTorch at 0, too. NaN stays NaN."""
     zero = constant(0, gap)
@@ -429,7 +417,7 @@ def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) 
     lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.maximum(-t, constant(0, t))),
 )
 def _hinge_embedding(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    sign = _sign(targets)
+    sign = sign_or_nan(targets)
     unlike = 0.5 - 0.5 * sign
     bound = 1 - 1 / unlike  # 0 for what is unlike, else -∞
     return jnp.maximum(sign * distances + unlike * margin, bound)
@@ -446,4 +434,4 @@ def _ranking_gap(s1: jax.Array, s2: jax.Array, targets: jax.Array, margin: jax.A
     lambda s1, s2, t, margin: _active(_ranking_gap(s1, s2, t, margin), constant(1, t)),
 )
 def _margin_ranking(s1: jax.Array, s2: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    return jnp.maximum(margin - _sign(targets) * (s1 - s2), 0)
+    return jnp.maximum(margin - sign_or_nan(targets) * (s1 - s2), 0)

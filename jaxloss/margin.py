@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, values, without
+from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, values, widened_integers, without
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, finite
 from jaxloss._derivatives import product
@@ -188,7 +188,7 @@ def _label_lists(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns labels that are classes, how many come before the end, and whether these were classes."""
     count = targets.shape[-1]
-    targets = targets.astype(jnp.int64 if targets.dtype.itemsize == 8 else jnp.int32)
+    targets = widened_integers(targets)
     slots = lax.broadcasted_iota(jnp.int32, targets.shape, classes.position)
     length = jnp.min(jnp.where(targets == -1, slots, count), -1)
     length = hide(where, length)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask
+from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, widened_integers
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._reduction import Reduction, reduce_weighted
@@ -128,7 +128,7 @@ def _integers(name: str, array: ArrayLike) -> jax.Array:
     converted = as_array(name, array)
     if not jnp.issubdtype(converted.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {converted.dtype}")
-    return converted.astype(jnp.int64 if converted.dtype.itemsize == 8 else jnp.int32)
+    return widened_integers(converted)
 
 
 def _lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import as_array, broadcast, mask, values
+from jaxloss._arguments import as_array, broadcast, mask, values, widened_integers
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._reduction import Reduction, reduce_weighted
@@ -319,7 +319,7 @@ def _labels(
             f"targets must have the shape of hidden without its last axis, {hidden.shape[:-1]}, "
             f"got targets {labels.shape} and hidden {hidden.shape}"
         )
-    labels = labels.astype(jnp.int64 if labels.dtype.itemsize == 8 else jnp.int32)
+    labels = widened_integers(labels)
     exists = (labels >= 0) & (labels < count)
     valid = exists if where is None else exists | ~where
     labels = checked(labels, valid, f"targets: expected class indices in [0, {count})")
