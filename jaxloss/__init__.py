@@ -9,6 +9,10 @@ step Optax, too.
 from jaxloss._distances import cosine_similarity as cosine_similarity
 from jaxloss._distances import pairwise_distance as pairwise_distance
 from jaxloss._reduction import reduce as reduce
+from jaxloss.adaptive import adaptive_log_probs as adaptive_log_probs
+from jaxloss.adaptive import adaptive_log_softmax as adaptive_log_softmax
+from jaxloss.adaptive import adaptive_predict as adaptive_predict
+from jaxloss.adaptive import init_adaptive_log_softmax as init_adaptive_log_softmax
 from jaxloss.binary import binary_cross_entropy as binary_cross_entropy
 from jaxloss.binary import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from jaxloss.binary import multilabel_soft_margin_loss as multilabel_soft_margin_loss
@@ -30,7 +34,6 @@ from jaxloss.regression import l1_loss as l1_loss
 from jaxloss.regression import mse_loss as mse_loss
 from jaxloss.regression import smooth_l1_loss as smooth_l1_loss
 from jaxloss.sequence import ctc_loss as ctc_loss
-from jaxloss.vocabulary import adaptive_log_probs as adaptive_log_probs
-from jaxloss.vocabulary import adaptive_log_softmax as adaptive_log_softmax
-from jaxloss.vocabulary import adaptive_predict as adaptive_predict
-from jaxloss.vocabulary import init_adaptive_log_softmax as init_adaptive_log_softmax
+from jaxloss.vocabulary import LinearLogProbs as LinearLogProbs
+from jaxloss.vocabulary import linear_cross_entropy as linear_cross_entropy
+from jaxloss.vocabulary import linear_log_probs as linear_log_probs

@@ -97,16 +97,23 @@ def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
-def labels_of(targets: jax.Array, scores: str, shape: tuple[int, ...], axis: int) -> jax.Array:
-    """Returns integer class labels, or refuses what does not fit `shape` without its class axis."""
+def labels_of(targets: jax.Array, scores: str, shape: tuple[int, ...], axis: int | None) -> jax.Array:
+    """Returns integer class labels, or refuses what does not fit `shape` without its class axis.
+
+    Features have no class axis (None): the last one is theirs.
+    """
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise TypeError(f"targets must be integer class indices, got dtype {targets.dtype}")
-    if targets.shape != without(shape, axis):
-        fitting = [other for other in range(len(shape)) if targets.shape == without(shape, other)]
-        hint = f"; they would fit axis={fitting[0]}" if fitting else ""
+    expected = shape[:-1] if axis is None else without(shape, axis)
+    if targets.shape != expected:
+        which, chosen, hint = "its last axis", "", ""
+        if axis is not None:
+            fitting = [other for other in range(len(shape)) if targets.shape == without(shape, other)]
+            which, chosen = "the class axis", f" with axis={axis}"
+            hint = f"; they would fit axis={fitting[0]}" if fitting else ""
         raise ValueError(
-            f"targets must have the shape of {scores} without the class axis, {without(shape, axis)}, "
-            f"got targets {targets.shape} and {scores} {shape} with axis={axis}{hint}"
+            f"targets must have the shape of {scores} without {which}, {expected}, "
+            f"got targets {targets.shape} and {scores} {shape}{chosen}{hint}"
         )
     return widened_integers(targets)
 

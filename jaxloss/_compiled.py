@@ -54,7 +54,7 @@ def compiled(
         @functools.wraps(function)
         def traced(*args: P.args, **kwargs: P.kwargs) -> R:
             for option, domain in limits.items():
-                if option in kwargs and option not in static:
+                if kwargs.get(option) is not None and option not in static:
                     kwargs[option] = _within(domain, kwargs[option], option)
             return function(*args, **kwargs)
 

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import as_array, broadcast, hide, labels_of
 from jaxloss._checks import checked
+from jaxloss._derivatives import product
 
 
 class ClassAxis(NamedTuple):
@@ -59,6 +60,22 @@ class ClassAxis(NamedTuple):
         """
         spec = jax.typeof(array).sharding.spec
         return self.mesh_axis is not None or (self.position < len(spec) and spec[self.position] is not None)
+
+
+def capped(logits: jax.Array, soft_cap: ArrayLike | None) -> jax.Array:
+    """Returns soft_cap · tanh(logits / soft_cap): within the cap, and unchanged where they are small."""
+    if soft_cap is None:
+        return logits
+    cap = jnp.asarray(soft_cap, logits.dtype)
+    return cap * jnp.tanh(logits / cap)
+
+
+def with_z_loss(losses: jax.Array, z_loss: ArrayLike, log_sum_exp: jax.Array) -> jax.Array:
+    """Returns the losses and the penalty z_loss · logsumexp² of each position."""
+    if isinstance(z_loss, float) and z_loss == 0.0:
+        return losses
+    factor = broadcast("z_loss", jnp.asarray(z_loss, losses.dtype), losses.shape)
+    return losses + product(factor, log_sum_exp * log_sum_exp)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -121,7 +138,19 @@ def class_labels(
 ) -> Labels:
     """Returns the labels, or refuses those that do not fit the scores, which `name` names."""
     labels = labels_of(targets, name, scores.shape, classes.position)
-    count = classes.count(scores)
+    existing, kept, valid = existing_labels(labels, classes.count(scores), ignore_index, where)
+    ones = jnp.ones(labels.shape, scores.dtype)
+    weight = ones if weight is None else pick(weight, existing, classes)
+    return Labels(existing, kept, jnp.where(valid, weight, jnp.nan))
+
+
+def existing_labels(
+    labels: jax.Array, count: int, ignore_index: int | None, where: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns labels that are classes, which of them are neither ignored nor masked, and which are right.
+
+    What is not kept is right, whatever it was.
+    """
     exists = (labels >= 0) & (labels < count)
     expected = f"targets: expected class indices in [0, {count})"
     if ignore_index is None:
@@ -131,19 +160,37 @@ def class_labels(
         expected += f" or ignore_index={ignore_index}"
     if where is not None:
         kept = kept & where
-    existing = jnp.where(exists, checked(labels, exists | ~kept, expected), 0)
-    ones = jnp.ones(labels.shape, scores.dtype)
-    weight = ones if weight is None else pick(weight, existing, classes)
-    return Labels(existing, kept, jnp.where(exists | ~kept, weight, jnp.nan))
+    valid = exists | ~kept
+    return jnp.where(exists, checked(labels, valid, expected), 0), kept, valid
+
+
+def hidden_labels(
+    targets: jax.Array, hidden: jax.Array, count: int, ignore_index: int | None, where: jax.Array | None
+) -> Labels:
+    """Returns the labels of positions that have hidden features and `count` classes; each weighs 1 or NaN."""
+    labels = labels_of(targets, "hidden", hidden.shape, None)
+    existing, kept, valid = existing_labels(labels, count, ignore_index, where)
+    return Labels(existing, kept, jnp.where(valid, jnp.ones((), hidden.dtype), jnp.nan))
+
+
+def refuse_ignored_probabilities(ignore_index: int, targets: jax.Array) -> None:
+    """Refuses a label to ignore that could be meant, where targets are no labels."""
+    if ignore_index >= 0:
+        raise ValueError(f"ignore_index={ignore_index} needs integer targets, got dtype {targets.dtype}")
+
+
+def per_class(name: str, array: ArrayLike, scores: jax.Array, axis: int = -1) -> jax.Array:
+    """Returns real numbers, one for each class along an axis of the scores."""
+    converted, size = as_array(name, array), scores.shape[axis]
+    if converted.shape != (size,):
+        raise ValueError(f"{name} must have one value for each class, shape ({size},), got {converted.shape}")
+    return converted
 
 
 def class_weight(weight: ArrayLike | None, scores: jax.Array, classes: ClassAxis) -> jax.Array | None:
     """Returns one weight for each class, in the shape of the scores."""
     if weight is None:
         return None
-    converted = as_array("weight", weight).astype(scores.dtype)
-    size = scores.shape[classes.position]
-    if converted.shape != (size,):
-        raise ValueError(f"weight must have one value for each class, shape ({size},), got {converted.shape}")
+    converted = per_class("weight", weight, scores, classes.position).astype(scores.dtype)
     others = [axis for axis in range(scores.ndim) if axis != classes.position]
     return broadcast("weight", jnp.expand_dims(converted, others), scores.shape)

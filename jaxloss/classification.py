@@ -6,15 +6,25 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, values, widened, without
 from jaxloss._checks import checked
-from jaxloss._compiled import compiled, fraction
+from jaxloss._compiled import compiled, fraction, not_negative, positive
 from jaxloss._derivatives import derivatives, product
 from jaxloss._reduction import BatchReduction, Reduction, reduce_weighted
-from jaxloss._softmax import ClassAxis, Labels, class_labels, class_weight, log_sum_exp, pick
+from jaxloss._softmax import (
+    ClassAxis,
+    Labels,
+    capped,
+    class_labels,
+    class_weight,
+    log_sum_exp,
+    pick,
+    refuse_ignored_probabilities,
+    with_z_loss,
+)
 
 
 @compiled(
     static=("axis", "ignore_index", "label_smoothing", "reduction", "axis_name"),
-    domains={"label_smoothing": fraction},
+    domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive},
 )
 def cross_entropy(
     logits: ArrayLike,
@@ -24,6 +34,8 @@ def cross_entropy(
     weight: ArrayLike | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    z_loss: ArrayLike = 0.0,
+    soft_cap: ArrayLike | None = None,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
     axis_name: str | None = None,
@@ -40,6 +52,9 @@ def cross_entropy(
         loss = (1 - s) · weight[y] · -log p[y] + s / C · Σ_c weight[c] · -log p[c]
         loss = Σ_c weight[c] · ((1 - s) · t[c] + s / C) · -log p[c]
 
+    `z_loss` adds z_loss · logsumexp(logits)² to that, unweighted. With `soft_cap` every logit x is
+    soft_cap · tanh(x / soft_cap) first.
+
     Args:
         logits: Raw scores, real numbers of any shape that has a class axis.
         targets: Integer class labels in [0, C), of the shape of `logits` without the class axis; or floating
@@ -48,6 +63,9 @@ def cross_entropy(
         weight: How much each class counts, shape (C,). Default: 1 each.
         ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
         label_smoothing: The share s of the uniform distribution, a Python number in [0, 1].
+        z_loss: How much the squared logarithm of the softmax's denominator counts, a number >= 0. It keeps
+            logits from drifting away from 0. Traced: it can be scheduled without compiling again.
+        soft_cap: The bound on the size of logits, a number > 0, traced. Default: none.
         where: Boolean mask, broadcast to the shape of `logits` without the class axis. What lies behind False
             has no influence on value or gradient, NaN included, and does not count in the mean.
         reduction: "mean", "sum", "none" for the loss of each position, or "sum_and_weight" for a pair with
@@ -69,8 +87,9 @@ def cross_entropy(
         TypeError: An argument is not an array of real numbers, `where` is not boolean, `targets` are boolean,
             or an option that Python must know while tracing (`axis`, `ignore_index`, `label_smoothing`,
             `reduction`, `axis_name`) is an array.
-        ValueError: The shapes do not fit, `label_smoothing` is outside [0, 1], `ignore_index` is not negative
-            and targets are probabilities, or the reduction is unknown.
+        ValueError: The shapes do not fit, `label_smoothing` is outside [0, 1], `z_loss` is a negative number,
+            `soft_cap` is a number <= 0, `ignore_index` is not negative and targets are probabilities, or the
+            reduction is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -88,27 +107,32 @@ def cross_entropy(
           the weight of the labels is 0, PyTorch's gradient of the mean is NaN unless every label is ignored.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
         * Labels may have any integer dtype. The loss of labels has a derivative in `weight`, too.
+        * `z_loss` and `soft_cap` are new.
 
     Source:
         C. Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision, for label
-        smoothing. PyTorch documentation: torch.nn.CrossEntropyLoss, torch.nn.functional.cross_entropy.
+        smoothing. A. Chowdhery et al. (2022), PaLM, for the z-loss. Gemma Team (2024), Gemma 2, for the cap.
+        PyTorch documentation: torch.nn.CrossEntropyLoss, torch.nn.functional.cross_entropy.
     """
     targets = as_array("targets", targets)
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        if ignore_index >= 0:
-            raise ValueError(f"ignore_index={ignore_index} needs integer targets, got dtype {targets.dtype}")
+        refuse_ignored_probabilities(ignore_index, targets)
         logits, targets = values(logits=logits, targets=targets)
     else:
         (logits,) = values(logits=logits)
     classes = ClassAxis(canonical_axis(axis, "logits", logits.shape), axis_name)
     where = mask(where, without(logits.shape, classes.position))
-    logits = classes.hide(where, logits)
+    logits = capped(classes.hide(where, logits), soft_cap)
     weight = class_weight(weight, logits, classes)
+    shift = classes.max(logits)
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        losses = _soft_losses(logits, targets, classes, weight, label_smoothing, where)
-        return reduce_weighted(losses, None, where, reduction)
+        log_norm = log_sum_exp(logits, shift, where, classes)
+        losses = _soft_losses(logits, targets, classes, weight, label_smoothing, where, shift, log_norm)
+        return reduce_weighted(with_z_loss(losses, z_loss, log_norm + shift), None, where, reduction)
     labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
-    losses = _hard_losses(logits, labels, classes, weight, label_smoothing)
+    log_norm = log_sum_exp(logits, shift, labels.kept, classes)
+    losses = _hard_losses(logits, labels, classes, weight, label_smoothing, shift, log_norm)
+    losses = with_z_loss(losses, z_loss, log_norm + shift)
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)
 
 
@@ -274,10 +298,10 @@ def _hard_losses(
     classes: ClassAxis,
     weight: jax.Array | None,
     label_smoothing: float,
+    shift: jax.Array,
+    log_norm: jax.Array,
 ) -> jax.Array:
     """Returns weight[y] · -log p[y] at each position, mixed with Σ weight · -log p where it is smoothed."""
-    shift = classes.max(logits)
-    log_norm = log_sum_exp(logits, shift, labels.kept, classes)
     losses = product(labels.weight, log_norm - (pick(logits, labels.classes, classes) - shift))
     if not label_smoothing:
         return losses
@@ -293,6 +317,8 @@ def _soft_losses(
     weight: jax.Array | None,
     label_smoothing: float,
     where: jax.Array | None,
+    shift: jax.Array,
+    log_norm: jax.Array,
 ) -> jax.Array:
     """Returns Σ weight · target · -log p over the classes at each position."""
     if targets.shape != logits.shape:
@@ -304,8 +330,6 @@ def _soft_losses(
     if label_smoothing:
         targets = (1 - label_smoothing) * targets + label_smoothing / classes.count(logits)
     targets = targets if weight is None else targets * weight
-    shift = classes.max(logits)
-    log_norm = log_sum_exp(logits, shift, where, classes)
     surprise = classes.expand(log_norm) - (logits - classes.expand(shift))
     return classes.sum(product(targets, surprise))
 

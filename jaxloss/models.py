@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss._reduction import Reduction
-from jaxloss.vocabulary import (
+from jaxloss.adaptive import (
     adaptive_log_probs,
     adaptive_log_softmax,
     adaptive_predict,

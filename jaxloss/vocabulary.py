@@ -1,380 +1,337 @@
-"""Losses over large vocabularies, which never hold the scores of all classes at once."""
+"""Losses over large vocabularies, which never hold the logits of all classes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, pairwise
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import as_array, broadcast, mask, values, widened_integers
-from jaxloss._checks import checked
-from jaxloss._compiled import compiled
+from jaxloss._arguments import arithmetic_dtype, as_array, broadcast, hide, mask
+from jaxloss._blocks import Cut, Output, Statistics, statistics
+from jaxloss._compiled import compiled, fraction, not_negative, positive
+from jaxloss._derivatives import product
 from jaxloss._reduction import Reduction, reduce_weighted
-from jaxloss._softmax import ClassAxis, log_sum_exp, pick
+from jaxloss._softmax import (
+    ClassAxis,
+    Labels,
+    hidden_labels,
+    per_class,
+    refuse_ignored_probabilities,
+    with_z_loss,
+)
 
-_AT_ONCE = 4096  # classes: fewer are slower, and more take more memory
 
-
-@compiled(static=("cutoffs", "reduction"))
-def adaptive_log_softmax(
+@compiled(
+    static=("ignore_index", "label_smoothing", "reduction", "axis_name"),
+    domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive},
+)
+def linear_cross_entropy(
     hidden: ArrayLike,
-    params: Mapping[str, Any],
+    kernel: ArrayLike,
     targets: ArrayLike,
     *,
-    cutoffs: tuple[int, ...],
+    bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: ArrayLike = 0.0,
+    soft_cap: ArrayLike | None = None,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
+    axis_name: str | None = None,
 ) -> jax.Array:
-    """Measures how surprised the model is by the right class: cross-entropy with an adaptive softmax.
+    """Measures how surprised a model is by the right class, without holding the logits of its last layer.
 
-    The classes are sorted by frequency. The head scores the most frequent ones, and with them each tail of
-    rarer classes as a whole; a tail scores its own classes with fewer features. With tail i, counted from 0,
-    holding the classes from cutoffs[i] up to the next cutoff or the last class,
+    loss = cross_entropy(hidden · kernel + bias, targets), with the options of `cross_entropy`. The logits are
+    computed for some thousand classes at a time, and again for the gradient.
 
-        loss = -log softmax(hidden · kernel + bias)[y]                  for y < cutoffs[0]
-        loss = -log softmax(hidden · kernel + bias)[cutoffs[0] + i]
-               - log softmax(hidden · down_i · up_i)[y - cutoffs[i]]    for y in tail i
+    Memory beside arguments and gradients is that of about 3 million logits and of `hidden`, twice with the
+    gradient: 16 and 23 MB in float32 for 4096 positions of 512 features and any number of classes, where the
+    logits of 128,256 classes alone are 2.1 GB. With more than 6144 positions it is that of 512 logits each.
+    Time is that of the plain form, or a tenth more with the gradient. Of the options, `label_smoothing`,
+    class probabilities and `weight` cost a block's worth of memory each and little time; `soft_cap` and
+    `z_loss` next to nothing.
 
     Args:
-        hidden: The last hidden features of the model, of shape (..., H).
-        params: What `init_adaptive_log_softmax` returns, or arrays of such shapes in the same places.
-        targets: Integer class labels in [0, number of classes), of the shape of `hidden` without its last
-            axis.
-        cutoffs: The first class of each tail, rising integers >= 1 in a tuple. The number of classes is not
-            among them; the parameters tell it.
-        where: Boolean mask, broadcast to the shape of `targets`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of positions, "sum", "none" for the loss of each position, or
-            "sum_and_weight" for the pair (Σ loss, number of positions), which adds up over micro-batches and
-            devices to the exact mean.
+        hidden: The last hidden features of the model, real numbers of shape (..., H).
+        kernel: The last layer's weights, shape (H, V) for V classes as in Flax's `Linear`; a tied embedding
+            passes its transpose.
+        targets: Integer class labels in [0, V), of the shape of `hidden` without its last axis; or floating
+            class probabilities of shape (..., V).
+        bias: The last layer's bias, shape (V,). Default: none.
+        weight: How much each class counts, shape (V,). Default: 1 each. For a weight of each position, give
+            the losses of `reduction="none"` to `jaxloss.reduce`.
+        ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
+        label_smoothing: The share of the uniform distribution, a Python number in [0, 1].
+        z_loss: How much the squared logarithm of the softmax's denominator counts, a number >= 0. Traced: it
+            can be scheduled without compiling again.
+        soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); a number > 0, traced.
+            Default: none.
+        where: Boolean mask, broadcast to the shape of `hidden` without its last axis. What lies behind False
+            has no influence on value or gradient, NaN included, and does not count in the mean.
+        reduction: "mean", "sum", "none" for the loss of each position, or "sum_and_weight" for a pair with
+            mean = sum / weight, which adds up over micro-batches and devices to the exact mean. For labels,
+            weight is Σ weight[y] over the positions that are neither ignored nor masked. For probabilities it
+            is the number of positions that are not masked.
+        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the classes are split. Then
+            `kernel`, `bias`, `weight` and probabilities are this device's slices; labels still count over all
+            classes. Outside, arrays that are split over a mesh need no word: no device gets more of a kernel
+            than its own part.
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `targets` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where hidden or parameters are; the unit is nats. A
-        label that is no class gives NaN in the value and in the gradients of `hidden` and of the head, and an
-        error under `jax.experimental.checkify`. The mean over no position is NaN with gradient 0. An empty
-        sum is 0. Matrix products are as precise as `jax.default_matmul_precision` says.
+        A scalar for "mean" and "sum", an array of the shape of `hidden` without its last axis for "none", two
+        scalars for "sum_and_weight". The dtype is float32, or float64 where `hidden`, `kernel`, `bias` or
+        probabilities are; the unit is nats. A label that is neither a class nor `ignore_index` gives NaN in
+        the value and in the gradient, and an error under `jax.experimental.checkify`. Where the weight is 0,
+        as when every position is ignored, the mean is NaN with gradient 0. An empty sum is 0. Matrix products
+        are as precise as `jax.default_matmul_precision` says.
 
     Raises:
-        TypeError: An argument is not an array of real numbers, `targets` are not integers, `where` is not
-            boolean, or `cutoffs` is no tuple.
-        ValueError: The cutoffs do not rise from 1, the shapes of `hidden`, `params` and `targets` do not fit
-            together, `where` does not broadcast to the targets' shape, or the reduction is unknown.
+        TypeError: An argument is not an array of real numbers, `targets` are boolean, `where` is not boolean,
+            or an option that Python must know while tracing (`ignore_index`, `label_smoothing`, `reduction`,
+            `axis_name`) is an array.
+        ValueError: The shapes do not fit, `label_smoothing` is outside [0, 1], `z_loss` is a negative number,
+            `soft_cap` is a number <= 0, `ignore_index` is not negative and targets are probabilities, or the
+            reduction is unknown.
 
     Example:
-        >>> import jax, jaxloss
+        >>> import jax
         >>> import jax.numpy as jnp
-        >>> cutoffs = (20, 200)
-        >>> params = jaxloss.init_adaptive_log_softmax(jax.random.key(0), 64, 1000, cutoffs)
-        >>> hidden = jnp.zeros((2, 64))  # all scores are alike: ln 22 in the head, ln 800 in the last tail
-        >>> labels = jnp.array([3, 999])
-        >>> jaxloss.adaptive_log_softmax(hidden, params, labels, cutoffs=cutoffs)
-        Array(6.4333, dtype=float32)
+        >>> import jaxloss
+        >>> hidden = jnp.ones((2, 8))
+        >>> kernel = jax.random.normal(jax.random.key(0), (8, 50_000))
+        >>> labels = jnp.array([7, -100])  # the second position is ignored
+        >>> loss = jaxloss.linear_cross_entropy(hidden, kernel, labels)
+        >>> bool(jnp.isclose(loss, jaxloss.cross_entropy(hidden @ kernel, labels)))
+        True
 
     Differences from PyTorch:
-        * A function of its parameters; the module over it is `jaxloss.models.AdaptiveLogSoftmax`. Kernels
-          are (in, out), the transposes of PyTorch's weights. PyTorch's `output` is minus the loss of "none".
-        * Every tail is evaluated at every position, since compiled shapes are fixed, where PyTorch picks the
-          positions whose labels lie in the tail. A position costs H · kernel columns, and for each tail H ·
-          width + width · classes: small beside H · classes where the tails are narrow, and the same for all
-          batches. Of a head or tail with more than 4096 classes no more than so many scores of a position
-          are held at once, and the gradient computes them anew.
-        * Hidden features may have any number of leading axes.
+        * `kernel` is (H, V), the transpose of PyTorch's `linear_weight`; `bias` is its `linear_bias`.
+        * `z_loss`, `soft_cap` and class probabilities without the logits are new. There are any number of
+          leading axes, and one axis of classes.
+        * `ignore_index` is -100 unless said otherwise, for labels, as in `cross_entropy`.
+        * There are no `options`: the loss and every derivative are exact, and block sizes are chosen.
         * A label out of range is NaN, or an error under checkify, where PyTorch raises.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Labels may have any integer dtype.
+        * bfloat16 and float16 inputs are computed in float32 block by block, and the loss stays float32.
 
     Source:
-        E. Grave et al. (2017), Efficient softmax approximation for GPUs. PyTorch documentation:
-        torch.nn.AdaptiveLogSoftmaxWithLoss.
+        E. Wijmans et al. (2024), Cut Your Losses in Large-Vocabulary Language Models, for the loss without
+        logits. PyTorch documentation: torch.nn.LinearCrossEntropyLoss,
+        torch.nn.functional.linear_cross_entropy.
     """
-    hidden, layers = _layers(hidden, params, cutoffs)
+    problem = _problem(hidden, kernel, targets, bias, soft_cap, ignore_index, where, axis_name)
+    weight = None if weight is None else per_class("weight", weight, problem.output.kernel)
+    labels = problem.labels
+
+    shares = None
+    if labels is None or label_smoothing:
+        mixed = functools.partial(_shares, label_smoothing=label_smoothing, count=problem.classes)
+        shares = Partial(mixed, problem.probs, weight, problem.kept)
+    found = problem.statistics(weight=weight, shares=shares)
+    log_norm = jnp.log(found["norm"])
+    if labels is None:
+        losses = with_z_loss(_share_of_surprise(found), z_loss, log_norm + found["largest"])
+        return reduce_weighted(losses, None, problem.kept, reduction)
+    counts = labels.weight if weight is None else labels.weight * found["weight"]
+    losses = product(counts, _surprise(found))
+    if label_smoothing:
+        uniform = label_smoothing / problem.classes * _share_of_surprise(found)
+        losses = (1 - label_smoothing) * losses + uniform
+    losses = with_z_loss(losses, z_loss, log_norm + found["largest"])
+    return reduce_weighted(losses, counts, labels.kept, reduction)
+
+
+class LinearLogProbs(NamedTuple):
+    """What `linear_log_probs` returns: three arrays of one number a position, in nats."""
+
+    log_prob: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array
+
+
+@compiled(static=("ignore_index", "axis_name"), domains={"soft_cap": positive})
+def linear_log_probs(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    targets: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    ignore_index: int = -100,
+    soft_cap: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> LinearLogProbs:
+    """Returns the targets' log-probability, logsumexp and entropy, without holding the logits.
+
+    With logits = hidden · kernel + bias and p = softmax(logits) at each position,
+
+        log_prob = log p[y]               for the class label y
+        log_prob = Σ_c t[c] · log p[c]    for the class probabilities t
+        logsumexp = log Σ_c exp(logits[c])
+        entropy = -Σ_c p[c] · log p[c]
+
+    which losses of preferences, of reinforcement learning and of distillation are made of. All three have
+    derivatives. Memory and time are those of `linear_cross_entropy`; the entropy costs a block's worth of
+    memory and some time, unless it is not used inside the same `jit`.
+
+    Args:
+        hidden: The last hidden features of the model, real numbers of shape (..., H).
+        kernel: The last layer's weights, shape (H, V) for V classes as in Flax's `Linear`; a tied embedding
+            passes its transpose.
+        targets: Integer class labels in [0, V), of the shape of `hidden` without its last axis; or floating
+            class probabilities of shape (..., V).
+        bias: The last layer's bias, shape (V,). Default: none.
+        ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
+        soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); a number > 0, traced.
+            Default: none.
+        where: Boolean mask, broadcast to the shape of `hidden` without its last axis. What lies behind False
+            has no influence on values or gradients, NaN included.
+        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the classes are split. Then
+            `kernel`, `bias` and probabilities are this device's slices; labels still count over all classes.
+
+    Returns:
+        `LinearLogProbs(log_prob, logsumexp, entropy)`, each of the shape of `hidden` without its last axis, 0
+        at positions that are ignored or masked. The dtype is float32, or float64 where `hidden`, `kernel`,
+        `bias` or probabilities are; the unit is nats. A label that is neither a class nor `ignore_index`
+        gives a log_prob of NaN with gradient NaN, and an error under `jax.experimental.checkify`.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, `targets` are boolean, `where` is not boolean,
+            or an option that Python must know while tracing (`ignore_index`, `axis_name`) is an array.
+        ValueError: The shapes do not fit, `soft_cap` is a number <= 0, or `ignore_index` is not negative and
+            targets are probabilities.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> hidden, kernel = jnp.ones((1, 2)), jnp.zeros((2, 4))  # all four classes are equally likely
+        >>> found = jaxloss.linear_log_probs(hidden, kernel, jnp.array([3]))
+        >>> found["log_prob"]
+        Array([-1.3863], dtype=float32)
+        >>> found["entropy"]
+        Array([1.3863], dtype=float32)
+
+    Differences from PyTorch:
+        * PyTorch has no such function.
+
+    Source:
+        C. E. Shannon (1948), A Mathematical Theory of Communication, for the entropy.
+    """
+    problem = _problem(hidden, kernel, targets, bias, soft_cap, ignore_index, where, axis_name)
+    labels = problem.labels
+    shares = None if labels is not None else Partial(_shares, problem.probs, None, problem.kept)
+    found = problem.statistics(shares=shares, entropy=True)
+    log_norm = jnp.log(found["norm"])
+    surprise = _share_of_surprise(found) if labels is None else product(labels.weight, _surprise(found))
+    entropy = log_norm + found["spread"] / found["norm"]
+    results = (-surprise, log_norm + found["largest"], entropy)
+    return LinearLogProbs(*(hide(problem.kept, result) for result in results))
+
+
+class _Problem(NamedTuple):
+    """Arguments that agree."""
+
+    hidden: jax.Array  # in the dtype of arithmetic, and 0 at positions that do not count
+    output: Output
+    labels: Labels | None  # the targets, or
+    probs: jax.Array | None
+    kept: jax.Array | None  # which positions count
+    classes: int  # how many there are, on all devices
+    axis_name: str | None
+
+    def statistics(
+        self,
+        *,
+        weight: jax.Array | None = None,
+        shares: Callable[[Cut], jax.Array] | None = None,
+        entropy: bool = False,
+    ) -> Statistics:
+        """Returns what the losses are made of."""
+        return statistics(
+            self.hidden,
+            self.output,
+            axis_name=self.axis_name,
+            labels=None if self.labels is None else self.labels.classes,
+            weight=None if self.labels is None else weight,
+            shares=shares,
+            entropy=entropy,
+        )
+
+
+def _problem(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    targets: ArrayLike,
+    bias: ArrayLike | None,
+    soft_cap: ArrayLike | None,
+    ignore_index: int,
+    where: ArrayLike | None,
+    axis_name: str | None,
+) -> _Problem:
+    """Returns the arguments as arrays, or refuses what does not fit together."""
+    hidden, kernel = as_array("hidden", hidden), as_array("kernel", kernel)
+    targets = as_array("targets", targets)
+    if kernel.ndim != 2 or hidden.shape[-1:] != kernel.shape[:1]:
+        tied = kernel.ndim == 2 and hidden.shape[-1:] == kernel.shape[1:]
+        hint = "; a tied embedding passes its transpose" if tied else ""
+        raise ValueError(
+            "kernel must have shape (H, V) for hidden of shape (..., H), got kernel "
+            f"{kernel.shape} and hidden {hidden.shape}{hint}"
+        )
+    bias = None if bias is None else per_class("bias", bias, kernel)
+    soft = jnp.issubdtype(targets.dtype, jnp.floating)
+    arrays = [hidden, kernel, *([] if bias is None else [bias]), *([targets] if soft else [])]
+    hidden = hidden.astype(arithmetic_dtype(*arrays))
+    count = ClassAxis(1, axis_name).count(kernel)
     where = mask(where, hidden.shape[:-1])
-    hidden = ClassAxis(hidden.ndim - 1, None).hide(where, hidden)
-    labels, weight = _labels(targets, hidden, layers.edges[-1], where)
-    losses, entry = jnp.zeros_like(weight), labels
-    for index, (first, end) in enumerate(pairwise(layers.edges)):
-        inside = (labels >= first) & (labels < end)
-        entry = jnp.where(inside, layers.edges[0] + index, entry)
-        down, up = layers.tail[index]
-        surprise = _surprise(jnp.dot(hidden, down), up, None, jnp.where(inside, labels - first, 0), inside)
-        losses = losses + jnp.where(inside, surprise, 0)
-    losses = losses + _surprise(hidden, layers.kernel, layers.bias, entry, None)
-    return reduce_weighted(weight * losses, None, where, reduction)
+    if soft:
+        labels, kept = None, where
+        _refuse_other_shape(targets, (*hidden.shape[:-1], kernel.shape[1]))
+        refuse_ignored_probabilities(ignore_index, targets)
+    else:
+        labels = hidden_labels(targets, hidden, count, ignore_index, where)
+        kept = labels.kept
+    hidden = ClassAxis(hidden.ndim - 1, None).hide(kept, hidden)
+    output = Output(kernel, bias, None if soft_cap is None else jnp.asarray(soft_cap, hidden.dtype))
+    return _Problem(hidden, output, labels, targets if soft else None, kept, count, axis_name)
 
 
-@compiled(static=("cutoffs",))
-def adaptive_log_probs(
-    hidden: ArrayLike, params: Mapping[str, Any], *, cutoffs: tuple[int, ...]
-) -> jax.Array:
-    """Returns the log-probability of every class under an adaptive softmax.
-
-    `adaptive_log_softmax` is `nll_loss` of these without holding them all.
-
-    Args:
-        hidden: The last hidden features of the model, of shape (..., H).
-        params: What `init_adaptive_log_softmax` returns, or arrays of such shapes in the same places.
-        cutoffs: The first class of each tail, rising integers >= 1 in a tuple.
-
-    Returns:
-        Log-probabilities in nats, of shape (..., number of classes); float32, or float64 where hidden or
-        parameters are.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `cutoffs` is no tuple.
-        ValueError: The cutoffs do not rise from 1, or the shapes of `hidden` and `params` do not fit.
-
-    Example:
-        >>> import jax, jaxloss
-        >>> import jax.numpy as jnp
-        >>> params = jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 5, cutoffs=(2,))
-        >>> jnp.exp(jaxloss.adaptive_log_probs(jnp.zeros(8), params, cutoffs=(2,)))
-        Array([0.3333, 0.3333, 0.1111, 0.1111, 0.1111], dtype=float32)
-
-    Differences from PyTorch:
-        * The module's method `log_prob` is a function of the parameters, for any leading axes.
-        * bfloat16 and float16 inputs are computed in float32, and the result stays float32.
-
-    Source:
-        E. Grave et al. (2017), Efficient softmax approximation for GPUs. PyTorch documentation:
-        torch.nn.AdaptiveLogSoftmaxWithLoss.
-    """
-    return jnp.concatenate(list(_log_probs(*_layers(hidden, params, cutoffs))), -1)
-
-
-@compiled(static=("cutoffs",))
-def adaptive_predict(hidden: ArrayLike, params: Mapping[str, Any], *, cutoffs: tuple[int, ...]) -> jax.Array:
-    """Returns the most likely class under an adaptive softmax.
-
-    Args:
-        hidden: The last hidden features of the model, of shape (..., H).
-        params: What `init_adaptive_log_softmax` returns, or arrays of such shapes in the same places.
-        cutoffs: The first class of each tail, rising integers >= 1 in a tuple.
-
-    Returns:
-        Integer class labels of the shape of `hidden` without its last axis; of equally likely classes the
-        first.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `cutoffs` is no tuple.
-        ValueError: The cutoffs do not rise from 1, or the shapes of `hidden` and `params` do not fit.
-
-    Example:
-        >>> import jax, jaxloss
-        >>> import jax.numpy as jnp
-        >>> params = jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 5, cutoffs=(2,), head_bias=True)
-        >>> params["head"]["bias"] = jnp.array([0.0, 1.0, 5.0])  # the tail holds the classes 2, 3 and 4
-        >>> jaxloss.adaptive_predict(jnp.zeros((1, 8)), params, cutoffs=(2,))
-        Array([2], dtype=int32)
-
-    Differences from PyTorch:
-        * The module's method `predict` is a function of the parameters, for any leading axes.
-
-    Source:
-        E. Grave et al. (2017), Efficient softmax approximation for GPUs. PyTorch documentation:
-        torch.nn.AdaptiveLogSoftmaxWithLoss.
-    """
-    head, *tail = _log_probs(*_layers(hidden, params, cutoffs))
-    best, predicted = jnp.max(head, -1), jnp.argmax(head, -1)
-    for first, log_probs in zip(map(int, cutoffs), tail, strict=True):
-        highest = jnp.max(log_probs, -1)
-        predicted = jnp.where(highest > best, first + jnp.argmax(log_probs, -1), predicted)
-        best = jnp.maximum(best, highest)
-    return predicted
-
-
-def init_adaptive_log_softmax(
-    key: jax.Array,
-    in_features: int,
-    n_classes: int,
-    cutoffs: Sequence[int],
-    div_value: float = 4.0,
-    head_bias: bool = False,
-) -> dict[str, Any]:
-    """Draws the parameters of an adaptive softmax as PyTorch does: uniform in ±1/√fan_in.
-
-    Args:
-        key: A key of `jax.random`.
-        in_features: Number of hidden features H.
-        n_classes: Number of classes, which are sorted from the most frequent to the rarest.
-        cutoffs: The first class of each tail, rising integers in [1, n_classes - 1].
-        div_value: How much narrower each tail is than what comes before it: tail i, counted from 0, has width
-            ⌊H / div_value^(i + 1)⌋.
-        head_bias: Whether the head has a bias. The tails have none.
-
-    Returns:
-        `{"head": {"kernel": ...}, "tail": [{"down": ..., "up": ...}, ...]}`, with `head_bias` a "bias" beside
-        the kernel. The shapes are (H, cutoffs[0] + number of tails) for the kernel, whose last columns score
-        the tails, (H, width) for `down` and (width, classes of the tail) for `up`. The dtype is JAX's default
-        float.
-
-    Raises:
-        ValueError: The cutoffs do not rise within [1, n_classes - 1], or a tail would have no features.
-
-    Example:
-        >>> import jax, jaxloss
-        >>> params = jaxloss.init_adaptive_log_softmax(jax.random.key(0), 64, 1000, cutoffs=(20, 200))
-        >>> params["head"]["kernel"].shape
-        (64, 22)
-        >>> [(layers["down"].shape, layers["up"].shape) for layers in params["tail"]]
-        [((64, 16), (16, 180)), ((64, 4), (4, 800))]
-
-    Differences from PyTorch:
-        * Kernels are (in, out), the transposes of PyTorch's weights.
-        * A tail of no features, whose classes would all be equally likely, is refused.
-
-    Source:
-        PyTorch documentation: torch.nn.AdaptiveLogSoftmaxWithLoss.
-    """
-    edges = _edges(cutoffs, n_classes)
-    keys = iter(jax.random.split(key, 2 + 2 * len(cutoffs)))
-
-    def uniform(fan_in: int, *shape: int) -> jax.Array:
-        return jax.random.uniform(next(keys), shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
-
-    size = edges[0] + len(cutoffs)
-    head = {"kernel": uniform(in_features, in_features, size)}
-    if head_bias:
-        head["bias"] = uniform(in_features, size)
-    tail: list[dict[str, jax.Array]] = []
-    for index, (first, end) in enumerate(pairwise(edges)):
-        width = int(in_features // div_value ** (index + 1)) if div_value > 0 else 0
-        if width < 1:
-            raise ValueError(
-                f"div_value must leave every tail a feature, got {div_value}: tail {index} of "
-                f"in_features={in_features} has none"
-            )
-        down, up = uniform(in_features, in_features, width), uniform(width, width, end - first)
-        tail.append({"down": down, "up": up})
-    return {"head": head, "tail": tail}
-
-
-class _Layers(NamedTuple):
-    """The parameters of an adaptive softmax in the dtype of arithmetic."""
-
-    kernel: jax.Array
-    bias: jax.Array | None
-    tail: list[tuple[jax.Array, jax.Array]]
-    edges: tuple[int, ...]  # tail i holds the classes from edges[i] up to edges[i + 1]
-
-
-def _layers(
-    hidden: ArrayLike, params: Mapping[str, Any], cutoffs: Sequence[int]
-) -> tuple[jax.Array, _Layers]:
-    """Returns arrays of one dtype, or refuses what does not fit together."""
-    _edges(cutoffs)
-    kernel, bias = "params['head']['kernel']", "params['head']['bias']"
-    tail = [(f"params['tail'][{i}]['down']", f"params['tail'][{i}]['up']") for i in range(len(cutoffs))]
-    found = {f"params{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(params)}
-    if found.keys() - {bias} != {kernel, *chain(*tail)}:
+def _refuse_other_shape(targets: jax.Array, expected: tuple[int, ...]) -> None:
+    if targets.shape != expected:
         raise ValueError(
-            f"params must hold {', '.join([kernel, *chain(*tail)])}, and may hold {bias}, for "
-            f"cutoffs={cutoffs}, got {', '.join(found) or 'nothing'}"
+            f"floating targets are class probabilities and must have shape {expected}, got "
+            f"{targets.shape}; class indices must be integers"
         )
-    hidden, *converted = values(hidden=hidden, **found)
-    arrays = dict(zip(found, converted, strict=True))
-    if not hidden.ndim:
-        raise ValueError("hidden must have an axis of features, got shape ()")
-    # A shape follows from the others; what is free is the width of each tail and the number of classes.
-    edges = _edges(cutoffs, int(cutoffs[-1]) + max((1, *arrays[tail[-1][1]].shape[-1:])))
-    features, size = hidden.shape[-1], edges[0] + len(tail)
-    expected: dict[str, tuple[int, ...]] = {kernel: (features, size), bias: (size,)}
-    for (down, up), (first, end) in zip(tail, pairwise(edges), strict=True):
-        width = arrays[down].shape[-1:]
-        expected |= {down: (features, *width), up: (*width, end - first)}
-    for name, array in arrays.items():
-        if array.shape != expected[name]:
-            raise ValueError(
-                f"{name} must have shape {expected[name]} for hidden {hidden.shape} and cutoffs={cutoffs}, "
-                f"got {array.shape}"
-            )
-    pairs = [(arrays[down], arrays[up]) for down, up in tail]
-    return hidden, _Layers(arrays[kernel], arrays.get(bias), pairs, edges)
 
 
-def _edges(cutoffs: Sequence[int], n_classes: int | None = None) -> tuple[int, ...]:
-    """Returns the cutoffs, and the number of classes after them, or refuses what does not rise."""
-    edges = np.asarray(cutoffs)
-    if edges.ndim == 1 and n_classes is not None:
-        edges = np.append(edges, n_classes)
-    if edges.ndim != 1 or edges.dtype.kind != "i" or (np.diff(edges, prepend=0) <= 0).any():
-        last = "n_classes - 1" if n_classes is None else n_classes - 1
-        raise ValueError(f"cutoffs must be integers that rise within [1, {last}], got {cutoffs}")
-    return tuple(edges.tolist())
-
-
-def _labels(
-    targets: ArrayLike, hidden: jax.Array, count: int, where: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the labels, and for each a weight of 1, or of NaN where it is no class and not masked."""
-    labels = as_array("targets", targets)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"targets must be integer class indices, got dtype {labels.dtype}")
-    if labels.shape != hidden.shape[:-1]:
-        raise ValueError(
-            f"targets must have the shape of hidden without its last axis, {hidden.shape[:-1]}, "
-            f"got targets {labels.shape} and hidden {hidden.shape}"
-        )
-    labels = widened_integers(labels)
-    exists = (labels >= 0) & (labels < count)
-    valid = exists if where is None else exists | ~where
-    labels = checked(labels, valid, f"targets: expected class indices in [0, {count})")
-    weight = jnp.where(valid, jnp.ones((), hidden.dtype), jnp.nan)
-    return jnp.where(exists, labels, 0), weight
-
-
-def _surprise(
-    hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labels: jax.Array, kept: jax.Array | None
+def _shares(
+    probs: jax.Array | None,
+    weight: jax.Array | None,
+    kept: jax.Array | None,
+    cut: Cut,
+    *,
+    label_smoothing: float = 0.0,
+    count: int = 1,
 ) -> jax.Array:
-    """Returns -log softmax(hidden · kernel + bias)[label], some classes at a time.
-
-    Only a loop holds the compiler to that: it would compute parts that are written one after the other
-    side by side.
-    """
-    classes, count = ClassAxis(hidden.ndim - 1, None), kernel.shape[1]
-    if count <= _AT_ONCE or ClassAxis(1, None).is_split(kernel):
-        logits = _logits(hidden, kernel, bias)
-        shift = classes.max(logits)
-        return log_sum_exp(logits, shift, kept, classes) - (pick(logits, labels, classes) - shift)
-    parts = -(-count // _AT_ONCE)
-    size = -(-count // parts)
-
-    @jax.checkpoint
-    def part(first: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
-        logits = _logits(hidden, kernel, bias)
-        shift = classes.max(logits)
-        inside = (labels >= first) & (labels < first + size)
-        picked = pick(logits, jnp.where(inside, labels - first, 0), classes)
-        return log_sum_exp(logits, shift, kept, classes), shift, jnp.where(inside, picked, 0)
-
-    missing = parts * size - count
-    first = size * jnp.arange(parts, dtype=labels.dtype)
-    padded = jnp.pad(kernel, ((0, 0), (0, missing)))
-    kernels = jnp.moveaxis(padded.reshape(kernel.shape[0], parts, size), 1, 0)
-    bias = jnp.zeros(count, kernel.dtype) if bias is None else bias
-    biases = jnp.pad(bias, (0, missing), constant_values=-jnp.inf).reshape(parts, size)
-    log_norms, shifts, picked = lax.map(lambda block: part(*block), (first, kernels, biases))
-    over_parts = ClassAxis(0, None)
-    shift = over_parts.max(shifts)
-    log_norms = log_norms + (shifts - over_parts.expand(shift))
-    log_norm = log_sum_exp(log_norms, jnp.zeros_like(shift), kept, over_parts)
-    return log_norm - (over_parts.sum(picked) - shift)
+    """Returns the weights of a block's classes, times their smoothed probabilities if there are any."""
+    factor = None if weight is None else cut(weight)
+    if probs is None:
+        return jnp.ones(()) if factor is None else factor
+    block = cut(probs)
+    block = block if kept is None else hide(jnp.expand_dims(kept, -1), block)
+    if label_smoothing:
+        block = (1 - label_smoothing) * block + label_smoothing / count
+    return block if factor is None else block * broadcast("weight", factor, block.shape)
 
 
-def _logits(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    logits = jnp.dot(hidden, kernel)
-    return logits if bias is None else logits + broadcast("bias", bias, logits.shape)
+def _surprise(found: Statistics) -> jax.Array:
+    """Returns -log p of the label's class."""
+    return jnp.log(found["norm"]) + (found["largest"] - found["logit"])
 
 
-def _log_probs(hidden: jax.Array, layers: _Layers) -> Iterator[jax.Array]:
-    """Yields the log-probabilities of the classes in the head, then of those in each tail."""
-    head = jax.nn.log_softmax(_logits(hidden, layers.kernel, layers.bias))
-    first = layers.edges[0]
-    yield head[..., :first]
-    for index, (down, up) in enumerate(layers.tail):
-        whole = head[..., first + index : first + index + 1]
-        yield jax.nn.log_softmax(jnp.dot(jnp.dot(hidden, down), up)) + whole
+def _share_of_surprise(found: Statistics) -> jax.Array:
+    """Returns Σ shares · -log p."""
+    return product(found["share"], jnp.log(found["norm"])) + found["share_gap"]
