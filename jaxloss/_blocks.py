@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxloss._arguments import broadcast
@@ -23,8 +22,6 @@ from jaxloss._softmax import ClassAxis, capped, pick
 
 # Logits of a block on each device that a matrix product is fast with: 4 MB in float32.
 _BLOCK = 2**20
-# What the gradient need not compute again.
-_KEPT = "largest"
 
 
 class Output(NamedTuple):
@@ -74,7 +71,7 @@ def statistics(
     """
     if labels is not None and axis_name is not None:
         labels = labels - lax.axis_index(axis_name).astype(labels.dtype) * output.kernel.shape[-1]
-    parts: Callable[..., Statistics] = functools.partial(_of_blocks, entropy=entropy)
+    parts: Callable[..., Any] = functools.partial(_of_blocks, entropy=entropy)
     sharding: Any = jax.typeof(hidden).sharding
     explicit = [n for n, kind in _axes(sharding.mesh) if kind == AxisType.Explicit]
     if explicit:
@@ -105,7 +102,6 @@ def _of_blocks(
         logits = _logits(hidden, output, cut)
         # A block may hold nothing but -inf, and then others must make up for it.
         largest = jnp.maximum(classes.max(logits), jnp.finfo(logits.dtype).min)
-        largest = checkpoint_name(largest, _KEPT)
         gaps = classes.expand(largest) - logits
         is_new = blocks.is_new(first, gaps)
         exponentials = jnp.exp(-gaps) if is_new is None else jnp.exp(-gaps) * is_new
@@ -181,8 +177,7 @@ class _Blocks:
             found = function(jnp.zeros((), jnp.int32))
             return jax.tree.map(lambda array: jnp.expand_dims(array, 0), found)
         first = self.size * jnp.arange(self.number, dtype=jnp.int32)
-        policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
-        return lax.map(jax.checkpoint(function, policy=policy, prevent_cse=False), first)
+        return lax.map(jax.checkpoint(function, prevent_cse=False), first)
 
     def cut(self, array: jax.Array, first: jax.Array) -> jax.Array:
         """Returns a block of an array whose last axis counts the classes."""

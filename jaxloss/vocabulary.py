@@ -274,11 +274,11 @@ def _problem(
     """Returns the arguments as arrays, or refuses what does not fit together."""
     hidden, kernel = as_array("hidden", hidden), as_array("kernel", kernel)
     targets = as_array("targets", targets)
-    if kernel.ndim != 2 or hidden.shape[-1:] != kernel.shape[:1]:
+    if kernel.ndim != 2 or hidden.shape[-1:] != kernel.shape[:1] or not kernel.shape[1]:
         tied = kernel.ndim == 2 and hidden.shape[-1:] == kernel.shape[1:]
         hint = "; a tied embedding passes its transpose" if tied else ""
         raise ValueError(
-            "kernel must have shape (H, V) for hidden of shape (..., H), got kernel "
+            "kernel must have shape (H, V), V > 0, for hidden of shape (..., H), got kernel "
             f"{kernel.shape} and hidden {hidden.shape}{hint}"
         )
     bias = None if bias is None else per_class("bias", bias, kernel)
