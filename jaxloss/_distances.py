@@ -28,7 +28,7 @@ def pairwise_distance(
 
     distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1/p) along `axis`: the largest magnitude for p = ∞,
     the number of components that are not 0 for p = 0. Where vectors or components are equal, as they can be
-    with eps = 0, the gradient is 0.
+    with eps = 0, the gradient is 0, and so are the second derivatives where vectors are.
 
     Args:
         x1: Vectors of real numbers along one axis of an array of any shape.
