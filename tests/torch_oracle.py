@@ -179,18 +179,26 @@ def edges() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def signatures() -> dict[str, dict[str, Any]]:
-    """Returns the options of each of `torch.nn.functional`'s losses with their defaults."""
-    import torch.nn.functional
+def signatures() -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the options, with their defaults, of PyTorch's losses and distances: functions and classes."""
+    import torch.nn
 
-    names = [
-        name for name in dir(torch.nn.functional) if name.endswith(("_loss", "_entropy", "_logits", "kl_div"))
-    ]
-    found = {name: inspect.signature(getattr(torch.nn.functional, name)).parameters for name in names}
-    return {
-        name: {p.name: p.default for p in parameters.values() if p.default is not inspect.Parameter.empty}
-        for name, parameters in found.items()
-    }
+    every = {name: getattr(torch.nn.functional, name) for name in dir(torch.nn.functional)}
+    functions = {name: _options(value) for name, value in every.items() if inspect.isroutine(value)}
+    # What is reduced is a loss.
+    losses = {n: o for n, o in functions.items() if "reduction" in o or "dist" in n or "similarity" in n}
+    classes = [*torch.nn.modules.loss.__all__, "AdaptiveLogSoftmaxWithLoss"]
+    classes += torch.nn.modules.distance.__all__
+    found = {"functional": losses, "nn": {name: _options(getattr(torch.nn, name)) for name in classes}}
+    return json.loads(json.dumps(found))
+
+
+def _options(function: Any) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C++
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 if __name__ == "__main__":
