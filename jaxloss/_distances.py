@@ -144,7 +144,7 @@ def norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
     magnitudes = vectors * jnp.sign(vectors)  # `jnp.abs` has slope 1 at 0
     if p == 1:
         return jnp.sum(magnitudes, axis)
-    largest = jnp.max(magnitudes, axis)
+    largest = jnp.max(magnitudes, axis, initial=0)
     if p == jnp.inf:
         return largest
     unit = _unit(largest)
@@ -171,7 +171,7 @@ def clamped_cosine(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> jax
 
 def _in_units(vectors: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """Returns vectors and their clamped lengths in a unit in which no square over- or underflows."""
-    unit = _unit(jnp.maximum(jnp.max(jnp.abs(vectors), axis), eps))
+    unit = _unit(jnp.maximum(jnp.max(jnp.abs(vectors), axis, initial=0), eps))
     vectors = vectors / jnp.expand_dims(unit, axis)
     length = norm(vectors, 2, axis)
     return vectors, length + lax.stop_gradient(jnp.maximum(length, eps / unit) - length)

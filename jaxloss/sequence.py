@@ -91,6 +91,8 @@ def ctc_loss(
         * What rounding makes of a loss of 0 is never below 0.
         * A label out of range is NaN, or an error under checkify, where PyTorch reads foreign memory. A
           length out of range is so, too, where PyTorch raises.
+        * Labels behind those of the last sample, as concatenated targets of a fixed size have them, are not
+          read, where PyTorch raises. So are labels of a single sample behind its length.
         * Lengths are arrays, or integers for a single sample, and never tuples or lists. No frames at all,
           T = 0, are allowed.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.

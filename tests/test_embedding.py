@@ -105,6 +105,13 @@ def test_distances_of_half_precision_are_float32(dtype):
         np.testing.assert_allclose(value, expected, atol=2e-6)
 
 
+def test_vectors_without_components_are_equal_and_at_right_angles():
+    x = jnp.zeros((2, 0))
+    np.testing.assert_array_equal(jaxloss.cosine_similarity(x, x), [0, 0])
+    for p in (0, 1, 2, 3, INF):
+        np.testing.assert_array_equal(jaxloss.pairwise_distance(x, x, p=p), [0, 0])
+
+
 @pytest.mark.parametrize("distance", [jaxloss.pairwise_distance, jaxloss.cosine_similarity])
 def test_a_distance_is_a_plain_function_that_refuses_what_it_must(distance):
     assert pickle.loads(pickle.dumps(distance)) is distance
