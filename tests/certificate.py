@@ -310,11 +310,12 @@ def _cell(points: list[dict[str, Finding]]) -> str:
 
 
 def _differences_of(subject: Subject, found: Mapping[str, list[dict[str, Finding]]]) -> list[str]:
+    cases = subject.cases()
     rows = [
         f"| {SITUATIONS[situation]} | {_inputs(case)} | {quantity} | {_digits(finding.theirs, situation)} "
         f"| {_digits(finding.ours, situation)} |"
-        for situation, cases in subject.cases().items()
-        for case, point in zip(cases, found[situation], strict=True)
+        for situation in SITUATIONS
+        for case, point in zip(cases.get(situation, []), found.get(situation, []), strict=True)
         for quantity, finding in point.items()
         if finding.verdict != EQUAL
     ]

@@ -286,7 +286,9 @@ def _distances(loss: str, options: dict[str, Any], *, exact: bool) -> None:
     alike: dict[str, Any] = {"convention": {"HVP": 0}} if exact else {}
     if exact and not triple:
         alike["documented"] = "the gradient is 0, and so are the second derivatives where vectors are"
-    ties = [fill([1.0, 1.0, 0.0], _NIL)] if exact else "none: eps moves them aside"
+    ties: str | list[Point] = [fill([1.0, 1.0, 0.0], _NIL)] if exact else "none: eps moves them aside"
+    if exact and triple:  # a distance of 5 and one of 6, a margin apart
+        ties = [at([1.0, 1.0, 0.0], _NIL, _Z), at(_NIL, [3.0, 4.0, 0.0], [-6.0, 0.0, 0.0])]
     row(
         loss,
         names,
