@@ -181,9 +181,9 @@ def _in_units(vectors: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array,
 def smoothed_cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns x·y / √((‖x‖² + 1e-12) · (‖y‖² + 1e-12)) along the last axis.
 
-    The two roots are kept apart, and in the derivative, too: their product would overflow early.
+    The two roots are kept apart, and in the derivative, too: the product of the squares would overflow early.
     """
-    return jnp.sum(x * y, -1) * _inverse_length(x) * _inverse_length(y)
+    return jnp.sum(x * y, -1) / (_smoothed_length(x) * _smoothed_length(y))
 
 
 @functools.partial(smoothed_cosine.defjvp, symbolic_zeros=True)
@@ -200,12 +200,12 @@ def _smoothed_cosine_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) ->
 
 def _turn(cosine: jax.Array, vector: jax.Array, other: jax.Array, tangent: jax.Array) -> jax.Array:
     """Returns how the cosine changes with the one vector: it grows towards the other, across the one."""
-    scale = _inverse_length(vector)
-    towards = jnp.expand_dims(_inverse_length(other), -1) * other
+    scale = 1 / _smoothed_length(vector)
+    towards = jnp.expand_dims(1 / _smoothed_length(other), -1) * other
     along = jnp.expand_dims(cosine * scale, -1) * vector
     return scale * jnp.sum((towards - along) * tangent, -1)
 
 
-def _inverse_length(vectors: jax.Array) -> jax.Array:
+def _smoothed_length(vectors: jax.Array) -> jax.Array:
     square = jnp.sum(vectors * vectors, -1)
-    return lax.rsqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0
+    return jnp.sqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0

@@ -217,6 +217,12 @@ def test_cosine_embeddings_of_any_length():
     assert np.isnan(jaxloss.cosine_embedding_loss(1e20 * x, 1e-10 * y, 1))
 
 
+def test_numbers_of_one_sign_are_alike_to_the_last_digit():
+    x = jnp.linspace(0.1, 5, 50)[:, None]
+    losses = jaxloss.cosine_embedding_loss(x, 3.3 * x, jnp.ones(50), reduction="none")
+    np.testing.assert_array_equal(losses, 0)
+
+
 def test_targets_of_another_shape_are_refused():
     x = jnp.ones((3, 2))
     with pytest.raises(ValueError, match=r"targets must have the shape .* \(3,\), got shape \(3, 1\)"):
