@@ -28,7 +28,7 @@ def pairwise_distance(
 
     distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1/p) along `axis`: the largest magnitude for p = ∞,
     the number of components that are not 0 for p = 0. Where vectors or components are equal, as they can be
-    with eps = 0, the gradient is 0.
+    with eps = 0, the gradient is 0, and so are the second derivatives where vectors are.
 
     Args:
         x1: Vectors of real numbers along one axis of an array of any shape.
@@ -144,7 +144,7 @@ def norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
     magnitudes = vectors * jnp.sign(vectors)  # `jnp.abs` has slope 1 at 0
     if p == 1:
         return jnp.sum(magnitudes, axis)
-    largest = jnp.max(magnitudes, axis)
+    largest = jnp.max(magnitudes, axis, initial=0)
     if p == jnp.inf:
         return largest
     unit = _unit(largest)
@@ -171,7 +171,7 @@ def clamped_cosine(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> jax
 
 def _in_units(vectors: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """Returns vectors and their clamped lengths in a unit in which no square over- or underflows."""
-    unit = _unit(jnp.maximum(jnp.max(jnp.abs(vectors), axis), eps))
+    unit = _unit(jnp.maximum(jnp.max(jnp.abs(vectors), axis, initial=0), eps))
     vectors = vectors / jnp.expand_dims(unit, axis)
     length = norm(vectors, 2, axis)
     return vectors, length + lax.stop_gradient(jnp.maximum(length, eps / unit) - length)
@@ -181,9 +181,9 @@ def _in_units(vectors: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array,
 def smoothed_cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns x·y / √((‖x‖² + 1e-12) · (‖y‖² + 1e-12)) along the last axis.
 
-    The two roots are kept apart, and in the derivative, too: their product would overflow early.
+    The two roots are kept apart, and in the derivative, too: the product of the squares would overflow early.
     """
-    return jnp.sum(x * y, -1) * _inverse_length(x) * _inverse_length(y)
+    return jnp.sum(x * y, -1) / (_smoothed_length(x) * _smoothed_length(y))
 
 
 @functools.partial(smoothed_cosine.defjvp, symbolic_zeros=True)
@@ -200,12 +200,12 @@ def _smoothed_cosine_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) ->
 
 def _turn(cosine: jax.Array, vector: jax.Array, other: jax.Array, tangent: jax.Array) -> jax.Array:
     """Returns how the cosine changes with the one vector: it grows towards the other, across the one."""
-    scale = _inverse_length(vector)
-    towards = jnp.expand_dims(_inverse_length(other), -1) * other
+    scale = 1 / _smoothed_length(vector)
+    towards = jnp.expand_dims(1 / _smoothed_length(other), -1) * other
     along = jnp.expand_dims(cosine * scale, -1) * vector
     return scale * jnp.sum((towards - along) * tangent, -1)
 
 
-def _inverse_length(vectors: jax.Array) -> jax.Array:
+def _smoothed_length(vectors: jax.Array) -> jax.Array:
     square = jnp.sum(vectors * vectors, -1)
-    return lax.rsqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0
+    return jnp.sqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0

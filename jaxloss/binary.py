@@ -70,6 +70,7 @@ def binary_cross_entropy(
         * Probabilities and targets outside [0, 1] are NaN, or an error under checkify, where PyTorch raises.
         * The gradient in the targets stays within ±100 as the logarithms do, where PyTorch's is infinite at
           probabilities of 0 and 1.
+        * Second derivatives are those of the bounded gradient, where PyTorch's grow beyond all bounds.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
         * Targets may be integers or booleans.
 
@@ -298,15 +299,22 @@ def _bounded(log: jax.Array) -> jax.Array:
 
 def _from_probs_slope(probs: jax.Array, targets: jax.Array) -> jax.Array:
     zero, one = constant(0, probs), constant(1, probs)
-    slope = (probs - targets) / jnp.maximum(probs * (one - probs), _SMALLEST_VARIANCE)
-    inside = (probs >= zero) & (probs <= one) & (targets >= zero) & (targets <= one)
-    return jnp.where(inside, slope, jnp.nan)
+    inside = (targets >= zero) & (targets <= one)
+    return (probs - targets) / _variance(probs) * jnp.where(inside, one, jnp.nan)
 
 
-@derivatives(
-    _from_probs_slope,
-    lambda probs, targets: _bounded(jnp.log1p(-probs)) - _bounded(jnp.log(probs)),
-)
+def _variance(probs: jax.Array) -> jax.Array:
+    """Returns probs · (1 - probs), bounded from below; NaN outside [0, 1]."""
+    variance = probs * (constant(1, probs) - probs)
+    return jnp.where(variance < constant(0, probs), jnp.nan, jnp.maximum(variance, _SMALLEST_VARIANCE))
+
+
+@derivatives(lambda probs: -1 / _variance(probs))
+def _log_odds_against(probs: jax.Array) -> jax.Array:
+    return _bounded(jnp.log1p(-probs)) - _bounded(jnp.log(probs))
+
+
+@derivatives(_from_probs_slope, lambda probs, targets: _log_odds_against(probs))
 def _from_probs(probs: jax.Array, targets: jax.Array) -> jax.Array:
     # Probabilities outside [0, 1] have a logarithm that is NaN; targets outside, a square root.
     others = targets - 1
@@ -314,6 +322,7 @@ def _from_probs(probs: jax.Array, targets: jax.Array) -> jax.Array:
     return others * _bounded(jnp.log1p(-probs)) - targets * _bounded(jnp.log(probs)) + outside
 
 
+@derivatives(jax.nn.sigmoid)
 def _softplus(logits: jax.Array) -> jax.Array:
     # jax.nn.softplus holds selects, which cost a temporary of full size.
     return jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))

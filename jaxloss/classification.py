@@ -343,11 +343,16 @@ def _excess(probs: jax.Array, log: jax.Array, log_probs: jax.Array) -> jax.Array
 
 def _divergence_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
     slope = 1 + jnp.log(targets) - log_probs
-    return jnp.where((targets == 0) & (log_probs == -jnp.inf), jnp.inf, slope)
+    slope = jnp.where((targets == 0) & (log_probs == -jnp.inf), jnp.inf, slope)
+    return slope * _validity(targets)
+
+
+def _validity(targets: jax.Array) -> jax.Array:
+    return jnp.where(targets < 0, jnp.nan, 1)
 
 
 @derivatives(
-    lambda log_probs, targets: jnp.where(targets < 0, jnp.nan, -targets),
+    lambda log_probs, targets: -targets * _validity(targets),
     _divergence_slope,
 )
 def _divergence(log_probs: jax.Array, targets: jax.Array) -> jax.Array:

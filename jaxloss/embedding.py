@@ -274,6 +274,7 @@ def triplet_margin_loss(
     Differences from PyTorch:
         * The three arrays never broadcast against each other.
         * With p other than 0, 1, 2 and ∞, powers neither overflow nor underflow.
+        * Where both distances are infinite, value and gradient are NaN; PyTorch's gradient is 0 or NaN.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
         * The loss has a derivative in `margin` and `eps`.
 
@@ -348,6 +349,7 @@ def triplet_margin_with_distance_loss(
 
     Differences from PyTorch:
         * The three arrays never broadcast against each other. Distances are one for each of the first axes.
+        * Where both distances are infinite, value and gradient are NaN; PyTorch's gradient is 0 or NaN.
         * bfloat16 and float16 inputs reach the distance function in float32, and the loss stays float32.
         * The loss has a derivative in `margin`.
 

@@ -75,7 +75,7 @@ def multi_margin_loss(
         * A label out of range is NaN, or an error under checkify, where PyTorch raises.
         * A score of NaN gives NaN, where PyTorch leaves its class out.
         * A class of weight 0 adds 0, infinite as its margin may be.
-        * The mean over an empty batch is NaN, where PyTorch's is 0.
+        * The mean over an empty batch is NaN, where PyTorch's is undefined.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
         * Labels may have any integer dtype. The loss has derivatives in `weight` and `margin`, and second
           ones, too.
@@ -95,7 +95,8 @@ def multi_margin_loss(
     labels = class_labels(as_array("targets", targets), "scores", scores, classes, weight, None, where)
     lead = pick(scores, labels.classes, classes) - jnp.asarray(margin, scores.dtype)
     others = ~classes.equals(labels.classes, scores)
-    missing = jnp.where(others, _hinge(scores - classes.expand(lead)), 0)
+    # The right class is left out before the hinge: its score may be infinite.
+    missing = _hinge(jnp.where(others, scores - classes.expand(lead), 0))
     total = classes.sum(missing if p == 1 else missing * missing)
     losses = product(labels.weight, total) / classes.count(scores)
     return reduce_weighted(losses, None, where, reduction)

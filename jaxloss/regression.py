@@ -291,12 +291,9 @@ _absolute.defjvps(lambda tangent, value, error: jnp.sign(error) * tangent)
 
 def _smooth_l1_slope(error: jax.Array, beta: jax.Array) -> jax.Array:
     # beta = 0 is the L1 loss, of slope 0 at 0.
-    one = constant(1, error)
-    return jnp.where(
-        beta == 0,
-        jnp.sign(error),
-        jnp.clip(error / jnp.where(beta == 0, one, beta), -one, one),
-    )
+    # At |error| = beta it is the slope of the straight side, in its own derivative, too.
+    divisor = jnp.where(beta == 0, constant(1, error), beta)
+    return jnp.where(jnp.abs(error) >= beta, jnp.sign(error), error / divisor)
 
 
 @_of_error(_smooth_l1_slope, lambda error, beta: -0.5 * _smooth_l1_slope(error, beta) ** 2)
@@ -307,7 +304,7 @@ def _smooth_l1(error: jax.Array, beta: jax.Array) -> jax.Array:
 
 
 @_of_error(
-    lambda error, delta: jnp.clip(error, -delta, delta),
+    lambda error, delta: jnp.where(jnp.abs(error) < delta, error, delta * jnp.sign(error)),
     lambda error, delta: jnp.maximum(jnp.abs(error) - delta, 0),
 )
 def _huber(error: jax.Array, delta: jax.Array) -> jax.Array:

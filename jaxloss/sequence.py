@@ -62,9 +62,9 @@ def ctc_loss(
     Returns:
         A scalar for "mean" and "sum", an array of the shape of `input_lengths` for "none", two scalars for
         "sum_and_weight". The dtype is float32, or float64 where `log_probs` are; the unit is nats, for "mean"
-        nats per label. An infinite loss has gradient 0. A label that is no class, or a length out of range,
-        gives NaN in the sample's value and gradient, and an error under `jax.experimental.checkify`. The mean
-        over no sample is NaN with gradient 0. An empty sum is 0.
+        nats per label. An infinite loss has gradient 0. A log-probability of +inf gives NaN. A label that is
+        no class, or a length out of range, gives NaN in the sample's value and gradient, and an error under
+        `jax.experimental.checkify`. The mean over no sample is NaN with gradient 0. An empty sum is 0.
 
     Raises:
         TypeError: An argument is not an array of real numbers, targets or lengths are not integers, `where`
@@ -91,6 +91,8 @@ def ctc_loss(
         * What rounding makes of a loss of 0 is never below 0.
         * A label out of range is NaN, or an error under checkify, where PyTorch reads foreign memory. A
           length out of range is so, too, where PyTorch raises.
+        * Labels behind those of the last sample, as concatenated targets of a fixed size have them, are not
+          read, where PyTorch raises. So are labels of a single sample behind its length.
         * Lengths are arrays, or integers for a single sample, and never tuples or lists. No frames at all,
           T = 0, are allowed.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.

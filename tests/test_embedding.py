@@ -105,6 +105,13 @@ def test_distances_of_half_precision_are_float32(dtype):
         np.testing.assert_allclose(value, expected, atol=2e-6)
 
 
+def test_vectors_without_components_are_equal_and_at_right_angles():
+    x = jnp.zeros((2, 0))
+    np.testing.assert_array_equal(jaxloss.cosine_similarity(x, x), [0, 0])
+    for p in (0, 1, 2, 3, INF):
+        np.testing.assert_array_equal(jaxloss.pairwise_distance(x, x, p=p), [0, 0])
+
+
 @pytest.mark.parametrize("distance", [jaxloss.pairwise_distance, jaxloss.cosine_similarity])
 def test_a_distance_is_a_plain_function_that_refuses_what_it_must(distance):
     assert pickle.loads(pickle.dumps(distance)) is distance
@@ -208,6 +215,12 @@ def test_cosine_embeddings_of_any_length():
         np.testing.assert_allclose(scaled[0], value, rtol=1e-6)
         np.testing.assert_allclose(scale * scaled[1], slope, rtol=1e-5, atol=1e-7)
     assert np.isnan(jaxloss.cosine_embedding_loss(1e20 * x, 1e-10 * y, 1))
+
+
+def test_numbers_of_one_sign_are_alike_to_the_last_digit():
+    x = jnp.linspace(0.1, 5, 50)[:, None]
+    losses = jaxloss.cosine_embedding_loss(x, 3.3 * x, jnp.ones(50), reduction="none")
+    np.testing.assert_array_equal(losses, 0)
 
 
 def test_targets_of_another_shape_are_refused():

@@ -1,37 +1,78 @@
-"""Names, options and defaults are PyTorch's."""
+"""Names, options and defaults are those of PyTorch's functions and classes."""
 
 import inspect
 import json
+import re
+from typing import Any
 
 import pytest
 
 import jaxloss
 from tests import torch_oracle
 from tests.catalogue import CASES
+from tests.test_documentation import README
 
 RECORDED = json.loads(torch_oracle.SIGNATURES.read_text())
+FUNCTIONS, CLASSES = RECORDED["functional"], RECORDED["nn"]
 # Deprecated in PyTorch for `reduction`.
 LEFT_OUT = {"size_average", "reduce"}
 # What jaxloss has beyond PyTorch, with its default.
 ADDED = {"axis": -1, "axis_name": None, "where": None}
 # What PyTorch has as a module only.
 MODULES = {"adaptive_log_softmax"}
-# What is not here yet.
-MISSING = {"linear_cross_entropy"}
+# What is not here yet, as a function and as a class.
+MISSING = {"linear_cross_entropy", "LinearCrossEntropyLoss"}
+# What is not here for a reason.
+NOT_HERE = {
+    "pdist": "no loss, but all distances within one array: vmap of pairwise_distance",
+    "NLLLoss2d": "the old name of NLLLoss",
+}
+# Options of PyTorch's classes that are not options of the loss.
+ELSEWHERE = {
+    "device": "arrays are put on devices by JAX",
+    "dtype": "parameters are arrays that have one",
+    "div_value": "an option of init_adaptive_log_softmax",
+    "head_bias": "an option of init_adaptive_log_softmax",
+    "dim": "is axis, in which classes and vectors are last",
+}
+# The README's table says which loss is which class.
+LOSS_OF = {c: loss for loss, c in re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \|", README, re.MULTILINE)}
+
+
+def defaults(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def test_every_loss_of_pytorch_is_here():
-    assert set(RECORDED) - set(vars(jaxloss)) == MISSING
-    assert {case.loss for case in CASES} - set(RECORDED) == MODULES
+    assert set(FUNCTIONS) - set(vars(jaxloss)) - set(NOT_HERE) == MISSING & set(FUNCTIONS)
+    assert {case.loss for case in CASES} - set(FUNCTIONS) == MODULES
+    assert set(CLASSES) - set(LOSS_OF) - set(NOT_HERE) == MISSING & set(CLASSES)
+    assert set(LOSS_OF) <= set(CLASSES)
+    assert set(NOT_HERE) | MISSING <= set(FUNCTIONS) | set(CLASSES)
 
 
 @pytest.mark.parametrize("name", sorted({case.loss for case in CASES} - MODULES))
-def test_options_and_defaults_are_pytorchs(name: str):
-    parameters = inspect.signature(getattr(jaxloss, name)).parameters.values()
-    ours = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    theirs = {option: default for option, default in RECORDED[name].items() if option not in LEFT_OUT}
+def test_options_and_defaults_are_those_of_the_function(name: str):
+    ours = defaults(getattr(jaxloss, name))
+    theirs = {option: default for option, default in FUNCTIONS[name].items() if option not in LEFT_OUT}
     assert ours == theirs | {option: default for option, default in ADDED.items() if option in ours}
     assert "where" in ours
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_OF))
+def test_options_and_defaults_are_those_of_the_class(name: str):
+    ours, theirs = defaults(getattr(jaxloss, LOSS_OF[name])), CLASSES[name]
+    theirs = {option: default for option, default in theirs.items() if option not in LEFT_OUT | {*ELSEWHERE}}
+    assert theirs.items() <= ours.items()
+    # Weights of elements are options of functions only, and PyTorch's adaptive softmax knows the mean only.
+    assert ours.keys() - theirs.keys() <= ADDED.keys() | {"weight", "reduction"}
+
+
+def test_what_initialises_the_adaptive_softmax_has_the_other_options_of_its_class():
+    ours = defaults(jaxloss.init_adaptive_log_softmax)
+    theirs = CLASSES["AdaptiveLogSoftmaxWithLoss"]
+    assert ours == {option: theirs[option] for option in ("div_value", "head_bias")}
 
 
 if torch_oracle.IS_INSTALLED:

@@ -1,12 +1,13 @@
 """What PyTorch answers to the catalogue: recorded here once, asked live where torch is installed.
 
-`python -m tests.torch_oracle` writes the records anew, for torch 2.13.
+`python -m tests.torch_oracle` writes the records anew.
 """
 
 import importlib.util
 import inspect
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ import numpy as np
 
 import jaxloss
 from tests.catalogue import CASES, REDUCTIONS, Case, cotangent
+from tests.situation import direction, dtype_of, reduction_in
+from tests.situations import SUBJECTS
 
 RECORD = Path(__file__).with_name("torch_answers.npz")
+VERSION = "2.13"
+EDGES = Path(__file__).with_name("torch_edges.json")
 SIGNATURES = Path(__file__).with_name("torch_signatures.json")
+# The mean of these over nothing is memory that PyTorch has not written to.
+UNWRITTEN = {"multi_margin_loss", "multilabel_margin_loss"}
 IS_INSTALLED = importlib.util.find_spec("torch") is not None
 
 
@@ -24,36 +31,17 @@ def ask(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
     """Returns PyTorch's value under "value" and its gradients under the names of the arguments."""
     import torch
 
-    def tensor(name: str, array: np.ndarray) -> Any:
-        if (
-            case.axis is not None
-            and array.ndim > 1
-            and array.shape[case.axis :]
-            and _has_classes(case, array)
-        ):
-            array = np.moveaxis(array, case.axis, 1)
-        made = torch.tensor(array, dtype=getattr(torch, dtype) if array.dtype.kind == "f" else torch.int64)
-        return made.requires_grad_(name in case.gradients)
-
-    tensors = {name: tensor(name, array) for name, array in case.arrays.items()}
-    options = {name: value for name, value in case.options.items() if name != "axis"}
-    parameters = inspect.signature(getattr(jaxloss, case.loss)).parameters
-    options_of_ours = {name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    is_named = {name: "." in name or name in options_of_ours for name in tensors}
-    positional = [tensors[name] for name in tensors if not is_named[name]]
-    named = {name: tensors[name] for name in tensors if is_named[name]}
-
-    def loss(first: Any, *others: Any) -> Any:
-        is_module = case.loss == "adaptive_log_softmax"
-        function = _adaptive_log_softmax if is_module else getattr(torch.nn.functional, case.loss)
-        with warnings.catch_warnings():  # that the mean of kl_div is not one over the batch
-            warnings.simplefilter("ignore")
-            return function(first, *others, **named, **options, reduction=reduction)
-
-    value = loss(*positional)
-    # To the derivative of ctc_loss PyTorch adds exp(log_probs): so far down that is nothing, and a shift does
-    # not change the derivative.
-    contracted = loss(positional[0] - 40, *positional[1:]) if case.loss == "ctc_loss" else value
+    arrays = {
+        name: np.moveaxis(array, case.axis, 1) if _is_moved(case, array) else array
+        for name, array in case.arrays.items()
+    }
+    tensors = _tensors(case, arrays, dtype)
+    value = _call(case, tensors, reduction)
+    contracted = value
+    if case.loss == "ctc_loss":
+        # To its derivative PyTorch adds exp(log_probs): so far down that is nothing, and a shift does not
+        # change the derivative.
+        contracted = _call(case, {**tensors, "log_probs": tensors["log_probs"] - 40}, reduction)
     (contracted * torch.tensor(cotangent(tuple(value.shape)), dtype=value.dtype)).sum().backward()
     answer = {"value": value.detach().numpy()}
     for name in case.gradients:
@@ -61,9 +49,49 @@ def ask(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
         if gradient is None:  # of a tail that holds none of the labels
             gradient = torch.zeros_like(tensors[name])
         gradient = gradient.numpy()
-        moved = case.axis is not None and gradient.ndim > 1 and _has_classes(case, case.arrays[name])
-        answer[name] = np.moveaxis(gradient, 1, case.axis) if moved else gradient
+        answer[name] = np.moveaxis(gradient, 1, case.axis) if _is_moved(case, case.arrays[name]) else gradient
     return answer
+
+
+def _is_moved(case: Case, array: np.ndarray) -> bool:
+    """Whether PyTorch has the classes on another axis."""
+    has_classes = array.shape == next(iter(case.arrays.values())).shape
+    return case.axis is not None and array.ndim > 1 and has_classes
+
+
+def _tensors(case: Case, arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    """Returns the arrays as PyTorch's, the floating ones in a dtype and ready to be differentiated in."""
+    import torch
+
+    def tensor(name: str, array: np.ndarray) -> Any:
+        is_floating = array.dtype.kind == "f"
+        made = torch.tensor(array.astype(float) if is_floating else array)
+        made = made.to(getattr(torch, dtype) if is_floating else torch.int64)
+        return made.requires_grad_(name in case.gradients)
+
+    return {name: tensor(name, array) for name, array in arrays.items()}
+
+
+def _call(case: Case, tensors: Mapping[str, Any], reduction: str | None) -> Any:
+    """Returns PyTorch's loss; without a reduction, of a function that has none."""
+    import torch
+
+    own = ("axis", "where")
+    options: dict[str, Any] = {name: value for name, value in case.options.items() if name not in own}
+    if case.loss == "cosine_similarity":
+        options["dim"] = -1
+    if reduction is not None:
+        options["reduction"] = reduction
+    parameters = inspect.signature(getattr(jaxloss, case.loss)).parameters
+    options_of_ours = {name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    is_named = {name: "." in name or name in options_of_ours for name in tensors}
+    positional = [tensors[name] for name in tensors if not is_named[name]]
+    named = {name: tensors[name] for name in tensors if is_named[name]}
+    is_module = case.loss == "adaptive_log_softmax"
+    function = _adaptive_log_softmax if is_module else getattr(torch.nn.functional, case.loss)
+    with warnings.catch_warnings():  # that the mean of kl_div is not one over the batch
+        warnings.simplefilter("ignore")
+        return function(*positional, **named, **options)
 
 
 def _adaptive_log_softmax(
@@ -82,8 +110,44 @@ def _adaptive_log_softmax(
     return {"none": -output, "sum": -output.sum(), "mean": mean}[reduction]
 
 
-def _has_classes(case: Case, array: np.ndarray) -> bool:
-    return array.shape == next(iter(case.arrays.values())).shape
+def ask_at(case: Case, situation: str) -> dict[str, list[float]]:
+    """Returns PyTorch's value, gradient and Hessian-vector product in a situation: what it has of them.
+
+    Gradients in several arguments stand one behind the other.
+    """
+    import torch
+
+    tensors = _tensors(case, case.arrays, dtype_of(situation))
+    moved = [tensors[name] for name in case.gradients]
+    if "where" in case.options:  # PyTorch's users take what the mask leaves
+        tensors = {
+            name: tensor if case.is_per_class(name) else tensor.narrow(case.batch_axis(name), 0, 0)
+            for name, tensor in tensors.items()
+        }
+    answer: dict[str, list[float]] = {}
+    if situation in ("empty", "masked") and case.loss in UNWRITTEN:
+        return answer
+    try:
+        value = _call(case, tensors, reduction_in(case, situation))
+        answer["value"] = [value.item()]
+        answer["gradient"], slope = _gradient(value, moved)
+        answer["HVP"], _ = _gradient(torch.dot(slope, torch.tensor(direction(len(slope))).to(slope)), moved)
+    except (RuntimeError, ValueError):  # what it refuses, or has no derivative of
+        pass
+    return answer
+
+
+def _gradient(scalar: Any, moved: list[Any]) -> tuple[list[float], Any]:
+    import torch
+
+    if not scalar.requires_grad:  # linear
+        found = [torch.zeros_like(tensor) for tensor in moved]
+    else:
+        found = torch.autograd.grad(
+            scalar, moved, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    flat = torch.cat([gradient.reshape(-1) for gradient in found])
+    return flat.detach().double().tolist(), flat
 
 
 def read() -> dict[str, np.ndarray]:
@@ -104,20 +168,41 @@ def record() -> dict[str, np.ndarray]:
     return answers
 
 
-def signatures() -> dict[str, dict[str, Any]]:
-    """Returns the options of each of `torch.nn.functional`'s losses with their defaults."""
-    import torch.nn.functional
-
-    names = [
-        name for name in dir(torch.nn.functional) if name.endswith(("_loss", "_entropy", "_logits", "kl_div"))
-    ]
-    found = {name: inspect.signature(getattr(torch.nn.functional, name)).parameters for name in names}
+def edges() -> dict[str, list[dict[str, Any]]]:
+    """Asks PyTorch for its answers to each row of the certificate in each of its situations."""
     return {
-        name: {p.name: p.default for p in parameters.values() if p.default is not inspect.Parameter.empty}
-        for name, parameters in found.items()
+        f"{subject.title} / {situation}": [
+            {"digest": case.digest(), **ask_at(case, situation)} for case in cases
+        ]
+        for subject in SUBJECTS
+        for situation, cases in subject.cases().items()
     }
+
+
+def signatures() -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the options, with their defaults, of PyTorch's losses and distances: functions and classes."""
+    import torch.nn
+
+    every = {name: getattr(torch.nn.functional, name) for name in dir(torch.nn.functional)}
+    functions = {name: _options(value) for name, value in every.items() if inspect.isroutine(value)}
+    # What is reduced is a loss.
+    losses = {n: o for n, o in functions.items() if "reduction" in o or "dist" in n or "similarity" in n}
+    classes = [*torch.nn.modules.loss.__all__, "AdaptiveLogSoftmaxWithLoss"]
+    classes += torch.nn.modules.distance.__all__
+    found = {"functional": losses, "nn": {name: _options(getattr(torch.nn, name)) for name in classes}}
+    return json.loads(json.dumps(found))
+
+
+def _options(function: Any) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C++
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 if __name__ == "__main__":
     np.savez_compressed(RECORD, **record())
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(answers)}" for name, answers in edges().items())
+    EDGES.write_text(f"{{\n{rows}\n}}\n")
     SIGNATURES.write_text(json.dumps(signatures(), indent=1) + "\n")

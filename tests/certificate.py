@@ -1,0 +1,359 @@
+"""The edge-case certificate: every loss where losses go wrong, held against PyTorch and against mathematics.
+
+`python -m tests.certificate` writes CERTIFICATE.md. No verdict is typed. An answer is held against PyTorch's,
+which `python -m tests.torch_oracle` has recorded; where the two differ, against the limit of a plain formula
+in decimal numbers; and where there is no limit, against what the docstring says in so many words.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, getcontext, localcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxloss
+from tests import formulas, torch_oracle
+from tests.case import Case, nested
+from tests.situation import SITUATIONS, Point, Subject, direction, dtype_of, reduction_in
+from tests.situations import SUBJECTS
+
+HALF = PRECISION = {"float16": 2.0**-9, "bfloat16": 2.0**-6}  # twice the rounding
+NOTHING = ("empty", "masked")
+PAGE = Path(__file__).with_name("CERTIFICATE.md")
+QUANTITIES = ("value", "gradient", "jvp", "HVP")
+EQUAL, LIMIT, NAN, WRONG = "=", "→", "N", "✗"
+
+OF_NOTHING = Point((), documented="is NaN with gradient 0", convention={"gradient": 0, "jvp": 0, "HVP": 0})
+
+Answers = Mapping[str, np.ndarray]
+
+# What we answer.
+
+
+def answers(subject: Subject) -> dict[str, list[Answers]]:
+    """Returns our answers at each point of each situation, by one compiled program."""
+    cases = subject.cases()
+    groups: dict[str, list[tuple[str, int]]] = {}  # of points of one dtype and shape
+    for situation, points in cases.items():
+        for index in range(len(points)):
+            alone = situation in NOTHING
+            group = f"{situation} {index}" if alone else dtype_of(situation)
+            groups.setdefault(group, []).append((situation, index))
+    inputs: dict[str, dict[str, jax.Array]] = {}
+    for group, places in groups.items():
+        for name in subject.names:
+            stacked = np.stack([cases[situation][index].arrays[name] for situation, index in places])
+            dtype = dtype_of(group) if stacked.dtype.kind == "f" else "int32"
+            inputs.setdefault(group, {})[name] = jnp.asarray(stacked, dtype)
+
+    @jax.jit
+    def program(inputs: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, jax.Array]]:
+        found = {}
+        for group, arrays in inputs.items():
+            (situation, index), *_ = groups[group]
+            case = cases[situation][index]
+            found[group] = jax.vmap(lambda a, c=case, s=situation: derivatives(c, a, reduction_in(c, s)))(
+                arrays
+            )
+        return found
+
+    outputs = program(inputs)
+    found: dict[str, list[Answers]] = {situation: [] for situation in cases}
+    for group, places in groups.items():
+        for row, (situation, _) in enumerate(places):
+            found[situation].append({q: np.asarray(outputs[group][q][row], float) for q in QUANTITIES})
+    return found
+
+
+def derivatives(case: Case, arrays: dict[str, jax.Array], reduction: str | None) -> dict[str, jax.Array]:
+    """Returns the four quantities of a case; gradients in several arguments stand one behind the other."""
+    reduced = {} if reduction is None else {"reduction": reduction}
+    moved = {name: arrays[name] for name in case.gradients}
+    along, start = {}, 0
+    whole = direction(sum(array.size for array in moved.values()))
+    for name, array in moved.items():
+        part = whole[start : start + array.size].reshape(array.shape)
+        along[name], start = jnp.asarray(part).astype(array.dtype), start + array.size
+
+    def loss(moved: dict[str, jax.Array]) -> jax.Array:
+        return case({**arrays, **moved}, **reduced)
+
+    (value, gradient), (tangent, product) = jax.jvp(jax.value_and_grad(loss), (moved,), (along,))
+
+    def flat(arrays: dict[str, jax.Array]) -> jax.Array:
+        return jnp.concatenate([arrays[name].ravel() for name in case.gradients])
+
+    return {"value": value[None], "gradient": flat(gradient), "jvp": tangent[None], "HVP": flat(product)}
+
+
+# What mathematics answers.
+
+
+def limits(case: Case, above: tuple[str, ...]) -> Answers:
+    """Returns the limits of the formula's value and derivatives at a point.
+
+    Infinities are approached as 1/h, and the zeros of the arguments `above` as h, for three small h.
+    """
+    is_approached = any(
+        np.isinf(array).any() or (name in above and not array.all()) for name, array in case.arrays.items()
+    )
+    steps = ("1e-10", "1e-11", "1e-12") if is_approached else ("1",)
+    with localcontext(formulas.CONTEXT):
+        ways = [_differences(case, above, Decimal(h)) for h in steps]
+        return {
+            quantity: np.array([_limit(*way) for way in zip(*(way[quantity] for way in ways), strict=True)])
+            for quantity in ways[0]
+        }
+
+
+def _differences(case: Case, above: tuple[str, ...], h: Decimal) -> dict[str, list[Decimal]]:
+    """Returns the value, and its central differences, with infinities and some zeros replaced."""
+
+    def near(number: float, from_above: bool) -> Decimal:
+        if np.isinf(number):
+            return int(np.sign(number)) / h
+        return h if from_above and number == 0 else Decimal(number)
+
+    arrays: dict[str, Any] = {
+        name: np.vectorize(lambda x, a=name in above: near(float(x), a), otypes=[object])(array)
+        if array.dtype.kind == "f"
+        else array.astype(object)
+        for name, array in case.arrays.items()
+    }
+    point = np.concatenate([arrays[name].ravel() for name in case.gradients])
+    sizes = [Decimal(1), *(abs(number) for number in point if number)]
+    unit = Decimal("1e-25") * min(sizes)
+    getcontext().prec = formulas.CONTEXT.prec + 3 * int((max(sizes) / min(sizes)).log10())
+    along = [Decimal(number) for number in direction(len(point))]
+
+    def value(point: Any) -> Decimal:
+        moved, start = dict(arrays), 0
+        for name in case.gradients:
+            size = arrays[name].size
+            moved[name] = point[start : start + size].reshape(arrays[name].shape)
+            start += size
+        lists = nested({name: array.tolist() for name, array in moved.items()})
+        return formulas.evaluate(case.loss, lists, case.options)
+
+    def gradient(point: Any) -> Any:
+        steps = unit * np.array([[Decimal(i == j) for j in range(len(point))] for i in range(len(point))])
+        return np.array([(value(point + step) - value(point - step)) / (2 * unit) for step in steps])
+
+    ahead, behind = (gradient(point + sign * unit * np.array(along)) for sign in (1, -1))
+    return {
+        "value": [value(point)],
+        "jvp": [(value(point + unit * np.array(along)) - value(point - unit * np.array(along))) / (2 * unit)],
+        "gradient": list(gradient(point)),
+        "HVP": list((ahead - behind) / (2 * unit)),
+    }
+
+
+def _limit(first: Decimal, second: Decimal | None = None, third: Decimal | None = None) -> float:
+    """Returns where a sequence goes: on to infinity, if its steps do not shrink."""
+    if second is None or third is None:
+        return float(first)
+    before, step = second - first, third - second
+    if not step.is_finite() or abs(step) < Decimal("1e-15") * max(1, abs(third)):
+        return float(third)
+    if abs(step) > Decimal("0.95") * abs(before):
+        return float("inf") if step > 0 else float("-inf")
+    return float(third + step * (step / before) / (1 - step / before))
+
+
+# Verdicts.
+
+
+class Finding(NamedTuple):
+    """The verdict on a quantity, the answer that ours was found to be, and PyTorch's, if it has one."""
+
+    verdict: str
+    ours: np.ndarray
+    theirs: np.ndarray | None
+
+
+def findings(
+    subject: Subject, ours: Mapping[str, list[Answers]], record: Mapping[str, Any]
+) -> dict[str, list[dict[str, Finding]]]:
+    """Returns for each situation a list of points, and for each of them the verdicts on the quantities."""
+    documentation = " ".join((inspect.getdoc(getattr(jaxloss, subject.loss)) or "").split())
+    found: dict[str, list[dict[str, Finding]]] = {}
+    for situation, cases in subject.cases().items():
+        points = subject.points.get(situation, [OF_NOTHING] * len(cases))
+        recorded = record[f"{subject.title} / {situation}"]
+        for case, point, answer, asked in zip(cases, points, ours[situation], recorded, strict=True):
+            if asked["digest"] != case.digest():
+                raise ValueError(f"run python -m tests.torch_oracle: {case.name} / {situation} is new")
+            if point.documented not in documentation:
+                raise ValueError(f"the docstring of {case.loss} does not say: {point.documented}")
+            theirs = {q: np.array(values) for q, values in asked.items() if q != "digest"}
+            found.setdefault(situation, []).append(_judged(situation, case, point, answer, theirs))
+    return found
+
+
+def _judged(situation: str, case: Case, point: Point, ours: Answers, theirs: Answers) -> dict[str, Finding]:
+    along = direction(ours["gradient"].size)
+    if "gradient" in theirs:
+        theirs = {**theirs, "jvp": _sum(theirs["gradient"] * along)}
+    truth = functools.cache(lambda: limits(case, point.above))
+
+    def expected(quantity: str) -> Iterator[np.ndarray]:
+        if quantity in point.convention:
+            yield np.broadcast_to(point.convention[quantity], ours[quantity].shape)
+        if quantity == "jvp" and situation not in HALF:
+            yield _sum(ours["gradient"] * along)
+        if situation not in NOTHING:
+            yield truth()[quantity]
+
+    found: dict[str, Finding] = {}
+    for quantity in QUANTITIES:
+        answer, asked = ours[quantity], theirs.get(quantity)
+        equal = np.zeros(answer.shape, bool)
+        if asked is not None:
+            equal = _close(answer, asked, PRECISION.get(situation, 1e-9))
+        verdict = EQUAL if equal.all() else LIMIT
+        shown = np.where(equal, answer if asked is None else asked, answer)
+        # In half precision, where PyTorch's answers are of few digits, ours must be true in any case.
+        unsettled = ~equal if situation not in HALF else np.ones_like(equal)
+        if point.documented and not equal.all() and np.isnan(answer[~equal]).all():
+            verdict, unsettled = NAN, np.zeros_like(equal)
+        for right in expected(quantity) if unsettled.any() else ():
+            settled = unsettled & _close(answer, right, _precision(situation, quantity))
+            shown, unsettled = np.where(settled, right, shown), unsettled & ~settled
+        found[quantity] = Finding(WRONG if unsettled.any() else verdict, shown, asked)
+    return found
+
+
+def _sum(terms: np.ndarray) -> np.ndarray:
+    return np.array([sum(terms.tolist())])  # NumPy's sum warns of opposite infinities
+
+
+def _precision(situation: str, quantity: str) -> float:
+    """Returns how near to the truth ours must be: to the rounding of what it is returned in."""
+    if situation not in HALF:
+        return 1e-6 if quantity in ("jvp", "HVP") else 1e-9
+    return PRECISION[situation] if quantity in ("gradient", "HVP") else 2e-6
+
+
+def _close(ours: np.ndarray, others: np.ndarray, precision: float) -> np.ndarray:
+    finite = np.abs(others[np.isfinite(others)])
+    tiny = precision * np.max(finite, initial=0) if precision > 1e-9 else 0
+    return np.isclose(ours, others, rtol=precision, atol=max(tiny, 1e-12), equal_nan=True)
+
+
+# The page.
+
+HEAD = """\
+# The edge-case certificate
+
+What every loss answers where losses go wrong, held against PyTorch {version}. `python -m tests.certificate`
+writes this page, and a test fails when it is stale or when a cell is wrong.
+
+Each cell holds four verdicts: on the value, the gradient, the derivative along a direction (jvp) and the
+product of the Hessian with it (HVP).
+
+| | |
+| --- | --- |
+| `=` | equal to PyTorch |
+| `→` | the mathematical limit, or the docstring's convention, where PyTorch differs or has no answer |
+| `N` | NaN by design, and the docstring says so |
+| · | does not apply; the last table says why |
+
+A cell with several points shows the last of these that one of them has; all that differ are listed below. The
+limit is that of a plain formula in decimal numbers of eighty digits, differenced at points that approach the
+situation. Arithmetic is float64 but for the last two columns: there ours must be the truth to the rounding of
+its dtype, and is equal to PyTorch where PyTorch's rounding allows it. Derivatives are in all arguments in
+which PyTorch has them. A batch that holds nothing has a mean; PyTorch's users mask by selecting rows.
+
+"""
+
+
+def page(found: Mapping[str, Mapping[str, list[dict[str, Finding]]]]) -> str:
+    """Returns the certificate, from the findings on each row."""
+    lines = [HEAD.format(version=torch_oracle.VERSION), f"| | {' | '.join(SITUATIONS.values())} |"]
+    lines += ["| --- " * (len(SITUATIONS) + 1) + "|"]
+    for subject in SUBJECTS:
+        cells = (_cell(found[subject.title].get(situation, [])) for situation in SITUATIONS)
+        lines.append(f"| `{subject.title}` | {' | '.join(cells)} |")
+    lines += ["", "## Where the answers differ", "", "Numbers are rounded to three digits."]
+    for subject in SUBJECTS:
+        lines += _differences_of(subject, found[subject.title])
+    lines += ["", "## Where both are NaN", ""]
+    for subject in SUBJECTS:
+        both = [
+            f"{SITUATIONS[situation]} ({', '.join(quantities)})"
+            for situation, points in found[subject.title].items()
+            if (quantities := [q for q in QUANTITIES if any(_both_nan(point[q]) for point in points)])
+        ]
+        lines += [f"- `{subject.title}`: {'; '.join(both)}"] if both else []
+    lines += ["", "## What does not apply", ""]
+    reasons: dict[str, list[str]] = {}
+    for subject in SUBJECTS:
+        for situation, name in SITUATIONS.items():
+            if situation not in found[subject.title]:
+                why = subject.points.get(situation, "has neither a mean nor a mask")
+                reasons.setdefault(f"{name}: {why}", []).append(f"`{subject.title}`")
+    lines += [f"- {reason}: {'; '.join(titles)}" for reason, titles in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(points: list[dict[str, Finding]]) -> str:
+    if not points:
+        return "·"
+    order = (EQUAL, LIMIT, NAN, WRONG)
+    return " ".join(max((point[q].verdict for point in points), key=order.index) for q in QUANTITIES)
+
+
+def _differences_of(subject: Subject, found: Mapping[str, list[dict[str, Finding]]]) -> list[str]:
+    cases = subject.cases()
+    rows = [
+        f"| {SITUATIONS[situation]} | {_inputs(case)} | {quantity} | {_digits(finding.theirs, situation)} "
+        f"| {_digits(finding.ours, situation)} |"
+        for situation in SITUATIONS
+        for case, point in zip(cases.get(situation, []), found.get(situation, []), strict=True)
+        for quantity, finding in point.items()
+        if finding.verdict != EQUAL
+    ]
+    head = ["", f"### `{subject.title}`", "", "| situation | at | | PyTorch | jaxloss |", "| --- " * 5 + "|"]
+    return head + rows if rows else []
+
+
+def _both_nan(finding: Finding) -> bool:
+    return finding.theirs is not None and bool((np.isnan(finding.ours) & np.isnan(finding.theirs)).any())
+
+
+def _inputs(case: Case) -> str:
+    if "where" in case.options or not all(array.size for array in case.arrays.values()):
+        return ""
+    shown = (f"{n}={json.dumps(a.tolist())}" for n, a in case.arrays.items() if not n.startswith("params"))
+    return "`" + ", ".join(shown).replace("Infinity", "inf") + "`"
+
+
+def _digits(answer: np.ndarray | None, situation: str) -> str:
+    """Returns the numbers to three digits, and what is rounding beside the largest of them as 0."""
+    if answer is None:
+        return "none"
+    largest = np.max(np.abs(answer[np.isfinite(answer)]), initial=0)
+    kept = np.where(np.abs(answer) < PRECISION.get(situation, 1e-9) * largest, 0, answer)
+    return ", ".join(f"{number + 0:.3g}" for number in kept)
+
+
+def main() -> None:
+    """Writes the page."""
+    with jax.enable_x64(True):
+        PAGE.write_text(page(certified()), encoding="utf-8")
+
+
+def certified() -> dict[str, dict[str, list[dict[str, Finding]]]]:
+    """Returns the findings on every row; 64-bit numbers must be allowed."""
+    record = json.loads(torch_oracle.EDGES.read_text())
+    return {subject.title: findings(subject, answers(subject), record) for subject in SUBJECTS}
+
+
+if __name__ == "__main__":
+    main()
