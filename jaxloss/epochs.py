@@ -1,4 +1,4 @@
-"""Whole epochs of `train_step`, exact means over a data set, and losses that are checked when they are read."""
+"""Whole epochs of `train_step`, exact means over a data set, and losses that are checked when read."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -168,8 +168,8 @@ def evaluate(
     """
     if state.eval_fn is None:
         raise ValueError(
-            "evaluate must know how a model with a model_state runs outside training: give create_train_state "
-            "an eval_fn(params, model_state, inputs) -> outputs"
+            "evaluate must know how a model with a model_state runs outside training: "
+            "give create_train_state an eval_fn(params, model_state, inputs) -> outputs"
         )
     return _evaluate(state, inputs, targets, traceable(loss), batch_size)
 

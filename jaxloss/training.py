@@ -307,8 +307,8 @@ def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
             before, after = (jax.tree.map(_kind, tree) for tree in (state.model_state, pair[1]))
             if jax.tree.flatten(before) != jax.tree.flatten(after):
                 raise TypeError(
-                    "apply_fn must return a model_state of the structure, shapes and dtypes that it is given, "
-                    f"{before}; got {after}"
+                    "apply_fn must return a model_state of the structure, shapes and dtypes that it is "
+                    f"given, {before}; got {after}"
                 )
             return pair
         case other:
