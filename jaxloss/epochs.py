@@ -230,8 +230,8 @@ def read_losses(
         >>> for _ in range(3):
         ...     state, value = train_step(state, jnp.ones(3), jnp.zeros(3), loss=mse_loss)
         ...     losses.append(value)
-        >>> read_losses(losses, state, loss=mse_loss)
-        array([1.  , 0.64, 0.41], dtype=float32)
+        >>> read_losses(losses, state, loss=mse_loss).tolist()
+        [1.0, 0.64, 0.41]
     """
     values = np.array(jax.device_get(list(losses)))
     if (bad := np.flatnonzero(~np.isfinite(values))).size:

@@ -56,11 +56,11 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         >>> from jaxloss.models import LinearRegression
         >>> from jaxloss.placement import shard_train_state
         >>> from jaxloss.training import create_train_state
-        >>> mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+        >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
         >>> state = create_train_state(LinearRegression(rngs=nnx.Rngs(0)), optax.adam(0.01))
         >>> state = shard_train_state(state, mesh, "data")
-        >>> state.opt_state[0].mu["linear"]["kernel"].sharding.spec
-        PartitionSpec('data', None)
+        >>> state.opt_state[0].mu["linear"]["kernel"].sharding.spec[0]
+        'data'
     """
     rule = _rule(mesh, split)
     specs: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {}
@@ -109,10 +109,10 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
         >>> import jax.numpy as jnp
         >>> from jax.sharding import AxisType
         >>> from jaxloss.placement import shard_batch
-        >>> mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+        >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
         >>> inputs, labels = shard_batch((jnp.ones((64, 784)), jnp.arange(64) % 10), mesh, "data")
-        >>> inputs.sharding.spec
-        PartitionSpec('data',)
+        >>> inputs.sharding.spec[0]
+        'data'
     """
     size = _axis_size(mesh, axis)
 
