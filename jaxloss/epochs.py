@@ -11,21 +11,7 @@ import numpy as np
 from jaxloss._objective import mean, no_pair, sample_count, traceable, value_and_weight
 from jaxloss.training import TrainState, train_step
 
-__all__ = ["NonFiniteLossError", "evaluate", "read_losses", "train_epoch"]
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss is NaN or infinite.
-
-    Attributes:
-        step: The step whose loss it is; the first step is 1.
-        state: From `train_epoch` the state before that step, from `read_losses` the one that was given.
-    """
-
-    def __init__(self, message: str, step: int, state: TrainState):
-        super().__init__(message)
-        self.step = step
-        self.state = state
+__all__ = ["evaluate", "read_losses", "train_epoch"]
 
 
 def train_epoch(
@@ -42,7 +28,8 @@ def train_epoch(
     """Takes a step with each batch of a shuffled data set, all in one compiled call.
 
     The steps are those of `train_step`, without the time between them. What the shuffled samples leave over
-    after the last whole batch is not seen in this epoch. Like `train_step` it donates `state`.
+    after the last whole batch is not seen in this epoch. Unlike `train_step` it does not donate `state`:
+    where an epoch fails, the state before it is still there.
 
     Args:
         state: The state from `create_train_state`, or from the step or the epoch before.
@@ -54,14 +41,14 @@ def train_epoch(
         key: Decides the order of the samples. Derive it from the epoch's number, as in
             `jax.random.fold_in(key, epoch)`, and a run that is resumed sees what it would have seen.
         micro_batches: As in `train_step`.
-        allow_non_finite: Whether training goes on after a loss that is NaN or infinite. By default the epoch
-            ends before the step that has such a loss, which is noticed at the end of the call.
+        allow_non_finite: Whether a loss may be NaN or infinite. By default that is an error, raised when the
+            epoch is over; looking for it costs a step nothing.
 
     Returns:
         `(state, losses)`: the state after the epoch, and the loss of each step.
 
     Raises:
-        NonFiniteLossError: If a loss is NaN or infinite. The state before that step is in the error.
+        FloatingPointError: If a loss is NaN or infinite. It names the loss and the step; the first is 1.
         TypeError: As in `train_step`.
         ValueError: As in `train_step`; or inputs and targets differ in number, or are fewer than a batch.
 
@@ -84,16 +71,13 @@ def train_epoch(
         >>> bool(losses[-1] < 0.1)
         True
     """
-    state, losses = _train_epoch(
-        state, inputs, targets, key, traceable(loss), batch_size, micro_batches, allow_non_finite
-    )
-    # The state stands still from the first loss that is not finite, so the next step is the one that had it.
-    if not allow_non_finite and (bad := np.flatnonzero(~np.isfinite(losses))).size:
-        raise _non_finite(loss, losses[bad[0]], int(state.step) + 1, state)
+    state, losses = _train_epoch(state, inputs, targets, key, traceable(loss), batch_size, micro_batches)
+    if not allow_non_finite:
+        read_losses(losses, state, loss=loss)
     return state, losses
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=(5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(5, 6))
 def _train_epoch(
     state: TrainState,
     inputs: Any,
@@ -102,7 +86,6 @@ def _train_epoch(
     loss: Callable[[Any, Any], Any],
     batch_size: int,
     micro_batches: int,
-    allow_non_finite: bool,
 ) -> tuple[TrainState, jax.Array]:
     count = sample_count(inputs, targets)
     if not 1 <= batch_size <= count:
@@ -110,17 +93,11 @@ def _train_epoch(
     whole = count - count % batch_size
     batches = jax.random.permutation(key, count)[:whole].reshape(-1, batch_size)
 
-    def step(carry: tuple[TrainState, jax.Array], rows: jax.Array) -> Any:
-        state, sound = carry
-        batch = jax.tree.map(lambda array: jnp.asarray(array)[rows], (inputs, targets))
-        new, value = train_step(state, *batch, loss=loss, micro_batches=micro_batches)
-        if not allow_non_finite:
-            sound &= jnp.isfinite(value)
-            new = jax.tree.map(functools.partial(jnp.where, sound), new, state)
-        return (new, sound), value
+    def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, jax.Array]:
+        batch_inputs, batch_targets = jax.tree.map(lambda a: jnp.asarray(a)[rows], (inputs, targets))
+        return train_step(state, batch_inputs, batch_targets, loss=loss, micro_batches=micro_batches)
 
-    (state, _), losses = jax.lax.scan(step, (state, jnp.array(True)), batches)
-    return state, losses
+    return jax.lax.scan(step, state, batches)
 
 
 def evaluate(
@@ -201,15 +178,16 @@ def _evaluate(
 
 
 def read_losses(
-    losses: Sequence[jax.Array], state: TrainState, *, loss: Callable[[Any, Any], Any]
+    losses: Sequence[jax.Array] | jax.Array, state: TrainState, *, loss: Callable[[Any, Any], Any]
 ) -> np.ndarray:
     """Waits for the losses of the last steps, checks them, and returns them as numbers.
 
     Reading a loss waits for its step, and the device idles until the next one is sent. So keep the losses of
-    `train_step` as they come, and read them now and then: a loss that is NaN or infinite is noticed then.
+    `train_step` as they come, and read them now and then: a loss that is NaN or infinite is noticed then. It
+    costs a step nothing, and what `jaxloss.checkpoints` keeps is of before.
 
     Args:
-        losses: The losses of the last steps, oldest first.
+        losses: The losses of the last steps, oldest first: scalars, or one array.
         state: The state after the last of them.
         loss: What returned them, which is named in the error.
 
@@ -217,7 +195,7 @@ def read_losses(
         The losses as an array.
 
     Raises:
-        NonFiniteLossError: If a loss is NaN or infinite.
+        FloatingPointError: If a loss is NaN or infinite. It names the loss and the step; the first is 1.
 
     Example:
         >>> import optax
@@ -233,17 +211,13 @@ def read_losses(
         >>> read_losses(losses, state, loss=mse_loss).tolist()
         [1.0, 0.64, 0.41]
     """
-    values = np.array(jax.device_get(list(losses)))
+    values = np.asarray(jax.device_get(losses))
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
+        named: Any = loss
+        # `func` is what a functools.partial holds, and `fun` what JAX's own puts around one.
+        while inner := getattr(named, "func", None) or getattr(named, "fun", None):
+            named = inner
+        name = getattr(named, "__name__", repr(named))
         step = int(state.step) - len(values) + int(bad[0]) + 1
-        raise _non_finite(loss, values[bad[0]], step, state)
+        raise FloatingPointError(f"{name} is {values[bad[0]]} at step {step}")
     return values
-
-
-def _non_finite(
-    loss: Callable[[Any, Any], Any], value: Any, step: int, state: TrainState
-) -> NonFiniteLossError:
-    while isinstance(loss, functools.partial):
-        loss = loss.func
-    name = getattr(loss, "__name__", repr(loss))
-    return NonFiniteLossError(f"{name} is {value} at step {step}", step, state)
