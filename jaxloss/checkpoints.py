@@ -128,7 +128,7 @@ class Checkpoints:
         )
         differences = [
             f"{name} is {came.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
-            for name in wanted | came
+            for name in sorted(wanted | came, key=lambda name: not name.startswith("['params']"))
             if came.get(name) != wanted.get(name)
         ]
         if differences:
@@ -164,8 +164,7 @@ def _with_arrays(state: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
 
 
 def _saved(state: TrainState) -> dict[str, Any]:
-    names = ("params", "model_state", "opt_state", "step")
-    return {name: getattr(state, name) for name in names}
+    return {name: getattr(state, name) for name in ("step", "params", "opt_state", "model_state")}
 
 
 def _is_key(array: jax.Array) -> bool:

@@ -112,18 +112,19 @@ def small(*sizes, optimizer=ADAM):
     return create_train_state(Classifier(*sizes, rngs=nnx.Rngs(0)), optimizer)
 
 
-KERNEL = r"\['params'\]\['hidden'\]\['kernel'\]"
+# The parameters are named first.
+FIRST = r"\['params'\]\['hidden'\]\['bias'\] is float32\[5\], expected "
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: small(6, 7, 3), KERNEL + r" is float32\[6, 5\], expected float32\[6, 7\]"),
-        (lambda: small(6, 5, 3, optimizer=optax.sgd(0.1)), r"mu.* is float32\[.*\], expected nothing"),
-        (new_state, r"\['model_state'\].* is missing, expected .*; and \d+ more"),
+        (lambda: small(6, 7, 3), FIRST + r"float32\[7\]; "),
+        (lambda: small(6, 5, 3, optimizer=optax.sgd(0.1)), r".*mu.* is float32\[.*\], expected nothing"),
+        (new_state, r".*\['model_state'\].* is missing, expected .*; and \d+ more"),
         (
             lambda: jax.tree.map(lambda a: a.astype(jnp.bfloat16), small(6, 5, 3)),
-            KERNEL + r" is float32\[6, 5\], expected bfloat16\[6, 5\]",
+            FIRST + r"bfloat16\[5\]; ",
         ),
     ],
     ids=["shape", "optimizer", "model", "dtype"],
@@ -132,7 +133,7 @@ def test_a_checkpoint_of_something_else_is_refused(other, message, saved_once):
     files = sorted(saved_once.rglob("*"))
     with (
         Checkpoints(saved_once) as checkpoints,
-        pytest.raises(ValueError, match=rf"checkpoint of step 0 in .* does not fit this state: .*{message}"),
+        pytest.raises(ValueError, match=rf"checkpoint of step 0 in .* does not fit this state: {message}"),
     ):
         checkpoints.restore(other())
     assert sorted(saved_once.rglob("*")) == files
