@@ -121,7 +121,7 @@ FIRST = r"\['params'\]\['hidden'\]\['bias'\] is float32\[5\], expected "
     [
         (lambda: small(6, 7, 3), FIRST + r"float32\[7\]; "),
         (lambda: small(6, 5, 3, optimizer=optax.sgd(0.1)), r".*mu.* is float32\[.*\], expected nothing"),
-        (new_state, r".*\['model_state'\].* is missing, expected .*; and \d+ more"),
+        (new_state, r"\['params'\]\['classifier'\].* is missing, expected .*; and \d+ more"),
         (
             lambda: jax.tree.map(lambda a: a.astype(jnp.bfloat16), small(6, 5, 3)),
             FIRST + r"bfloat16\[5\]; ",
