@@ -74,18 +74,16 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         spec = _of_parameter(specs, keystr(path, simple=True, separator="/"), array.shape)
         return _put(array, NamedSharding(mesh, spec))
 
-    placed = state.replace(
-        step=_put(state.step, NamedSharding(mesh, PartitionSpec())),
+    whole = NamedSharding(mesh, PartitionSpec())
+    collecting = mesh if isinstance(split, str) else None
+    return state.replace(
+        step=_put(state.step, whole),
+        apply_fn=_collect(state.apply_fn, collecting),
         params=jax.tree_util.tree_map_with_path(place, state.params),
         opt_state=jax.tree_util.tree_map_with_path(place, state.opt_state),
-        model_state=jax.tree.map(
-            lambda array: _put(array, NamedSharding(mesh, PartitionSpec())), state.model_state
-        ),
+        model_state=jax.tree.map(lambda array: _put(array, whole), state.model_state),
+        eval_fn=state.eval_fn and _collect(state.eval_fn, collecting),
     )
-    if isinstance(split, str):
-        eval_fn = state.eval_fn and _Collect(state.eval_fn, mesh)
-        return placed.replace(apply_fn=_Collect(state.apply_fn, mesh), eval_fn=eval_fn)
-    return placed
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
@@ -142,6 +140,11 @@ class _Collect:
         return self.apply_fn(jax.tree.map(lambda p: collect(p, whole), params), *model_state_and_inputs)
 
 
+def _collect(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    model = function.apply_fn if isinstance(function, _Collect) else function
+    return model if mesh is None else _Collect(model, mesh)
+
+
 def _rule(mesh: Mesh, split: Any) -> Rule:
     match split:
         case str():
@@ -194,9 +197,11 @@ def _of_parameter(
     An array with dimensions in front of the parameter's, such as a memory of several steps, is split behind
     them; one of another shape is whole.
     """
-    for name, (parameter_shape, spec) in specs.items():
+    for name in sorted(specs, key=len, reverse=True):
+        parameter_shape, spec = specs[name]
         extra = len(shape) - len(parameter_shape)
-        if f"/{path}".endswith(f"/{name}") and extra >= 0 and shape[extra:] == parameter_shape:
+        belongs = not name or f"/{path}".endswith(f"/{name}")
+        if belongs and extra >= 0 and shape[extra:] == parameter_shape:
             return PartitionSpec(*[None] * extra, *spec)
     return PartitionSpec()
 

@@ -154,7 +154,7 @@ def create_train_state(
             graphdef, variables, others = nnx.split(model, nnx.Param, ...)
             apply_fn, params = _ApplyModule(graphdef), nnx.to_pure_dict(variables)
             model_state = nnx.to_pure_dict(others) or None
-            evaluated = nnx.clone(model)
+            evaluated = nnx.merge(graphdef, variables, others)
             evaluated.eval()
             eval_fn = eval_fn or _ApplyModule(nnx.graphdef(evaluated), evaluates=True)
         case (apply_fn, params) if callable(apply_fn):
