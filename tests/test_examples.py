@@ -1,5 +1,6 @@
 """The examples run with few steps, learn from the first one, go on where they stopped, and answer."""
 
+import argparse
 import os
 import pathlib
 import re
@@ -8,9 +9,16 @@ import subprocess
 import sys
 
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from sklearn.metrics import r2_score
 
 from examples import __main__, binary_classification, classification, data_parallel, regression
+from examples._common import fit
+from jaxloss import mse_loss
+from jaxloss.checkpoints import Checkpoints
+from jaxloss.models import LinearRegression
 
 EXAMPLES = [regression, classification, binary_classification]
 LOSSES = re.compile(
@@ -60,6 +68,26 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, capsys):
         )
         assert whole["losses"].shape == (4,)
         np.testing.assert_array_equal(whole["losses"], resumed["losses"])
+
+
+def test_a_training_that_diverges_stops_and_keeps_what_was_good(tmp_path):
+    random = np.random.default_rng(0)
+    inputs, targets = (random.normal(size=(20, width)).astype(np.float32) for width in (10, 1))
+    # The loss overflows after a dozen steps; there is a report every eight.
+    arguments = argparse.Namespace(steps=80, seed=0, checkpoint=tmp_path)
+    with pytest.raises(FloatingPointError, match=r"^mse_loss is inf at step (9|1\d)$"):
+        fit(
+            LinearRegression(rngs=nnx.Rngs(0)),
+            optax.sgd(10.0),
+            (inputs, targets, inputs, targets),
+            loss=mse_loss,
+            metric=r2_score,
+            batch_size=16,
+            arguments=arguments,
+            fold=1,
+        )
+    with Checkpoints(tmp_path / "seed_0_fold_1") as checkpoints:
+        assert checkpoints.newest == 8
 
 
 def test_the_data_parallel_example_prints_the_same_losses_wherever_it_runs(capsys):
