@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from sklearn.model_selection import KFold
 
 from jaxloss.checkpoints import Checkpoints
@@ -172,13 +174,19 @@ def save_curves(histories: list[History], metric: str, title: str, file: pathlib
         return
     figure = Figure(figsize=(7, 6), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
-    losses = np.array([history.losses for history in histories])
-    window = max(1, losses.shape[1] // 50)
+    # Folds that were trained further, or reported at other steps, are drawn as far as all have them.
+    length = min(len(history.losses) for history in histories)
+    losses = np.array([history.losses[:length] for history in histories])
+    common = functools.reduce(np.intersect1d, [history.metric_steps for history in histories])
+    metrics = np.array([h.metrics[np.isin(h.metric_steps, common)] for h in histories])
+    window = max(1, length // 50)
     smooth = np.array([np.convolve(fold, np.full(window, 1 / window), mode="valid") for fold in losses])
-    steps = np.arange(window, losses.shape[1] + 1)
+    steps = np.arange(window, length + 1)
     _draw(upper, steps, smooth, f"training loss, mean of {window} steps")
-    _draw(lower, histories[0].metric_steps, np.array([history.metrics for history in histories]), metric)
+    _draw(lower, common, metrics, metric)
     upper.set(title=title, yscale="log")
+    for ticks in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
+        ticks(LogFormatter(minor_thresholds=(1.5, 0.5)))
     lower.set(xlabel="step")
     figure.savefig(file, dpi=150)
     print(f"Loss and {metric}: {file}")

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves_with_path, tree_unflatten
 
+from jaxloss._trees import differences, kind
 from jaxloss.training import TrainState
 
 __all__ = ["Checkpoints"]
@@ -111,33 +111,21 @@ class Checkpoints:
         step = self.newest
         if step is None:
             return state
-        expected = _arrays(state)
-        saved = self._manager.item_metadata(step)
-        self._refuse_others(step, {**saved}, expected)
+        arrays = _arrays(state)
+        saved: Any = self._manager.item_metadata(step)
+        # As they are written, but the parameters first: they say most.
+        order = sorted(arrays, key=lambda name: not name.startswith("['params']"))
+        expected = {name: kind(arrays[name]) for name in order}
+        if found := differences({name: kind(array) for name, array in saved.items()}, expected):
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._directory} does not fit this state: {found}"
+            )
         targets = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-            for name, array in expected.items()
+            for name, array in arrays.items()
         }
-        arrays: Any = self._manager.restore(step, args=ocp.args.StandardRestore(targets))
-        return _with_arrays(state, arrays)
-
-    def _refuse_others(self, step: int, saved: dict[str, Any], expected: dict[str, jax.Array]) -> None:
-        came, wanted = (
-            {name: f"{np.dtype(array.dtype)}{list(array.shape)}" for name, array in arrays.items()}
-            for arrays in (saved, expected)
-        )
-        differences = [
-            f"{name} is {came.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
-            for name in sorted(wanted | came, key=lambda name: not name.startswith("['params']"))
-            if came.get(name) != wanted.get(name)
-        ]
-        if differences:
-            shown = "; ".join(differences[:5]) + (
-                f"; and {len(differences) - 5} more" * (len(differences) > 5)
-            )
-            raise ValueError(
-                f"the checkpoint of step {step} in {self._directory} does not fit this state: {shown}"
-            )
+        restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(targets))
+        return _with_arrays(state, restored)
 
 
 @jax.jit

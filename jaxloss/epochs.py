@@ -31,6 +31,9 @@ def train_epoch(
     after the last whole batch is not seen in this epoch. Unlike `train_step` it does not donate `state`:
     where an epoch fails, the state before it is still there.
 
+    On a mesh the devices share the work of a step as the compiler sees fit. To be sure that they do, take the
+    steps one by one, with `jaxloss.placement.shard_batch`.
+
     Args:
         state: The state from `create_train_state`, or from the step or the epoch before.
         inputs: All inputs, with the samples along the first axis: an array or any pytree of arrays. Arrays

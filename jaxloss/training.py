@@ -20,6 +20,7 @@ from flax.training import train_state
 from jax.typing import DTypeLike
 
 from jaxloss._objective import mean, no_pair, sample_count, traceable, value_and_weight
+from jaxloss._trees import differences, kinds
 
 __all__ = ["TrainState", "create_train_state", "train_step"]
 
@@ -65,7 +66,11 @@ class _ApplyModule:
 
     def __call__(self, params: Any, *model_state_and_inputs: Any) -> Any:
         *model_state, inputs = model_state_and_inputs
-        module = nnx.merge(self.graphdef, params, *model_state)
+        try:
+            module = nnx.merge(self.graphdef, params, *model_state)
+        except ValueError as error:
+            came = {"params": params} | ({"model_state": model_state[0]} if model_state else {})
+            raise ValueError(f"the model does not have such parameters or state: {kinds(came)}") from error
         outputs = module(inputs)
         if self.evaluates or not model_state:
             return outputs
@@ -216,7 +221,8 @@ def train_step(
     Raises:
         TypeError: If `loss` is not callable, or if `apply_fn` is given a `model_state` and does not return a
             pair `(outputs, model_state)` with a `model_state` of the same structure, shapes and dtypes.
-        ValueError: If `loss` returns something else, or the batch does not divide by `micro_batches`.
+        ValueError: If `loss` returns something else, the batch does not divide by `micro_batches`, or the
+            parts of `state` are of different models.
 
     Example:
         >>> import jax, optax
@@ -233,7 +239,18 @@ def train_step(
         >>> bool(second < first)
         True
     """
-    return _train_step(state, inputs, targets, traceable(loss), micro_batches)
+    try:
+        return _train_step(state, inputs, targets, traceable(loss), micro_batches)
+    except (AttributeError, TypeError, ValueError):
+        _refuse_foreign_parts(state)
+        raise
+
+
+def _refuse_foreign_parts(state: TrainState) -> None:
+    """Says so where a call failed because parameters and optimizer state are of different models."""
+    expected = jax.eval_shape(state.tx.init, state.params)
+    if found := differences(kinds(state.opt_state), kinds(expected)):
+        raise ValueError(f"opt_state must belong to params; opt_state{found}") from None
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
@@ -304,11 +321,10 @@ def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
     match state.apply_fn(params, state.model_state, inputs):
         # Only a tuple will do: a batch of two outputs unpacks as well, and its second row would be the state.
         case tuple() as pair if len(pair) == 2:
-            before, after = (jax.tree.map(_kind, tree) for tree in (state.model_state, pair[1]))
-            if jax.tree.flatten(before) != jax.tree.flatten(after):
+            if found := differences(kinds(pair[1]), kinds(state.model_state)):
                 raise TypeError(
                     "apply_fn must return a model_state of the structure, shapes and dtypes that it is "
-                    f"given, {before}; got {after}"
+                    f"given; model_state{found}"
                 )
             return pair
         case other:
@@ -316,7 +332,3 @@ def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
                 "apply_fn of a state with a model_state must return a pair (outputs, model_state); "
                 f"got a {type(other).__name__}"
             )
-
-
-def _kind(array: Any) -> str:
-    return f"{jnp.result_type(array)}{list(jnp.shape(array))}"

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxloss import cross_entropy, mse_loss
-from jaxloss.models import Classifier
+from jaxloss.models import Classifier, LinearRegression
 from jaxloss.training import create_train_state, train_step
 
 SIZES = (6, 5, 3)
@@ -210,5 +210,30 @@ def test_a_model_state_that_changes_its_kind_is_named(change):
         return params * inputs, change(count)
 
     state = create_train_state((apply, jnp.ones(6), jnp.zeros((), jnp.int32)), ADAM)
-    with pytest.raises(TypeError, match=r"must return a model_state of the structure, .* int32\[\]; got "):
+    with pytest.raises(
+        TypeError, match=r"must return a model_state of the structure, .*; model_state.* expected "
+    ):
         train_step(state, INPUTS[0], TARGETS, loss=lambda outputs, targets: outputs.sum())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "hidden", "message"),
+    [
+        (ADAM, 7, r"\['hidden'\]\['bias'\] is float32\[7\], expected float32\[5\]; .*; and 1 more"),
+        (optax.sgd(0.1, momentum=0.9), 5, r"\['hidden'\]\['bias'\] is missing, expected float32\[5\]"),
+    ],
+)
+def test_an_optimizer_state_of_something_else_is_named(optimizer, hidden, message):
+    other = create_train_state(Classifier(6, hidden, 3, rngs=nnx.Rngs(0)), optimizer)
+    state = new_state().replace(opt_state=other.opt_state)
+    with pytest.raises(ValueError, match=rf"opt_state must belong to params; opt_state.*mu{message}"):
+        train_step(state, INPUTS, TARGETS, loss=cross_entropy)
+    assert not any(array.is_deleted() for array in jax.tree.leaves(state))
+
+
+def test_parameters_of_another_model_are_named():
+    other = create_train_state(LinearRegression(6, 3, rngs=nnx.Rngs(0)), optax.sgd(0.1))
+    state = new_state(optax.sgd(0.1)).replace(params=other.params)
+    with pytest.raises(ValueError, match=r"does not have such parameters .*'linear'.* 'float32\[6, 3\]'"):
+        train_step(state, INPUTS, TARGETS, loss=cross_entropy)
+    assert not any(array.is_deleted() for array in jax.tree.leaves(state))
