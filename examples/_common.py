@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 from sklearn.model_selection import KFold
 
 from jaxloss.checkpoints import Checkpoints
@@ -185,8 +185,8 @@ def save_curves(histories: list[History], metric: str, title: str, file: pathlib
     _draw(upper, steps, smooth, f"training loss, mean of {window} steps")
     _draw(lower, common, metrics, metric)
     upper.set(title=title, yscale="log")
-    for ticks in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
-        ticks(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    upper.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}", minor_locator=LogLocator(subs=(2, 5)))
+    upper.legend()
     lower.set(xlabel="step")
     figure.savefig(file, dpi=150)
     print(f"Loss and {metric}: {file}")
@@ -198,4 +198,3 @@ def _draw(axes: Any, steps: np.ndarray, folds: np.ndarray, label: str) -> None:
     axes.plot(steps, folds.mean(axis=0), color="tab:blue", linewidth=2, label="mean of the folds")
     axes.set(ylabel=label)
     axes.grid(alpha=0.3)
-    axes.legend()
