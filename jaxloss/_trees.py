@@ -14,7 +14,7 @@ def kinds(tree: Any) -> dict[str, str]:
 
 def kind(array: Any) -> str:
     """Returns dtype and shape, as in "float32[6, 5]"."""
-    return f"{jnp.dtype(jnp.result_type(array))}{list(jnp.shape(array))}"
+    return f"{jnp.result_type(array)}{list(jnp.shape(array))}"
 
 
 def differences(came: Mapping[str, str], expected: Mapping[str, str], shown: int = 5) -> str:
