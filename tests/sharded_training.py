@@ -92,7 +92,7 @@ def layouts() -> list[Layout]:
 def compare(
     make: Callable[[], TrainState], mesh: Mesh, split: Any, micro_batches: int, collectives: set[str]
 ) -> Iterator[str]:
-    """Prints in what a layout differs from one device."""
+    """Says in what a layout differs from one device."""
     kind = mesh.axis_types[0].name
     label = f"{make.__name__}, {kind}, {getattr(split, '__name__', split)}, {micro_batches} micro-batches"
     state = shard_train_state(make(), mesh, split)

@@ -42,34 +42,28 @@ def test_the_two_scripts_correspond_line_by_line():
     assert all(line in TWIN for line in ("train_step", "create_train_state", "label_smoothing=0.1"))
 
 
-def layers_of_torch():
-    """PyTorch's own weights, or weights drawn as PyTorch draws them."""
-    if INSTALLED["torch"]:
-        variables, rest = run_until_the_loop(TORCH)
-        parameters = [p.detach().numpy().copy() for p in variables["model"].parameters()]
-        exec(rest, variables)
-        return parameters, variables["losses"]
-    return None, None
+def run_torch():
+    """Runs PyTorch's script, and returns its first parameters as those of the twin, and its losses."""
+    variables, rest = run_until_the_loop(TORCH)
+    arrays = [parameter.detach().numpy().copy() for parameter in variables["model"].parameters()]
+    exec(rest, variables)
+    layers = zip(("hidden", "output"), arrays[::2], arrays[1::2], strict=True)
+    params = {name: {"kernel": weight.T, "bias": bias} for name, weight, bias in layers}
+    return params, variables["losses"]
 
 
 def test_the_twin_follows_the_script(capsys):
-    parameters, expected = layers_of_torch()
     variables, rest = run_until_the_loop(TWIN)
-    if parameters:
-        hidden, hidden_bias, output, output_bias = parameters
-        params = {
-            "hidden": {"kernel": hidden.T, "bias": hidden_bias},
-            "output": {"kernel": output.T, "bias": output_bias},
-        }
+    if INSTALLED["torch"]:
+        params, expected = run_torch()
         nnx.update(variables["model"], params)
-        variables["state"] = variables["training"].create_train_state(
-            variables["model"], variables["optimizer"]
-        )
+        create = variables["training"].create_train_state
+        variables["state"] = create(variables["model"], variables["optimizer"])
     exec(rest, variables)
     losses = variables["losses"]
     assert len(losses) == 60
     assert losses[-1] < 0.6 < 1.0 < losses[0]
-    if expected:
+    if INSTALLED["torch"]:
         np.testing.assert_allclose(losses, expected, rtol=1e-4)
     assert set(capsys.readouterr().out.split()) == {"True"}
 
