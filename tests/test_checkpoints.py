@@ -21,6 +21,8 @@ from jaxloss.training import create_train_state, train_step
 
 ADAM = optax.adam(0.01)
 STEPS, EVERY = 12, 4
+# Which of the names in the folder are those of complete checkpoints when a run is killed.
+COMPLETE = {6: [True], 8: [False, True]}
 
 
 class Dropped(nnx.Module):
@@ -45,16 +47,17 @@ def batch(step):
 
 
 def run(folder, kill=None):
-    """Trains on, and kills its own process after the step `kill`, when its save, if it has one, has begun."""
+    """Trains on, and kills its own process after the step `kill`, between two saves or during one."""
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(new_state())
         for step in range(int(state.step) + 1, STEPS + 1):
             state, _ = train_step(state, *batch(step), loss=cross_entropy)
             if step % EVERY == 0:
                 checkpoints.save(state)
+            # At step 6 the checkpoint of step 4 is complete, and at step 8 there is one more, under way.
+            while step == kill and sorted(path.name.isdigit() for path in folder.iterdir()) != COMPLETE[kill]:
+                time.sleep(0.001)
             if step == kill:
-                while step % EVERY and not (folder / str(step - step % EVERY)).exists():
-                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
     return state
 
@@ -71,8 +74,7 @@ def equal(actual, expected):
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     expected = run(tmp_path / "whole")
     folder = tmp_path / "killed"
-    # Between two saves; then while the save of step 8 is under way.
-    for kill, complete in ((6, ["4"]), (8, ["4"])):
+    for kill in COMPLETE:
         program = (
             "import pathlib; from tests.test_checkpoints import run; "
             f"run(pathlib.Path({str(folder)!r}), {kill})"
@@ -85,9 +87,9 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
             timeout=300,
         )
         assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
-        left = sorted(path.name for path in folder.iterdir())
-        assert [name for name in left if name.isdigit()] == complete
-        assert len(left) == len(complete) + (kill % EVERY == 0), left
+        left = [path.name for path in folder.iterdir()]
+        assert sorted(name.isdigit() for name in left) == COMPLETE[kill], left
+        assert "4" in left
     equal(run(folder), expected)
     assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
 
