@@ -14,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = ["--seed", str(arguments.seed)]
         if arguments.steps:
             options += ["--steps", str(arguments.steps)]
+        if arguments.checkpoint:
+            options += ["--checkpoint", str(arguments.checkpoint / name)]
         if arguments.plot:
             options += ["--plot", str(arguments.plot.with_stem(f"{arguments.plot.stem}_{name}"))]
         print(f"\n{name.replace('_', ' ').capitalize()}\n{'-' * len(name)}")

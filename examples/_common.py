@@ -1,6 +1,9 @@
-"""What the examples share: the command line, the real data, the training loop and the loss curves."""
+"""What the examples share: the command line, the real data, the training loop and the curves."""
 
 import argparse
+import contextlib
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,29 +13,41 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from sklearn.model_selection import KFold
 
-from jaxloss.training import create_train_state, train_step
+from jaxloss.checkpoints import Checkpoints
+from jaxloss.epochs import read_losses
+from jaxloss.training import TrainState, create_train_state, train_step
 
 
 def parse_arguments(
     argv: Sequence[str] | None, *, prog: str, description: str | None, steps: int | None
 ) -> argparse.Namespace:
-    """Reads `--steps`, `--seed` and `--plot` from the command line; `steps` is the default of the first."""
+    """Reads the options of the command line; `steps` is the default of `--steps`."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--steps",
-        type=_at_least(1),
+        type=at_least(1),
         default=steps,
         help=f"training steps on the real data (default: {steps or 'as many as each example needs'})",
     )
     parser.add_argument(
-        "--seed", type=_at_least(0), default=0, help="seed of weights, random data and batches (default: 0)"
+        "--seed", type=at_least(0), default=0, help="seed of weights, random data and batches (default: 0)"
     )
     parser.add_argument(
-        "--plot", type=pathlib.Path, metavar="FILE", help="draw the loss curve into this file"
+        "--plot",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="draw the loss and the held-out metric into this file",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="save the training in this folder now and then, and go on from what is there",
     )
     arguments = parser.parse_args(argv)
     if arguments.plot and not arguments.plot.parent.is_dir():
@@ -40,7 +55,9 @@ def parse_arguments(
     return arguments
 
 
-def _at_least(minimum: int) -> Callable[[str], int]:
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Reads an integer that is not too small."""
+
     def integer(text: str) -> int:
         if (number := int(text)) < minimum:
             raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {number}")
@@ -70,45 +87,114 @@ def standardize(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nda
     return (train - mean) / deviation, (test - mean) / deviation
 
 
+@dataclasses.dataclass
+class History:
+    """What a training was like: the loss of each step, and the held-out metric after some of them."""
+
+    losses: np.ndarray
+    metric_steps: np.ndarray
+    metrics: np.ndarray
+
+    def until(self, step: int) -> "History":
+        """Returns the part up to a step."""
+        seen = self.metric_steps <= step
+        return History(self.losses[:step], self.metric_steps[seen], self.metrics[seen])
+
+    def extended(self, losses: np.ndarray, metric: float) -> "History":
+        """Returns a history with the losses of the next steps, and the metric after the last of them."""
+        losses = np.append(self.losses, losses)
+        return History(losses, np.append(self.metric_steps, len(losses)), np.append(self.metrics, metric))
+
+
 def fit(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
-    inputs: np.ndarray,
-    targets: np.ndarray,
+    data: tuple[np.ndarray, ...],
     *,
     loss: Callable[..., jax.Array],
+    metric: Callable[[np.ndarray, jax.Array], float],
     batch_size: int,
     arguments: argparse.Namespace,
-) -> np.ndarray:
-    """Trains the model on random batches, as many as `arguments.steps`, and returns their losses."""
-    random = np.random.default_rng(arguments.seed)
-    report_every = max(1, arguments.steps // 3)
+    fold: int,
+) -> History:
+    """Trains the model on random batches, as many as `arguments.steps`.
+
+    The batch of a step depends on the seed and the step's number alone. So a training that was killed goes on
+    from its newest checkpoint as if nothing had happened.
+    """
+    inputs, targets, test_inputs, test_targets = data
     state = create_train_state(model, optimizer)
-    losses: list[jax.Array] = []
-    for step in range(1, arguments.steps + 1):
-        batch = random.choice(len(inputs), batch_size, replace=False)
-        state, value = train_step(state, inputs[batch], targets[batch], loss=loss)
-        losses.append(value)
-        # Reading a loss waits for its step, so only a report does: meanwhile the device is never idle.
-        if step % report_every == 0:
-            recent = np.mean(jax.device_get(losses[-report_every:]))
-            print(f"  Step {step:5}/{arguments.steps}  Loss: {recent:.4f}")
-    nnx.update(model, state.params)
-    return np.array(jax.device_get(losses))
+    history = History(np.empty(0), np.empty(0, int), np.empty(0))
+    report_every = max(1, arguments.steps // 10)
+    folder = arguments.checkpoint and arguments.checkpoint.absolute() / f"seed_{arguments.seed}_fold_{fold}"
+    with Checkpoints(folder) if folder else contextlib.nullcontext() as checkpoints:
+        if checkpoints:
+            state = checkpoints.restore(state)
+            history = _load(folder.with_suffix(".npz"), history).until(int(state.step))
+        losses: list[jax.Array] = []
+        for step in range(int(state.step) + 1, arguments.steps + 1):
+            random = np.random.default_rng((arguments.seed, step))
+            batch = random.choice(len(inputs), batch_size, replace=False)
+            state, value = train_step(state, inputs[batch], targets[batch], loss=loss)
+            losses.append(value)
+            # Reading a loss waits for its step, so only a report does: meanwhile the device is never idle.
+            if step % report_every == 0 or step == arguments.steps:
+                recent, losses = read_losses(losses, state, loss=loss), []
+                history = history.extended(recent, metric(test_targets, _outputs(state, test_inputs)))
+                if step % (5 * report_every) == 0:
+                    print(f"  Step {step:5}/{arguments.steps}  Loss: {recent.mean():.4f}", flush=True)
+                if checkpoints:
+                    # The history first: it may know more than the checkpoint, but never less.
+                    _save(folder.with_suffix(".npz"), history)
+                    checkpoints.save(state)
+    return history
 
 
-def save_loss_curves(losses: list[np.ndarray], title: str, file: pathlib.Path | None) -> None:
-    """Draws each fold's losses and their running mean over all folds, where a file is given."""
+@jax.jit
+def _outputs(state: TrainState, inputs: np.ndarray) -> jax.Array:
+    return state.apply_fn(state.params, inputs)
+
+
+def _save(file: pathlib.Path, history: History) -> None:
+    unfinished = file.with_suffix(".tmp.npz")
+    np.savez(unfinished, **dataclasses.asdict(history))
+    unfinished.replace(file)
+
+
+def _load(file: pathlib.Path, default: History) -> History:
+    if not file.exists():
+        return default
+    with np.load(file) as arrays:
+        return History(**arrays)
+
+
+def save_curves(histories: list[History], metric: str, title: str, file: pathlib.Path | None) -> None:
+    """Draws loss and held-out metric of each fold, and their means, where a file is given."""
     if file is None:
         return
-    mean = np.mean(losses, axis=0)
-    window = max(1, len(mean) // 20)
-    running_mean = np.convolve(mean, np.full(window, 1 / window), mode="valid")
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="step", ylabel="training loss")
-    axes.plot(np.arange(1, len(mean) + 1), np.transpose(losses), color="tab:blue", alpha=0.15)
-    axes.plot(np.arange(window, len(mean) + 1), running_mean, label=f"mean of {window} batches of each fold")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True)
+    # Folds that were trained further, or reported at other steps, are drawn as far as all have them.
+    length = min(len(history.losses) for history in histories)
+    losses = np.array([history.losses[:length] for history in histories])
+    common = functools.reduce(np.intersect1d, [history.metric_steps for history in histories])
+    metrics = np.array([h.metrics[np.isin(h.metric_steps, common)] for h in histories])
+    window = max(1, length // 50)
+    smooth = np.array([np.convolve(fold, np.full(window, 1 / window), mode="valid") for fold in losses])
+    steps = np.arange(window, length + 1)
+    _draw(upper, steps, smooth, f"training loss, mean of {window} steps")
+    _draw(lower, common, metrics, metric)
+    upper.set(title=title, yscale="log")
+    upper.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}", minor_locator=LogLocator(subs=(2, 5)))
+    upper.legend()
+    lower.set(xlabel="step")
     figure.savefig(file, dpi=150)
-    print(f"Loss curves: {file}")
+    print(f"Loss and {metric}: {file}")
+
+
+def _draw(axes: Any, steps: np.ndarray, folds: np.ndarray, label: str) -> None:
+    labels = ["each fold", *["_"] * (len(folds) - 1)]
+    axes.plot(steps, folds.T, color="tab:blue", alpha=0.3, linewidth=1, label=labels)
+    axes.plot(steps, folds.mean(axis=0), color="tab:blue", linewidth=2, label="mean of the folds")
+    axes.set(ylabel=label)
+    axes.grid(alpha=0.3)

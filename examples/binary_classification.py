@@ -13,7 +13,7 @@ from flax import nnx
 from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import accuracy_score
 
-from examples._common import fit, folds, parse_arguments, save_loss_curves, standardize
+from examples._common import History, fit, folds, parse_arguments, save_curves, standardize
 from jaxloss import binary_cross_entropy_with_logits
 from jaxloss.models import BinaryClassifier
 from jaxloss.training import create_train_state, train_step
@@ -42,20 +42,31 @@ def main(argv: Sequence[str] | None = None) -> float:
 
     # Means and standard errors of ten measurements of each tumour's cell nuclei, and whether it is benign.
     optimizer = optax.sgd(learning_rate=0.1)
-    losses, scores = [], []
+    histories: list[History] = []
     for inputs, targets, test_inputs, test_targets in folds(load_breast_cancer, arguments.seed):
         inputs, test_inputs = standardize(inputs[:, :20], test_inputs[:, :20])
         targets = targets[:, None]
-        model = BinaryClassifier(rngs=rngs)
-        losses.append(
-            fit(model, optimizer, inputs, targets, loss=criterion, batch_size=16, arguments=arguments)
+        history = fit(
+            BinaryClassifier(rngs=rngs),
+            optimizer,
+            (inputs, targets, test_inputs, test_targets),
+            loss=criterion,
+            metric=_accuracy,
+            batch_size=16,
+            arguments=arguments,
+            fold=len(histories) + 1,
         )
-        # A logit above 0 is a probability above one half.
-        scores.append(accuracy_score(test_targets, model(jnp.asarray(test_inputs)) > 0))
-    save_loss_curves(losses, "Binary classification of breast tumours", arguments.plot)
-    accuracy = float(np.mean(scores))
+        histories.append(history)
+    save_curves(
+        histories, "accuracy on held-out tumours", "Binary classification of breast tumours", arguments.plot
+    )
+    accuracy = float(np.mean([history.metrics[-1] for history in histories]))
     print(f"Accuracy on held-out tumours: {accuracy:.3f}")
     return accuracy
+
+
+def _accuracy(targets: np.ndarray, logits: jax.Array) -> float:
+    return float(accuracy_score(targets, logits > 0))  # a probability above one half
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ In PyTorch: Linear(784, 128), ReLU() and Linear(128, 10), with CrossEntropyLoss(
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 
-from examples._common import fit, folds, parse_arguments, save_loss_curves
+from examples._common import History, fit, folds, parse_arguments, save_curves
 from jaxloss import cross_entropy
 from jaxloss.models import Classifier
 from jaxloss.training import create_train_state, train_step
@@ -41,19 +40,30 @@ def main(argv: Sequence[str] | None = None) -> float:
     print(f"Loss after one optimization step: {criterion(model(inputs), targets):.4f}")
 
     # Images of 8x8 pixels with values from 0 to 16, and the digit that each shows.
-    losses, scores = [], []
+    histories: list[History] = []
     for inputs, targets, test_inputs, test_targets in folds(load_digits, arguments.seed):
         inputs, test_inputs = _enlarge(inputs), _enlarge(test_inputs)
-        model = Classifier(rngs=rngs)
-        losses.append(
-            fit(model, optimizer, inputs, targets, loss=criterion, batch_size=64, arguments=arguments)
+        history = fit(
+            Classifier(rngs=rngs),
+            optimizer,
+            (inputs, targets, test_inputs, test_targets),
+            loss=criterion,
+            metric=_accuracy,
+            batch_size=64,
+            arguments=arguments,
+            fold=len(histories) + 1,
         )
-        predictions = model(jnp.asarray(test_inputs)).argmax(axis=-1)
-        scores.append(accuracy_score(test_targets, predictions))
-    save_loss_curves(losses, "Classification of handwritten digits", arguments.plot)
-    accuracy = float(np.mean(scores))
+        histories.append(history)
+    save_curves(
+        histories, "accuracy on held-out digits", "Classification of handwritten digits", arguments.plot
+    )
+    accuracy = float(np.mean([history.metrics[-1] for history in histories]))
     print(f"Accuracy on held-out digits: {accuracy:.3f}")
     return accuracy
+
+
+def _accuracy(labels: np.ndarray, logits: jax.Array) -> float:
+    return float(accuracy_score(labels, logits.argmax(axis=-1)))
 
 
 def _enlarge(images: np.ndarray) -> np.ndarray:

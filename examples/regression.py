@@ -6,14 +6,13 @@ In PyTorch: Linear(10, 1), with MSELoss() and SGD(lr=0.01).
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import r2_score
 
-from examples._common import fit, folds, parse_arguments, save_loss_curves, standardize
+from examples._common import History, fit, folds, parse_arguments, save_curves, standardize
 from jaxloss import mse_loss
 from jaxloss.models import LinearRegression
 from jaxloss.training import create_train_state, train_step
@@ -39,17 +38,25 @@ def main(argv: Sequence[str] | None = None) -> float:
     print(f"Loss after one optimization step: {criterion(model(inputs), targets):.4f}")
 
     # Ten measurements of each patient, and how far the disease has come a year later.
-    losses, scores = [], []
+    histories: list[History] = []
     for inputs, targets, test_inputs, test_targets in folds(load_diabetes, arguments.seed):
         inputs, test_inputs = standardize(inputs, test_inputs)
         targets, test_targets = standardize(targets[:, None], test_targets[:, None])
-        model = LinearRegression(rngs=rngs)
-        losses.append(
-            fit(model, optimizer, inputs, targets, loss=criterion, batch_size=32, arguments=arguments)
+        history = fit(
+            LinearRegression(rngs=rngs),
+            optimizer,
+            (inputs, targets, test_inputs, test_targets),
+            loss=criterion,
+            metric=r2_score,
+            batch_size=32,
+            arguments=arguments,
+            fold=len(histories) + 1,
         )
-        scores.append(r2_score(test_targets, model(jnp.asarray(test_inputs))))
-    save_loss_curves(losses, "Linear regression on the diabetes data", arguments.plot)
-    r2 = float(np.mean(scores))
+        histories.append(history)
+    save_curves(
+        histories, "R² on held-out patients", "Linear regression on the diabetes data", arguments.plot
+    )
+    r2 = float(np.mean([history.metrics[-1] for history in histories]))
     print(f"R² on held-out patients: {r2:.3f}")
     return r2
 

@@ -2,7 +2,7 @@
 
 The step is a pure function of plain pytrees. It knows no model library, no loss and no device: NNX, Linen,
 Equinox and hand-written models run through it unchanged, any callable that returns a scalar is a loss, and
-one device or a mesh is a matter of where the arrays lie: `jax.device_put(state, NamedSharding(mesh, P()))`.
+one device or a mesh is a matter of where the arrays lie, which `jaxloss.placement` arranges.
 """
 
 import dataclasses
@@ -13,10 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import nnx
+from flax import nnx, struct
 from flax.training import train_state
-from jax.tree_util import Partial
+from jax.typing import DTypeLike
+
+from jaxloss._objective import mean, no_pair, sample_count, traceable, value_and_weight
+from jaxloss._trees import differences, kinds
 
 __all__ = ["TrainState", "create_train_state", "train_step"]
 
@@ -24,7 +28,7 @@ __all__ = ["TrainState", "create_train_state", "train_step"]
 class TrainState(train_state.TrainState):
     """Everything that changes while a model trains, and what is needed to change it.
 
-    Flax's own `TrainState` and one more field. `create_train_state` makes it, `train_step` renews it.
+    Flax's own `TrainState` and two more fields. `create_train_state` makes it, `train_step` renews it.
 
     Attributes:
         step: Number of optimizer steps taken, an int32 scalar.
@@ -36,6 +40,8 @@ class TrainState(train_state.TrainState):
         opt_state: The optimizer's state.
         model_state: What the model itself changes while it runs (batch statistics, dropout keys), any pytree
             of arrays; None for a model that changes nothing.
+        eval_fn: The model as `evaluate` calls it, `eval_fn(params, inputs) -> outputs` or
+            `eval_fn(params, model_state, inputs) -> outputs`; None if it is not known.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,6 +54,7 @@ class TrainState(train_state.TrainState):
 
     params: Any
     model_state: Any = None
+    eval_fn: Callable[..., Any] | None = struct.field(pytree_node=False, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +62,44 @@ class _ApplyModule:
     """An NNX module as a pure function; equal for modules of one architecture, which share a compilation."""
 
     graphdef: nnx.GraphDef[nnx.Module]
+    evaluates: bool = False
 
     def __call__(self, params: Any, *model_state_and_inputs: Any) -> Any:
         *model_state, inputs = model_state_and_inputs
-        module = nnx.merge(self.graphdef, params, *model_state)
+        try:
+            module = nnx.merge(self.graphdef, params, *model_state)
+        except ValueError as error:
+            came = {"params": params} | ({"model_state": model_state[0]} if model_state else {})
+            raise ValueError(f"the model does not have such parameters or state: {kinds(came)}") from error
         outputs = module(inputs)
-        if not model_state:
+        if self.evaluates or not model_state:
             return outputs
         return outputs, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ComputeIn:
+    """A model that works in another dtype than its parameters have; `model_state` stays as it is."""
+
+    apply_fn: Callable[..., Any]
+    dtype: np.dtype
+
+    def __call__(self, params: Any, *model_state_and_inputs: Any) -> Any:
+        *model_state, inputs = model_state_and_inputs
+        params, inputs = jax.tree.map(self._cast, (params, inputs))
+        return self.apply_fn(params, *model_state, inputs)
+
+    def _cast(self, array: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(array), jnp.floating)
+        return jnp.asarray(array, self.dtype) if floating else array
 
 
 def create_train_state(
     model: nnx.Module | tuple[Callable[..., Any], Any] | tuple[Callable[..., Any], Any, Any],
     optimizer: optax.GradientTransformation,
+    *,
+    eval_fn: Callable[..., Any] | None = None,
+    compute_dtype: DTypeLike | None = None,
 ) -> TrainState:
     """Puts a model and an optimizer into the state that `train_step` works on.
 
@@ -96,12 +128,20 @@ def create_train_state(
 
         optimizer: An Optax optimizer. Make it once: each call of, say, `optax.adam` is another optimizer to
             JAX, and a state that holds it compiles `train_step` anew.
+        eval_fn: The model as `evaluate` calls it: `eval_fn(params, inputs) -> outputs`, and of a triple
+            `eval_fn(params, model_state, inputs) -> outputs`. Default: an NNX module after `eval()`, or the
+            `apply_fn` of a pair.
+        compute_dtype: What the model computes in, such as `jnp.bfloat16`: parameters and floating inputs are
+            cast to it on their way into the model. Parameters, their gradients, the optimizer's state and
+            `model_state` keep their dtype, and the losses here are float32 all the same. A layer with float32
+            statistics returns float32 unless it is told otherwise, as by `nnx.BatchNorm(dtype=jnp.bfloat16)`.
+            Default: whatever the arrays have.
 
     Returns:
         The state before the first step.
 
     Raises:
-        TypeError: If `model` is none of the above.
+        TypeError: If `model` is none of the above, or `compute_dtype` is not a floating-point dtype.
 
     Example:
         >>> import optax
@@ -119,8 +159,11 @@ def create_train_state(
             graphdef, variables, others = nnx.split(model, nnx.Param, ...)
             apply_fn, params = _ApplyModule(graphdef), nnx.to_pure_dict(variables)
             model_state = nnx.to_pure_dict(others) or None
+            evaluated = nnx.merge(graphdef, variables, others)
+            evaluated.eval()
+            eval_fn = eval_fn or _ApplyModule(nnx.graphdef(evaluated), evaluates=True)
         case (apply_fn, params) if callable(apply_fn):
-            pass
+            eval_fn = eval_fn or apply_fn
         case (apply_fn, params, model_state) if callable(apply_fn):
             pass
         case _:
@@ -128,6 +171,11 @@ def create_train_state(
                 "model must be a Flax NNX module, a pair (apply_fn, params) or a triple "
                 f"(apply_fn, params, model_state) with a callable apply_fn; got {reprlib.repr(model)}"
             )
+    if compute_dtype is not None:
+        dtype = jnp.dtype(compute_dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"compute_dtype must be a floating-point dtype, got {dtype}")
+        apply_fn, eval_fn = _ComputeIn(apply_fn, dtype), eval_fn and _ComputeIn(eval_fn, dtype)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         apply_fn=apply_fn,
@@ -135,6 +183,7 @@ def create_train_state(
         tx=optimizer,
         opt_state=optimizer.init(params),
         model_state=model_state,
+        eval_fn=eval_fn,
     )
     # Donation deletes buffers. After this copy none of them is the caller's, and none is in the state twice,
     # as with an optimizer whose state starts as the parameters themselves.
@@ -142,20 +191,28 @@ def create_train_state(
 
 
 def train_step(
-    state: TrainState, inputs: Any, targets: Any, *, loss: Callable[[Any, Any], Any]
+    state: TrainState, inputs: Any, targets: Any, *, loss: Callable[[Any, Any], Any], micro_batches: int = 1
 ) -> tuple[TrainState, jax.Array]:
     """Takes one optimizer step and returns the new state with the loss before it.
 
     A pure function, compiled once per model, optimizer, loss and shapes. It donates `state`: the old state's
-    arrays become the new one's and are gone, so write `state, value = train_step(state, ...)`.
+    arrays become the new one's and are gone, so write `state, value = train_step(state, ...)`. A call that
+    raises takes nothing.
 
     Args:
         state: The state from `create_train_state` or from the step before.
         inputs: What the model takes: an array with the batch in front, or any pytree of arrays.
         targets: What the loss takes as its second argument, array or pytree.
-        loss: A callable `(outputs, targets) -> scalar`. Make it once: a new function compiles anew. Python
-            options are bound with `functools.partial(loss, reduction="sum")`, arrays with
+        loss: A callable `(outputs, targets) -> scalar`, or one that returns the pair (sum, weight) of
+            `reduction="sum_and_weight"`, which stands for its mean, sum / weight, with a weight that does not
+            depend on the outputs. Make it once: a new function compiles anew. Python options are bound with
+            `functools.partial(loss, reduction="sum")`, arrays with
             `jax.tree_util.Partial(loss, weight=weight)`; these may change from step to step.
+        micro_batches: The number of parts that the batch is computed in, one after the other, to hold the
+            intermediate values of one part only; part i has the samples i, i + micro_batches, and so on, so
+            that a batch that is split over devices stays where it is. The loss then returns a pair: sums and
+            weights add up to the mean of the whole batch, however unevenly masks leave the parts filled.
+            `model_state` passes from part to part.
 
     Returns:
         `(state, value)`: the state after the step, and the scalar loss of this batch at the parameters before
@@ -163,8 +220,9 @@ def train_step(
 
     Raises:
         TypeError: If `loss` is not callable, or if `apply_fn` is given a `model_state` and does not return a
-            pair `(outputs, model_state)`.
-        ValueError: If `loss` does not return a scalar.
+            pair `(outputs, model_state)` with a `model_state` of the same structure, shapes and dtypes.
+        ValueError: If `loss` returns something else, the batch does not divide by `micro_batches`, or the
+            parts of `state` are of different models.
 
     Example:
         >>> import jax, optax
@@ -181,10 +239,79 @@ def train_step(
         >>> bool(second < first)
         True
     """
-    if not callable(loss):
-        raise TypeError(f"loss must be a callable (outputs, targets) -> scalar; got {reprlib.repr(loss)}")
-    # As a pytree, any callable passes through jit: the function is static, the arrays bound to it are traced.
-    return _train_step(state, inputs, targets, loss if isinstance(loss, Partial) else Partial(loss))
+    try:
+        return _train_step(state, inputs, targets, traceable(loss), micro_batches)
+    except (AttributeError, TypeError, ValueError):
+        _refuse_foreign_parts(state)
+        raise
+
+
+def _refuse_foreign_parts(state: TrainState) -> None:
+    """Says so where a call failed because parameters and optimizer state are of different models."""
+    expected = jax.eval_shape(state.tx.init, state.params)
+    if found := differences(kinds(state.opt_state), kinds(expected)):
+        raise ValueError(f"opt_state must belong to params; opt_state{found}") from None
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _train_step(
+    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], micro_batches: int
+) -> tuple[TrainState, jax.Array]:
+    if micro_batches == 1:
+        value, weight, model_state, gradients = _gradients(state, inputs, targets, loss)
+    else:
+        value, weight, model_state, gradients = _accumulated(state, inputs, targets, loss, micro_batches)
+    if weight is not None:
+        value = mean(value, weight)
+        # The mean over no weight is NaN with a gradient of 0, as in the losses.
+        scale = jnp.where(weight == 0, 1, weight)
+        gradients = jax.tree.map(lambda g: (g.astype(scale.dtype) / scale).astype(g.dtype), gradients)
+    # Optax computes `decay**count`, a float to the power of an int32, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state)
+    return state, value
+
+
+def _gradients(
+    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]
+) -> tuple[jax.Array, jax.Array | None, Any, Any]:
+    """Returns the loss or its sum, the weight of a sum, the next `model_state`, and the gradients."""
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array | None, Any]]:
+        outputs, model_state = _apply(state, params, inputs)
+        value, weight = value_and_weight(loss(outputs, targets))
+        return value, (weight, model_state)
+
+    (value, (weight, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    return value, weight, model_state, gradients
+
+
+def _accumulated(
+    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], micro_batches: int
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """The sums of what `_gradients` returns for each part of the batch."""
+    count = sample_count(inputs, targets)
+    if micro_batches < 1 or count % micro_batches:
+        raise ValueError(f"micro_batches must divide the batch of {count} samples, got {micro_batches}")
+
+    def split(array: Any) -> jax.Array:
+        return jnp.moveaxis(jnp.reshape(array, (-1, micro_batches, *jnp.shape(array)[1:])), 1, 0)
+
+    def add(carry: Any, part: Any) -> tuple[Any, Any]:
+        model_state, sums = carry
+        value, weight, model_state, gradients = _gradients(
+            state.replace(model_state=model_state), part[0], part[1], loss
+        )
+        if weight is None:
+            raise no_pair("micro_batches")
+        return (model_state, jax.tree.map(jnp.add, sums, gradients)), (value, weight)
+
+    start = (state.model_state, jax.tree.map(jnp.zeros_like, state.params))
+    (model_state, gradients), pairs = jax.lax.scan(add, start, jax.tree.map(split, (inputs, targets)))
+    total, weight = jax.tree.map(jnp.sum, pairs)
+    return total, weight, model_state, gradients
 
 
 def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
@@ -194,30 +321,14 @@ def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
     match state.apply_fn(params, state.model_state, inputs):
         # Only a tuple will do: a batch of two outputs unpacks as well, and its second row would be the state.
         case tuple() as pair if len(pair) == 2:
+            if found := differences(kinds(pair[1]), kinds(state.model_state)):
+                raise TypeError(
+                    "apply_fn must return a model_state of the structure, shapes and dtypes that it is "
+                    f"given; model_state{found}"
+                )
             return pair
         case other:
             raise TypeError(
                 "apply_fn of a state with a model_state must return a pair (outputs, model_state); "
                 f"got a {type(other).__name__}"
             )
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _train_step(
-    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]
-) -> tuple[TrainState, jax.Array]:
-    def objective(params: Any) -> tuple[jax.Array, Any]:
-        outputs, model_state = _apply(state, params, inputs)
-        value = loss(outputs, targets)
-        shape = jax.tree.map(jnp.shape, value)
-        if shape != ():
-            raise ValueError(f"loss must return a scalar, as with reduction='mean'; got shape {shape}")
-        return value, model_state
-
-    (value, model_state), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-    # Optax computes `decay**count`, a float to the power of an int32, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state)
-    return state, value

@@ -1,14 +1,24 @@
-"""The examples run with few steps, learn from the first one, and answer their command line."""
+"""The examples run with few steps, learn from the first one, go on where they stopped, and answer."""
 
+import argparse
+import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from sklearn.metrics import r2_score
 
-from examples import __main__, binary_classification, classification, regression
+from examples import __main__, binary_classification, classification, data_parallel, regression
+from examples._common import fit
+from jaxloss import mse_loss
+from jaxloss.checkpoints import Checkpoints
+from jaxloss.models import LinearRegression
 
 EXAMPLES = [regression, classification, binary_classification]
 LOSSES = re.compile(
@@ -39,6 +49,83 @@ def test_all_run_one_after_the_other_and_draw_a_plot_each(tmp_path, capsys):
     assert len(re.findall(r"^(?:R²|Accuracy) on held-out \w+: -?\d\.\d{3}$", output, re.MULTILINE)) == 3
     for name in ("regression", "classification", "binary_classification"):
         assert (tmp_path / f"loss_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path, capsys):
+    def run(folder, steps):
+        return regression.main(["--steps", str(steps), "--checkpoint", str(tmp_path / folder)])
+
+    expected = run("whole", 4)
+    assert run("resumed", 2) != expected
+    assert run("resumed", 4) == expected
+    # All is there, and nothing is trained again.
+    capsys.readouterr()
+    assert run("resumed", 4) == expected
+    assert "Step" not in capsys.readouterr().out
+    for fold in range(1, 6):
+        whole, resumed = (
+            np.load(tmp_path / name / f"seed_0_fold_{fold}.npz") for name in ("whole", "resumed")
+        )
+        assert whole["losses"].shape == (4,)
+        np.testing.assert_array_equal(whole["losses"], resumed["losses"])
+
+
+def test_a_training_that_diverges_stops_and_keeps_what_was_good(tmp_path):
+    random = np.random.default_rng(0)
+    inputs, targets = (random.normal(size=(20, width)).astype(np.float32) for width in (10, 1))
+    # The loss overflows after a dozen steps; there is a report every eight.
+    arguments = argparse.Namespace(steps=80, seed=0, checkpoint=tmp_path)
+    with pytest.raises(FloatingPointError, match=r"^mse_loss is inf at step (9|1\d)$"):
+        fit(
+            LinearRegression(rngs=nnx.Rngs(0)),
+            optax.sgd(10.0),
+            (inputs, targets, inputs, targets),
+            loss=mse_loss,
+            metric=r2_score,
+            batch_size=16,
+            arguments=arguments,
+            fold=1,
+        )
+    with Checkpoints(tmp_path / "seed_0_fold_1") as checkpoints:
+        assert checkpoints.newest == 8
+
+
+def test_the_data_parallel_example_prints_the_same_losses_wherever_it_runs(capsys):
+    data_parallel.main(["--steps", "6"])
+    head, *expected = capsys.readouterr().out.splitlines()
+    assert (head, len(expected)) == ("1 devices, 1 processes", 6)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{1}".format(*free.getsockname())
+    two = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    runs = [
+        start_data_parallel({"JAX_NUM_CPU_DEVICES": "8"}, "--fully-sharded"),
+        *(start_data_parallel({**two, "JAX_PROCESS_ID": process}) for process in "01"),
+    ]
+    try:
+        answers = [run.communicate(timeout=300) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [0, 0, 0], answers
+    for (printed, _), head in zip(
+        answers[:2], ("8 devices, 1 processes", "2 devices, 2 processes"), strict=True
+    ):
+        lines = printed.splitlines()
+        assert head in lines
+        assert [line for line in lines if "Loss" in line] == expected
+    assert "Loss" not in answers[2][0]
+
+
+def start_data_parallel(environment, *options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "examples.data_parallel", "--steps", "6", *options],
+        cwd=pathlib.Path(__file__).parents[1],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("example", [*EXAMPLES, __main__])
@@ -78,6 +165,9 @@ def test_help_of_all_in_a_process_of_its_own():
 
 
 def is_help(text, module):
-    return text.startswith(f"usage: python -m {module} ") and {"--steps", "--seed", "--plot"} <= set(
-        text.split()
-    )
+    return text.startswith(f"usage: python -m {module} ") and {
+        "--steps",
+        "--seed",
+        "--plot",
+        "--checkpoint",
+    } <= set(text.split())

@@ -1,0 +1,57 @@
+"""What training and evaluation are given: a loss, in one form, and samples along the first axis."""
+
+import reprlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
+
+
+def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
+    """Returns a loss that passes through `jit`: the function is static, the arrays bound to it are traced."""
+    if not callable(loss):
+        raise TypeError(f"loss must be a callable (outputs, targets) -> scalar; got {reprlib.repr(loss)}")
+    return loss if isinstance(loss, Partial) else Partial(loss)
+
+
+def value_and_weight(value: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Returns what a loss returned as a mean and None, or as a sum and its weight."""
+    match jax.tree.map(jnp.shape, value):
+        case ():
+            return value, None
+        case ((), ()):
+            return value[0], jnp.asarray(value[1], jnp.result_type(value[0]))
+        case shape:
+            raise ValueError(
+                "loss must return a scalar, as with reduction='mean', or the pair (sum, weight) of "
+                f"reduction='sum_and_weight'; got shape {shape}"
+            )
+
+
+def no_pair(purpose: str) -> ValueError:
+    """Returns the error for a loss that returned a scalar where a mean of means would not be the mean."""
+    return ValueError(
+        f"loss must return the pair (sum, weight) for {purpose}, as with "
+        "functools.partial(loss, reduction='sum_and_weight'); got a scalar"
+    )
+
+
+def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns the mean; over no weight it is NaN."""
+    empty = weight == 0
+    return jnp.where(empty, jnp.nan, total / jnp.where(empty, 1, weight))
+
+
+def sample_count(inputs: Any, targets: Any) -> int:
+    """Returns the common length of all arrays, or refuses arrays that differ in it."""
+    lengths = {
+        f"{name}{keystr(path)}": jnp.shape(array)[:1]
+        for name, tree in (("inputs", inputs), ("targets", targets))
+        for path, array in tree_leaves_with_path(tree)
+    }
+    if len({*lengths.values()}) != 1 or () in lengths.values():
+        found = ", ".join(f"{name} {length[0] if length else 'a scalar'}" for name, length in lengths.items())
+        raise ValueError(f"inputs and targets must have equally many samples, their first axis; got {found}")
+    return lengths.popitem()[1][0]

@@ -1,0 +1,159 @@
+"""Training that survives its process: the newest states on disk, complete or not there at all.
+
+A thin layer over Orbax, which writes in the background, and gives a checkpoint its name only when all of it
+is on disk.
+"""
+
+import pathlib
+from os import PathLike
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves_with_path, tree_unflatten
+
+from jaxloss._trees import differences, kind
+from jaxloss.training import TrainState
+
+__all__ = ["Checkpoints"]
+
+
+class Checkpoints:
+    """A folder of checkpoints of one training.
+
+    Args:
+        directory: The folder; it is made if it is not there. In a program of several processes, all see it.
+        keep: How many checkpoints stay; older ones are removed once a newer one is complete.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from jaxloss import mse_loss
+        >>> from jaxloss.checkpoints import Checkpoints
+        >>> from jaxloss.training import create_train_state, train_step
+        >>> folder = tempfile.mkdtemp()
+        >>> def train(steps):
+        ...     state = create_train_state((jnp.multiply, jnp.ones(3)), optax.adam(0.1))
+        ...     with Checkpoints(folder) as checkpoints:
+        ...         state = checkpoints.restore(state)
+        ...         for step in range(int(state.step), steps):
+        ...             state, _ = train_step(state, jnp.ones(3), jnp.zeros(3), loss=mse_loss)
+        ...             if (step + 1) % 10 == 0:
+        ...                 checkpoints.save(state)
+        ...     return state.step
+        >>> train(25)
+        Array(25, dtype=int32)
+        >>> with Checkpoints(folder) as checkpoints:
+        ...     checkpoints.newest
+        20
+    """
+
+    def __init__(self, directory: str | PathLike[str], *, keep: int = 2):
+        self._directory = pathlib.Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            item_handlers=ocp.StandardCheckpointHandler(),
+        )
+
+    def __enter__(self) -> Self:
+        """Returns the folder itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.close()
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest complete checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Saves a state under the number of its step.
+
+        Waits for the device and for a copy in memory. The rest happens in the background, while the next
+        steps run; the checkpoint counts once it is complete. A step that is already there is not saved again.
+
+        Args:
+            state: The state from a step.
+
+        Raises:
+            FloatingPointError: If a parameter is NaN or infinite. The checkpoints stay as they are.
+        """
+        step = int(state.step)
+        sound = _finite(state.params)
+        broken = [keystr(path) for path, finite in tree_leaves_with_path(sound) if not finite]
+        if broken:
+            raise FloatingPointError(
+                f"the parameters {', '.join(broken)} are not finite at step {step}, so they are not saved; "
+                f"the newest checkpoint in {self._directory} is of step {self.newest}"
+            )
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(_arrays(state)))
+
+    def restore(self, state: TrainState) -> TrainState:
+        """Returns the newest complete checkpoint, or `state` where there is none.
+
+        Args:
+            state: A state of the same model and optimizer, such as that before the first step. What is read
+                is laid on the devices as its arrays are.
+
+        Returns:
+            The state that was saved.
+
+        Raises:
+            ValueError: If the checkpoint is of another model or optimizer, or of other shapes or dtypes. The
+                message names what differs. The files stay as they are.
+        """
+        step = self.newest
+        if step is None:
+            return state
+        arrays = _arrays(state)
+        saved: Any = self._manager.item_metadata(step)
+        # As they are written, but the parameters first: they say most.
+        order = sorted(arrays, key=lambda name: not name.startswith("['params']"))
+        expected = {name: kind(arrays[name]) for name in order}
+        if found := differences({name: kind(array) for name, array in saved.items()}, expected):
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._directory} does not fit this state: {found}"
+            )
+        targets = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+            for name, array in arrays.items()
+        }
+        restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(targets))
+        return _with_arrays(state, restored)
+
+
+@jax.jit
+def _finite(params: Any) -> Any:
+    return jax.tree.map(lambda parameter: jnp.isfinite(parameter).all(), params)
+
+
+def _arrays(state: TrainState) -> dict[str, jax.Array]:
+    """The arrays of a state by their paths; of a typed key its bits."""
+    leaves = tree_leaves_with_path(_saved(state))
+    return {keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in leaves}
+
+
+def _with_arrays(state: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
+    """The state with other arrays in its places."""
+    leaves, structure = tree_flatten_with_path(_saved(state))
+    restored = [
+        jax.random.wrap_key_data(arrays[keystr(path)], impl=jax.random.key_impl(leaf))
+        if _is_key(leaf)
+        else arrays[keystr(path)]
+        for path, leaf in leaves
+    ]
+    return state.replace(**tree_unflatten(structure, restored))
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("step", "params", "opt_state", "model_state")}
+
+
+def _is_key(array: jax.Array) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,247 @@
+"""Training on eight devices: a program that `test_placement` runs in one process of eight and in two of four.
+
+It fails, with a line for each, where a layout trains otherwise than one device or has other collectives than
+one expects.
+"""
+
+import functools
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxloss import cross_entropy
+from jaxloss.checkpoints import Checkpoints
+from jaxloss.epochs import evaluate, train_epoch
+from jaxloss.models import Classifier
+from jaxloss.placement import shard_batch, shard_train_state
+from jaxloss.training import TrainState, create_train_state, train_step
+
+SIZES = (16, 64, 8)
+STEPS = 3
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
+INPUTS = np.random.RandomState(0).normal(size=(64, 16)).astype(np.float32)
+# Most labels of a few samples are ignored: the parts of the batch count differently.
+LABELS = np.where(np.arange(64) % 8 < 5, np.random.RandomState(1).randint(8, size=64), -100)
+PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
+
+REDUCES = {"all-reduce"}
+COLLECTS = {"all-gather", "all-reduce"}
+COLLECTIVES = r"\b(all-[a-z-]+|reduce-scatter|collective-[a-z-]+|ragged-[a-z-]+)\("
+
+
+class Noisy(nnx.Module):
+    """Batch statistics over all devices, and dropout."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.body = Classifier(*SIZES, rngs=rngs)
+        self.norm = nnx.BatchNorm(SIZES[0], rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return self.body(self.dropout(self.norm(inputs)))
+
+
+def classifier() -> TrainState:
+    return create_train_state(Classifier(*SIZES, rngs=nnx.Rngs(0)), OPTIMIZER)
+
+
+def noisy() -> TrainState:
+    return create_train_state(Noisy(rngs=nnx.Rngs(0)), OPTIMIZER)
+
+
+def by_layer(path: str, _: jax.Array) -> P:
+    """The hidden layer is split over the axis "model", in and out."""
+    split = {"hidden/kernel": P(None, "model"), "hidden/bias": P("model"), "output/kernel": P("model", None)}
+    return split.get(path, P())
+
+
+def by_class(path: str, _: jax.Array) -> P:
+    """The classes are split over the axis "model"."""
+    return {"output/kernel": P(None, "model"), "output/bias": P("model")}.get(path, P())
+
+
+Layout = tuple[Callable[[], TrainState], Mesh, Any, int, set[str]]
+
+
+def layouts() -> list[Layout]:
+    """Returns what is compared: model, mesh, how it is split, micro-batches, and the collectives."""
+    found: list[Layout] = []
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        line = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        square = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+        found += [
+            (classifier, line, None, 1, REDUCES),
+            (classifier, line, "data", 1, COLLECTS),
+            (classifier, line, "data", 2, COLLECTS),
+            (classifier, square, by_layer if kind is AxisType.Auto else by_class, 1, REDUCES),
+        ]
+    # Statistics of the whole batch and one dropout mask, wherever its samples lie.
+    return [*found, (noisy, found[0][1], None, 1, REDUCES)]
+
+
+def compare(
+    make: Callable[[], TrainState], mesh: Mesh, split: Any, micro_batches: int, collectives: set[str]
+) -> Iterator[str]:
+    """Says in what a layout differs from one device."""
+    kind = mesh.axis_types[0].name
+    label = f"{make.__name__}, {kind}, {getattr(split, '__name__', split)}, {micro_batches} micro-batches"
+    state = shard_train_state(make(), mesh, split)
+    before = jax.tree.map(lambda array: array.sharding, state)
+    batch = shard_batch((INPUTS, LABELS), mesh, "data")
+    loss = cross_entropy if micro_batches == 1 else PAIR
+    step = (
+        jax.jit(functools.partial(train_step, loss=loss, micro_batches=micro_batches))
+        .lower(state, *batch)
+        .compile()
+    )
+    if (found := set(re.findall(COLLECTIVES, step.as_text()))) != collectives:
+        yield f"{label}: has {found}, not {collectives}"
+    losses = []
+    for _ in range(STEPS):
+        state, value = step(state, *batch)
+        losses.append(value)
+    if not np.allclose(jax.device_get(losses), one_device(make), rtol=1e-5):
+        yield f"{label}: losses are {losses}, on one device {one_device(make)}"
+    stays = jax.tree.map(lambda array, old: array.sharding.is_equivalent_to(old, array.ndim), state, before)
+    if not all(jax.tree.leaves(stays)):
+        yield f"{label}: the step moves arrays, {stays}"
+
+
+@functools.cache
+def one_device(make: Callable[[], TrainState]) -> np.ndarray:
+    """Returns the losses that are to be met."""
+    state, losses = make(), []
+    for _ in range(STEPS):
+        state, value = train_step(state, INPUTS, LABELS, loss=cross_entropy)
+        losses.append(value)
+    return np.array(losses)
+
+
+def check_sizes(mesh: Mesh) -> Iterator[str]:
+    """Parameters and what the optimizer keeps for them take an eighth of the memory, where they divide."""
+    kept = optax.chain(optax.scale_by_adam(), optax.scale_by_lbfgs(memory_size=3))
+    state = create_train_state(Classifier(*SIZES, rngs=nnx.Rngs(0)), kept)
+    state = shard_train_state(shard_train_state(state, mesh), mesh, "data")  # and from one layout to another
+    sizes = {"hidden": {"kernel": (16, 8), "bias": (8,)}, "output": {"kernel": (8, 8), "bias": (1,)}}
+    longer = jax.tree.map(lambda size: (3, *size), sizes, is_leaf=lambda size: isinstance(size, tuple))
+    adam, lbfgs = state.opt_state
+    for tree, expected in (
+        (state.params, sizes),
+        (adam.mu, sizes),
+        (adam.nu, sizes),
+        (lbfgs.updates, sizes),
+        (lbfgs.diff_params_memory, longer),
+        (adam.count, ()),
+        (state.step, ()),
+    ):
+        shapes = jax.tree.map(lambda array: array.addressable_shards[0].data.shape, tree)
+        if shapes != expected:
+            yield f"each device holds {shapes}, not {expected}"
+    lone = create_train_state((jnp.multiply, jnp.ones(16)), optax.adam(0.1))
+    if (spec := shard_train_state(lone, mesh, "data").opt_state[0].mu.sharding.spec) != P("data"):
+        yield f"what belongs to a lone parameter lies as {spec}"
+
+
+def check_checkpoint(mesh: Mesh, folder: str) -> Iterator[str]:
+    """What was saved on the mesh comes back to it, and also to one device."""
+    new = noisy()
+    state = shard_train_state(new, mesh, "data")
+    empty = jax.tree.map(jnp.zeros_like, new)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state)
+    with Checkpoints(folder) as checkpoints:
+        restored = checkpoints.restore(shard_train_state(empty, mesh, "data"))
+        whole = checkpoints.restore(empty) if jax.process_count() == 1 else new
+    for there, here in ((restored, state), (whole, new)):
+        for array, expected in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
+            same = map(np.array_equal, parts(array), parts(expected))
+            if not all(same) or array.sharding != expected.sharding:
+                yield f"{expected} came back as {array}"
+
+
+def parts(array: jax.Array) -> list[np.ndarray]:
+    """Returns what each device of this process holds; of a typed key its bits."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return [np.asarray(shard.data) for shard in array.addressable_shards]
+
+
+def check_epochs(mesh: Mesh) -> Iterator[str]:
+    """An epoch and an evaluation on the mesh say what they say on one device."""
+    arguments = {"loss": PAIR, "batch_size": 24}
+    state, expected = train_epoch(classifier(), INPUTS, LABELS, key=jax.random.key(0), **arguments)
+    means = [evaluate(state, INPUTS, LABELS, **arguments)]
+    state = shard_train_state(classifier(), mesh, "data")
+    state, losses = train_epoch(state, INPUTS, LABELS, key=jax.random.key(0), **arguments)
+    means.append(evaluate(state, INPUTS, LABELS, **arguments))
+    if not np.allclose(losses, expected, rtol=1e-5) or not np.allclose(*means, rtol=1e-5):
+        yield f"an epoch has the losses {losses} and ends at {means}, on one device {expected}"
+
+
+def check_misfits(mesh: Mesh) -> Iterator[str]:
+    """What does not fit a mesh of eight is refused by name."""
+    state = classifier()
+    for call, message in (
+        (
+            lambda: shard_batch((INPUTS[:60], LABELS[:60]), mesh, "data"),
+            r"'data' of 8 .* batch\[0\] .*\(60, 16\)",
+        ),
+        (lambda: shard_batch(INPUTS, mesh, "model"), "the mesh has the axes 'data'; got 'model'"),
+        (lambda: shard_train_state(state, mesh, "model"), "the mesh has the axes 'data'; got 'model'"),
+        (
+            lambda: shard_train_state(
+                create_train_state(Classifier(16, 9, 8, rngs=nnx.Rngs(0)), OPTIMIZER),
+                mesh,
+                lambda path, array: P("data") if path == "hidden/bias" else P(),
+            ),
+            r"'data' of 8 devices must divide .* parameter hidden/bias of shape \(9,\) with P",
+        ),
+        (
+            lambda: shard_train_state(state, mesh, lambda path, array: P(None, None)),
+            "hidden/bias .* fewer dim",
+        ),
+        (
+            lambda: shard_train_state(state, mesh, lambda path, array: "data"),
+            "return a PartitionSpec .* 'data'",
+        ),
+        (lambda: shard_train_state(state, mesh, 8), "split must be the name of a mesh axis, .*; got 8"),
+    ):
+        try:
+            call()
+        except (TypeError, ValueError) as error:
+            if not re.search(message, str(error)):
+                yield f"{error!r} does not say {message!r}"
+        else:
+            yield f"nothing says {message!r}"
+
+
+def main() -> None:
+    """Compares every layout with one device; with arguments as one of two processes, which do so together."""
+    with tempfile.TemporaryDirectory() as folder:
+        match sys.argv[1:]:
+            case [port, process, shared_folder]:
+                jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
+                folder = shared_folder
+                chosen = layouts()[:2]
+                problems = []
+            case _:
+                chosen = layouts()
+                problems = [*check_misfits(chosen[0][1]), *check_epochs(chosen[0][1])]
+        problems += [*check_sizes(chosen[0][1]), *check_checkpoint(chosen[0][1], folder)]
+        for layout in chosen:
+            problems += compare(*layout)
+    sys.exit("\n".join(problems) or None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The README's PyTorch script and its twin tell the same story, and the snippets for other libraries run."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+# The fences of what needs more than the test command installs, or looser promotion, are called "py".
+(TORCH, TWIN), *_ = re.findall(r"<td>\n\n```py\n(.*?)```\n.*?```python\n(.*?)```", README, re.DOTALL)
+_, *SNIPPETS = re.findall(r"^```py\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+INSTALLED = {
+    library: importlib.util.find_spec(library) is not None
+    for library in ("torch", "equinox", "flax", "optax")
+}
+
+
+def run_until_the_loop(code):
+    """Runs a script up to its loop; returns its variables and what is left."""
+    body = ast.parse(code).body
+    loop = next(index for index, statement in enumerate(body) if isinstance(statement, ast.For))
+    variables = {"__name__": "__main__"}
+    exec(compile(ast.Module(body[:loop], []), "README.md", "exec"), variables)
+    return variables, compile(ast.Module(body[loop:], []), "README.md", "exec")
+
+
+def numbered(code):
+    return dict(enumerate(code.splitlines()))
+
+
+def test_the_two_scripts_correspond_line_by_line():
+    torch, twin = numbered(TORCH), numbered(TWIN)
+    assert torch.keys() == twin.keys()
+    # What does not name a library is the same on both sides.
+    alike = [number for number in torch if torch[number] == twin[number] != ""]
+    assert {torch[number].strip() for number in alike} >= {"losses = []", "for _ in range(60):"}
+    assert all(line in TWIN for line in ("train_step", "create_train_state", "label_smoothing=0.1"))
+
+
+def run_torch():
+    """Runs PyTorch's script, and returns its first parameters as those of the twin, and its losses."""
+    variables, rest = run_until_the_loop(TORCH)
+    arrays = [parameter.detach().numpy().copy() for parameter in variables["model"].parameters()]
+    exec(rest, variables)
+    layers = zip(("hidden", "output"), arrays[::2], arrays[1::2], strict=True)
+    params = {name: {"kernel": weight.T, "bias": bias} for name, weight, bias in layers}
+    return params, variables["losses"]
+
+
+def test_the_twin_follows_the_script(capsys):
+    variables, rest = run_until_the_loop(TWIN)
+    if INSTALLED["torch"]:
+        params, expected = run_torch()
+        nnx.update(variables["model"], params)
+        create = variables["training"].create_train_state
+        variables["state"] = create(variables["model"], variables["optimizer"])
+    exec(rest, variables)
+    losses = variables["losses"]
+    assert len(losses) == 60
+    assert losses[-1] < 0.6 < 1.0 < losses[0]
+    if INSTALLED["torch"]:
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert set(capsys.readouterr().out.split()) == {"True"}
+
+
+def needs(code):
+    return {library for library in INSTALLED if re.search(rf"^(import|from) {library}\b", code, re.MULTILINE)}
+
+
+def test_there_is_a_snippet_for_each_library():
+    assert [needs(code) for code in SNIPPETS] == [{"optax"}, {"flax", "optax"}, {"equinox", "optax"}]
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in SNIPPETS if all(INSTALLED[library] for library in needs(code))]
+)
+def test_a_snippet_prints_what_it_says(code, capsys):
+    # Outside train_step nothing shields Optax from strict promotion, in which it raises a float to an int.
+    with jax.numpy_dtype_promotion("standard"):
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"\bprint\(.*\)  # (.*)", code)
