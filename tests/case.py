@@ -33,7 +33,8 @@ class Case(NamedTuple):
     @property
     def axis(self) -> int | None:
         """The class axis, or None for a loss without one."""
-        if "axis_name" not in inspect.signature(getattr(jaxloss, self.loss)).parameters:
+        parameters = inspect.signature(getattr(jaxloss, self.loss)).parameters
+        if "axis_name" not in parameters or "kernel" in parameters:
             return None
         scores = next(iter(self.arrays.values()))
         return self.options.get("axis", -1) % scores.ndim
@@ -60,7 +61,8 @@ class Case(NamedTuple):
 
     def is_per_class(self, name: str) -> bool:
         """Whether the argument holds values for classes, and none for a sample."""
-        return (name == "weight" and self.axis is not None) or name.startswith("params.")
+        is_layer = name in ("kernel", "bias") or name.startswith("params.")
+        return is_layer or (name == "weight" and (self.axis is not None or "kernel" in self.arrays))
 
     def digest(self) -> str:
         """Returns a fingerprint of all that PyTorch's answer depends on."""

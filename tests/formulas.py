@@ -107,6 +107,11 @@ def cross_entropy(logits, targets, weight=None, label_smoothing=0):
 
 
 @formula
+def linear_cross_entropy(hidden, kernel, targets):
+    return cross_entropy([dot(hidden, column) for column in columns(kernel)], targets)
+
+
+@formula
 def nll_loss(log_probs, targets, weight=None):
     return times(weight[targets] if weight else Decimal(1), -log_probs[targets])
 

@@ -101,6 +101,17 @@ row(
     far=[([1e4, 0.0, -1e4], [0.5, 0.5, 0.0])],
     half=[([0.5, -1.25, 2.0], [0.25, 0.75, 0.0]), ([300.0, 0.5, -200.0], [0.25, 0.75, 0.0])],
 )
+_COLUMNS = [[1.0, 0.5, -1.0], [0.25, 2.0, 1.5]]
+row(
+    "linear_cross_entropy",
+    "hidden kernel targets",
+    "hidden kernel",
+    zeros=[([0.0, 0.0], _COLUMNS, 1), ([0.5, 1.0], [[0.0] * 3] * 2, 1)],
+    plus=[([INF, 1.0], _COLUMNS, 1)],
+    minus=[([-INF, 1.0], _COLUMNS, 0)],
+    far=[([1e4, -1e4], _COLUMNS, 1), ([1e4, 1e4], _COLUMNS, 0)],
+    half=[([0.5, -1.25], _COLUMNS, 1), ([3.0, -2.0], _COLUMNS, 2)],
+)
 row(
     "nll_loss",
     "log_probs targets",

@@ -16,12 +16,15 @@ RECORDED = json.loads(torch_oracle.SIGNATURES.read_text())
 FUNCTIONS, CLASSES = RECORDED["functional"], RECORDED["nn"]
 # Deprecated in PyTorch for `reduction`.
 LEFT_OUT = {"size_average", "reduce"}
+# How PyTorch should chunk; ours chooses.
+LEFT_OUT |= {"options"}
 # What jaxloss has beyond PyTorch, with its default.
-ADDED = {"axis": -1, "axis_name": None, "where": None}
+ADDED = {"axis": -1, "axis_name": None, "where": None, "z_loss": 0.0, "soft_cap": None}
 # What PyTorch has as a module only.
 MODULES = {"adaptive_log_softmax"}
-# What is not here yet, as a function and as a class.
-MISSING = {"linear_cross_entropy", "LinearCrossEntropyLoss"}
+# PyTorch's default is None there, which means this one.
+MEANT = {("linear_cross_entropy", "ignore_index"): -100}
+RENAMED = {"linear_bias": "bias"}
 # What is not here for a reason.
 NOT_HERE = {
     "pdist": "no loss, but all distances within one array: vmap of pairwise_distance",
@@ -34,6 +37,7 @@ ELSEWHERE = {
     "div_value": "an option of init_adaptive_log_softmax",
     "head_bias": "an option of init_adaptive_log_softmax",
     "dim": "is axis, in which classes and vectors are last",
+    "out_features": "the layer of linear_cross_entropy is its argument",
 }
 # The README's table says which loss is which class.
 LOSS_OF = {c: loss for loss, c in re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \|", README, re.MULTILINE)}
@@ -44,29 +48,39 @@ def defaults(function: Any) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
+def options_of(loss: str, theirs: dict[str, Any], left_out: set[str] = LEFT_OUT) -> dict[str, Any]:
+    """Returns PyTorch's options under our names, with what their defaults mean."""
+    found = {
+        RENAMED.get(option, option): default for option, default in theirs.items() if option not in left_out
+    }
+    return {option: MEANT.get((loss, option), default) for option, default in found.items()}
+
+
 def test_every_loss_of_pytorch_is_here():
-    assert set(FUNCTIONS) - set(vars(jaxloss)) - set(NOT_HERE) == MISSING & set(FUNCTIONS)
+    assert set(FUNCTIONS) - set(vars(jaxloss)) - set(NOT_HERE) == set()
     assert {case.loss for case in CASES} - set(FUNCTIONS) == MODULES
-    assert set(CLASSES) - set(LOSS_OF) - set(NOT_HERE) == MISSING & set(CLASSES)
+    assert set(CLASSES) - set(LOSS_OF) - set(NOT_HERE) == set()
     assert set(LOSS_OF) <= set(CLASSES)
-    assert set(NOT_HERE) | MISSING <= set(FUNCTIONS) | set(CLASSES)
+    assert set(NOT_HERE) <= set(FUNCTIONS) | set(CLASSES)
 
 
 @pytest.mark.parametrize("name", sorted({case.loss for case in CASES} - MODULES))
 def test_options_and_defaults_are_those_of_the_function(name: str):
     ours = defaults(getattr(jaxloss, name))
-    theirs = {option: default for option, default in FUNCTIONS[name].items() if option not in LEFT_OUT}
+    theirs = options_of(name, FUNCTIONS[name])
     assert ours == theirs | {option: default for option, default in ADDED.items() if option in ours}
     assert "where" in ours
 
 
 @pytest.mark.parametrize("name", sorted(LOSS_OF))
 def test_options_and_defaults_are_those_of_the_class(name: str):
-    ours, theirs = defaults(getattr(jaxloss, LOSS_OF[name])), CLASSES[name]
-    theirs = {option: default for option, default in theirs.items() if option not in LEFT_OUT | {*ELSEWHERE}}
+    ours = defaults(getattr(jaxloss, LOSS_OF[name]))
+    theirs = options_of(LOSS_OF[name], CLASSES[name], left_out=LEFT_OUT | {*ELSEWHERE})
+    if "kernel" in inspect.signature(getattr(jaxloss, LOSS_OF[name])).parameters:
+        del theirs["bias"]  # whether the class's own layer has one
     assert theirs.items() <= ours.items()
     # Weights of elements are options of functions only, and PyTorch's adaptive softmax knows the mean only.
-    assert ours.keys() - theirs.keys() <= ADDED.keys() | {"weight", "reduction"}
+    assert ours.keys() - theirs.keys() <= ADDED.keys() | {"weight", "reduction", "bias"}
 
 
 def test_what_initialises_the_adaptive_softmax_has_the_other_options_of_its_class():

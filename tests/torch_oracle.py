@@ -3,6 +3,7 @@
 `python -m tests.torch_oracle` writes the records anew.
 """
 
+import functools
 import importlib.util
 import inspect
 import json
@@ -87,8 +88,10 @@ def _call(case: Case, tensors: Mapping[str, Any], reduction: str | None) -> Any:
     is_named = {name: "." in name or name in options_of_ours for name in tensors}
     positional = [tensors[name] for name in tensors if not is_named[name]]
     named = {name: tensors[name] for name in tensors if is_named[name]}
-    is_module = case.loss == "adaptive_log_softmax"
-    function = _adaptive_log_softmax if is_module else getattr(torch.nn.functional, case.loss)
+    ours = {"adaptive_log_softmax": _adaptive_log_softmax, "linear_cross_entropy": _linear_cross_entropy}
+    function = ours.get(case.loss) or getattr(torch.nn.functional, case.loss)
+    if "z_loss" in options or "soft_cap" in options:
+        function = functools.partial(_beyond_pytorch, case.loss)
     with warnings.catch_warnings():  # that the mean of kl_div is not one over the batch
         warnings.simplefilter("ignore")
         return function(*positional, **named, **options)
@@ -108,6 +111,38 @@ def _adaptive_log_softmax(
     weights = {places[name.removeprefix("params.")]: tensor.t() for name, tensor in params.items()}
     output, mean = torch.func.functional_call(module, weights, (hidden, targets))
     return {"none": -output, "sum": -output.sum(), "mean": mean}[reduction]
+
+
+def _linear_cross_entropy(hidden: Any, kernel: Any, targets: Any, *, bias: Any = None, **options: Any) -> Any:
+    """Returns PyTorch's loss with the layer as ours has it. PyTorch takes no sequences."""
+    import torch
+
+    if targets.is_floating_point() or targets.ndim > 1:
+        return _beyond_pytorch("linear_cross_entropy", hidden, kernel, targets, bias=bias, **options)
+    return torch.nn.functional.linear_cross_entropy(hidden, kernel.T, targets, linear_bias=bias, **options)
+
+
+def _beyond_pytorch(
+    loss: str,
+    *arrays: Any,
+    bias: Any = None,
+    z_loss: float = 0.0,
+    soft_cap: float | None = None,
+    reduction: str,
+    **options: Any,
+) -> Any:
+    """Returns what PyTorch's cross entropy of all logits and arithmetic make of options that it has not."""
+    import torch
+
+    *layer, targets = arrays
+    logits = layer[0] if loss == "cross_entropy" else layer[0] @ layer[1]
+    logits = logits if bias is None else logits + bias
+    logits = logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+    rows = logits.flatten(0, -2)
+    labels = targets.flatten(0, -2) if targets.is_floating_point() else targets.flatten()
+    losses = torch.nn.functional.cross_entropy(rows, labels, reduction="none", **options)
+    losses = (losses + z_loss * torch.logsumexp(rows, -1) ** 2).reshape(logits.shape[:-1])
+    return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
 
 
 def ask_at(case: Case, situation: str) -> dict[str, list[float]]:

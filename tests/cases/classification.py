@@ -69,6 +69,10 @@ add(
 )
 
 
+add("cross_entropy", "z-loss-cap", _classes(5, 6), z_loss=0.1, soft_cap=2.0)
+add("cross_entropy", "probabilities-z-loss", _classes(5, 6, soft=True), z_loss=0.1)
+
+
 def _extreme_logits(rng: np.random.RandomState) -> Arrays:
     logits = np.array([[1e4, -1e4, 0.0], [-np.inf, 0.0, 1.0], [1e30, 0.0, -1e30], [50.0, 50.0, 50.0]])
     return {"logits": logits, "targets": np.array([0, 2, 0, 1])}
