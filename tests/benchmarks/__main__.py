@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -52,18 +51,20 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
-        description="Times every loss, alone and with its gradient, beside PyTorch, Optax and the one-line JAX form.",
+        description="Times every loss beside PyTorch, Optax and the one-line JAX form.",
     )
     losses = list(dict.fromkeys(case.loss for case in CASES))
     sizes = list(dict.fromkeys(size for case in CASES for size in case.sizes))
     parser.add_argument("--losses", nargs="+", choices=losses, metavar="LOSS", help="default: all")
     parser.add_argument("--sizes", nargs="+", choices=sizes, help="default: all")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: all that are installed")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU, 1 unless said; above 1 the clock is the wall's")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of a CPU, 1 unless said, whose own time is taken"
+    )
     parser.add_argument("--seconds", type=float, default=2, help="for a record, about; default: 2")
-    parser.add_argument("--quick", action="store_true", help="two losses, small, for an instant, without PyTorch")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="where to append; default: %(default)s")
-    parser.add_argument("--report", action="store_true", help="measure nothing; write the table and the picture")
+    parser.add_argument("--quick", action="store_true", help="two losses, small, without PyTorch")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="where to append")
+    parser.add_argument("--report", action="store_true", help="only write table and picture")
     options = parser.parse_args()
     if options.quick:
         options.seconds = 0.02

@@ -33,7 +33,9 @@ class Side(NamedTuple):
     wait: Callable[[Any], Any]  # until what a call returned is there
 
 
-def measure(loss: str, size: str, peers: tuple[str, ...], threads: int, seconds: float) -> list[dict[str, Any]]:
+def measure(
+    loss: str, size: str, peers: tuple[str, ...], threads: int, seconds: float
+) -> list[dict[str, Any]]:
     """Returns a record of the value alone, and one of value and gradient.
 
     Args:
@@ -116,9 +118,7 @@ def _jax_side(loss: Loss, arrays: list[jax.Array], moved: tuple[int, ...]) -> Si
     return Side(lambda: forward(*arrays), lambda: gradient(*arrays), jax.block_until_ready)
 
 
-def _torch_sides(
-    case: Case, arrays: tuple[np.ndarray, ...], threads: int
-) -> Iterator[tuple[str, Side]]:
+def _torch_sides(case: Case, arrays: tuple[np.ndarray, ...], threads: int) -> Iterator[tuple[str, Side]]:
     import torch
 
     torch.set_num_threads(threads)

@@ -81,7 +81,7 @@ def _row(record: Record) -> str:
         [record["ratios"][peer] for peer in peers if peer in record["ratios"]] for peers in COLUMNS.values()
     ]
     shown = [f"{max(ratio):.2f}" if ratio else "" for ratio in ratios]
-    shape = " × ".join(map(str, record["shape"]))
+    shape = ", ".join(map(str, record["shape"]))
     cells = [f"`{record['loss']}`", shape, f"{record['seconds']['jaxloss'] * 1e3:.3g}", *shown]
     return "| " + " | ".join(cells) + " |"
 
@@ -114,9 +114,7 @@ def _draw(records: list[Record]) -> None:
     for panel, (where, what) in zip(axes, panels, strict=True):
         here = [record for record in records if (setting(record), record["what"]) == (where, what)]
         for peer, marker in zip(peers, "osD^v", strict=False):
-            points = [
-                (r["ratios"][peer], f"{r['loss']} {r['size']}") for r in here if peer in r["ratios"]
-            ]
+            points = [(r["ratios"][peer], f"{r['loss']} {r['size']}") for r in here if peer in r["ratios"]]
             at = [rows.index(row) for _, row in points]
             panel.plot([ratio for ratio, _ in points], at, marker, markersize=4, label=peer)
         panel.axvline(1, color="black", linewidth=0.8)
