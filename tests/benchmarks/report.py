@@ -105,7 +105,7 @@ def _draw(records: list[Record]) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "jaxloss"
+    mpl.rcParams.update({"svg.hashsalt": "jaxloss", "svg.fonttype": "none"})
     panels = list(dict.fromkeys((setting(record), record["what"]) for record in records))
     rows = list(dict.fromkeys(f"{record['loss']} {record['size']}" for record in records))
     figure = Figure(figsize=(4 + 4 * len(panels), 1 + 0.2 * len(rows)), layout="constrained")
