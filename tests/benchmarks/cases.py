@@ -271,9 +271,18 @@ add(
     ELEMENTS,
     line=lambda d, t: jnp.mean(jnp.where(t > 0, d, jnp.maximum(0, 1 - d))),
 )
+
+
+def _two_scores(rng: np.random.RandomState, size: int) -> tuple[np.ndarray, ...]:
+    first = normal(rng, size)
+    # Never equal: there the one-line form has another slope.
+    second = first + (0.01 + np.abs(normal(rng, size))) * signs(rng, size)
+    return first, second, signs(rng, size)
+
+
 add(
     "margin_ranking_loss",
-    lambda rng, size: (normal(rng, size), normal(rng, size), signs(rng, size)),
+    _two_scores,
     ELEMENTS,
     line=lambda a, b, t: jnp.mean(jnp.maximum(0, -t * (a - b))),
     moved=(0, 1),
