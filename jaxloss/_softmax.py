@@ -69,10 +69,11 @@ def log_sum_exp(logits: jax.Array, shift: jax.Array, kept: jax.Array | None, cla
     The exponentials are computed once for value and gradient, and the gradient takes over their memory. A
     position that is not `kept` has derivative 0, even where its logits are NaN.
     """
-    sums = [functools.partial(way, classes=classes) for way in (_sum_exp, _sum_exp_in_steps)]
     if not _is_long(logits, classes):
-        return jnp.log(sums[0](logits, shift))
-    return jnp.log(lax.platform_dependent(logits, shift, cpu=sums[1], default=sums[0]))
+        return jnp.log(_sum_exp(logits, shift, classes))
+    in_steps = functools.partial(_sum_exp_in_steps, classes=classes)
+    at_once = functools.partial(_sum_exp, classes=classes)
+    return jnp.log(lax.platform_dependent(logits, shift, cpu=in_steps, default=at_once))
 
 
 def _sum_exp(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Array:
