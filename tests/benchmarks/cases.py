@@ -84,6 +84,12 @@ def normals(count: int) -> Callable[..., tuple[np.ndarray, ...]]:
     return lambda rng, *shape: tuple(normal(rng, *shape) for _ in range(count))
 
 
+def apart(rng: np.random.RandomState, *shape: int) -> tuple[np.ndarray, ...]:
+    """Returns two arrays that are nowhere equal, for losses whose one-line form has a wrong slope there."""
+    first = normal(rng, *shape)
+    return first, first + (0.01 + np.abs(normal(rng, *shape))) * signs(rng, *shape)
+
+
 def labelled(rng: np.random.RandomState, *shape: int, axis: int = -1) -> tuple[np.ndarray, ...]:
     """Returns scores and, for each position, a class."""
     return normal(rng, *shape), rng.randint(0, shape[axis], np.delete(shape, axis)).astype(np.int32)
@@ -103,7 +109,7 @@ add(
     line=lambda p, t: jnp.mean((p - t) ** 2),
     optax=lambda optax, p, t: optax.squared_error(p, t).mean(),
 )
-add("l1_loss", normals(2), ELEMENTS, line=lambda p, t: jnp.mean(jnp.abs(p - t)))
+add("l1_loss", apart, ELEMENTS, line=lambda p, t: jnp.mean(jnp.abs(p - t)))
 
 
 def _huber(p: Any, t: Any) -> Any:
@@ -273,16 +279,9 @@ add(
 )
 
 
-def _two_scores(rng: np.random.RandomState, size: int) -> tuple[np.ndarray, ...]:
-    first = normal(rng, size)
-    # Never equal: there the one-line form has another slope.
-    second = first + (0.01 + np.abs(normal(rng, size))) * signs(rng, size)
-    return first, second, signs(rng, size)
-
-
 add(
     "margin_ranking_loss",
-    _two_scores,
+    lambda rng, size: (*apart(rng, size), signs(rng, size)),
     ELEMENTS,
     line=lambda a, b, t: jnp.mean(jnp.maximum(0, -t * (a - b))),
     moved=(0, 1),
