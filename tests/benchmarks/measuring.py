@@ -172,7 +172,7 @@ def _agreeing(
         off = [_difference(ours, theirs) for ours, theirs in zip((value, *gradients), truth, strict=False)]
         if off[0] > 1e-4:
             wrong[name] = f"wrong value, {float(value):.6g} for {float(truth[0]):.6g}"
-        elif max(off) > 1e-3:
+        elif max(off) > 1e-2:  # float32 alone is off by half of that, in PyTorch's ctc_loss over 1000 frames
             wrong[name] = f"wrong gradient, off by {max(off):.2g} of its greatest"
         else:
             calls[name] = call, side.wait
