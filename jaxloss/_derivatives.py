@@ -61,10 +61,10 @@ def constant(number: float, like: jax.Array) -> jax.Array:
 
 @derivatives(lambda factor, magnitude: magnitude, lambda factor, magnitude: factor)
 def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """Returns factor · magnitude for magnitude >= 0, with 0 · ∞ = 0: what has no weight adds nothing."""
-    matters = jnp.abs(jnp.sign(factor))  # 0 or 1
-    cap = matters / (2 - 2 * matters)  # 0 or infinite; with 1 for 2, a sigmoid's 1 would be shared
-    return jnp.minimum(magnitude, cap) * factor
+    """Returns factor · magnitude for magnitude > -∞, with 0 · ∞ = 0: what has no weight adds nothing."""
+    # The bound is 0 or ∞. A sign would show which, but XLA:CPU computes that of a result one by one.
+    large = constant(float(jnp.finfo(factor.dtype).max), factor)
+    return jnp.minimum(magnitude, jnp.abs(factor) * large * large) * factor
 
 
 def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:

@@ -5,6 +5,7 @@ only where the class axis is whole.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +86,41 @@ def log_sum_exp(logits: jax.Array, shift: jax.Array, kept: jax.Array | None, cla
     The exponentials are computed once for value and gradient, and the gradient takes over their memory. A
     position that is not `kept` has derivative 0, even where its logits are NaN.
     """
-    return jnp.log(classes.sum(jnp.exp(logits - classes.expand(shift))))
+    if not _is_long(logits, classes):
+        return jnp.log(_sum_exp(logits, shift, classes))
+    in_steps = functools.partial(_sum_exp_in_steps, classes=classes)
+    at_once = functools.partial(_sum_exp, classes=classes)
+    return jnp.log(lax.platform_dependent(logits, shift, cpu=in_steps, default=at_once))
+
+
+def _sum_exp(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Array:
+    return classes.sum(jnp.exp(logits - classes.expand(shift)))
+
+
+_LARGE, _LONG, _STEP = 2**23, 2**15, 256
+
+
+def _is_long(logits: jax.Array, classes: ClassAxis) -> bool:
+    """Whether XLA:CPU would write the exponentials out in full before it sums them, four times as slowly."""
+    stretch = math.prod(logits.shape[classes.position :])
+    sharding: Any = jax.typeof(logits).sharding
+    return logits.size > _LARGE and stretch > _LONG and sharding.mesh.empty and classes.mesh_axis is None
+
+
+def _sum_exp_in_steps(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Array:
+    """Adds some classes to as many others at a time, until these few are left to be summed."""
+    axis, count = classes.position, logits.shape[classes.position]
+    size = min(count, max(1, _STEP // math.prod(logits.shape[axis + 1 :])))
+
+    def exponentials(first: int | jax.Array, size: int) -> jax.Array:
+        return jnp.exp(lax.dynamic_slice_in_dim(logits, first, size, axis) - classes.expand(shift))
+
+    def step(i: int | jax.Array, total: jax.Array) -> jax.Array:
+        return total + exponentials(i * size, size)
+
+    total = classes.sum(lax.fori_loop(1, count // size, step, exponentials(0, size)))
+    rest = count % size
+    return total + classes.sum(exponentials(count - rest, rest)) if rest else total
 
 
 @log_sum_exp.defjvp

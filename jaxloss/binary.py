@@ -280,7 +280,8 @@ def multilabel_soft_margin_loss(
     losses = _from_logits(logits, targets)
     factor = class_weight(weight, losses, classes)
     losses = losses if factor is None else product(factor, losses)
-    return reduce_weighted(classes.sum(losses) / classes.count(losses), None, where, reduction)
+    # Divided before they are summed, the losses of a batch are one sum, and not one of many.
+    return reduce_weighted(classes.sum(losses / classes.count(losses)), None, where, reduction)
 
 
 def _probabilities(name: str, array: jax.Array) -> jax.Array:

@@ -176,8 +176,7 @@ def gaussian_nll_loss(
 
 def _minus_log_times(counts: jax.Array, log: jax.Array) -> jax.Array:
     """Returns -counts · log: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
-    bounded = jnp.minimum(log, 1000)
-    return product(-counts * jnp.sign(bounded), jnp.abs(bounded))
+    return product(counts, -jnp.minimum(log, 1000))
 
 
 @derivatives(
@@ -256,8 +255,6 @@ def _pull(predictions: jax.Array, targets: jax.Array, var: jax.Array, eps: jax.A
     lambda predictions, targets, var, eps: jnp.zeros_like(predictions),
 )
 def _gaussian(predictions: jax.Array, targets: jax.Array, var: jax.Array, eps: jax.Array) -> jax.Array:
-    # A negative variance has a square root that is NaN; one of 0 where eps is 0, a quotient.
-    bounded = jnp.maximum(var, eps)
+    # A negative variance has a logarithm that is NaN; one of 0 where eps is 0, a quotient.
     error = predictions - targets
-    outside = 0 * jnp.sqrt(jnp.minimum(var, 0))
-    return 0.5 * (jnp.log(bounded) + error * (error / bounded)) + outside
+    return 0.5 * (jnp.maximum(jnp.log(var), jnp.log(eps)) + error * (error / jnp.maximum(var, eps)))

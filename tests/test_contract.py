@@ -291,8 +291,10 @@ def test_integers_and_booleans_follow_the_other_arguments(case: Case, dtype: str
     arrays = case.inputs(jnp.float32)
     for name in case.gradients:
         ones = {**arrays, name: jnp.ones(arrays[name].shape)}
-        expected = case(ones)
-        np.testing.assert_array_equal(case({**ones, name: ones[name].astype(dtype)}), expected, strict=True)
+        # Not reduced: XLA:CPU has one exponential for sums and another one for arrays.
+        expected = case(ones, reduction="none")
+        converted = case({**ones, name: ones[name].astype(dtype)}, reduction="none")
+        np.testing.assert_array_equal(converted, expected, strict=True)
 
 
 # The public function.

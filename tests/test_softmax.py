@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloss import cross_entropy, nll_loss
+from jaxloss import _softmax, cross_entropy, nll_loss
 from jaxloss._softmax import ClassAxis, log_sum_exp, pick
 
 LOGITS = np.random.RandomState(0).randn(4, 5, 3).astype(np.float32)
@@ -24,6 +24,17 @@ def test_log_sum_exp_and_its_gradient():
     np.testing.assert_allclose(
         jax.grad(total)(LOGITS), exponentials / exponentials.sum(1, keepdims=True), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("shape", [(2, 700, 3), (2, 700), (2, 5, 300), (2, 100)])
+def test_a_long_axis_is_summed_in_steps(shape, monkeypatch):
+    logits = np.random.RandomState(0).randn(*shape).astype(np.float32)
+    shift = logits.max(1)
+    expected = log_sum_exp(logits, shift, None, AXIS)
+    monkeypatch.setattr(_softmax, "_LARGE", 0)
+    monkeypatch.setattr(_softmax, "_LONG", 0)
+    assert "dynamic_slice" in str(jax.make_jaxpr(lambda x: log_sum_exp(x, shift, None, AXIS))(logits))
+    np.testing.assert_allclose(log_sum_exp(logits, shift, None, AXIS), expected, rtol=1e-6)
 
 
 def test_pick_and_its_gradient():
