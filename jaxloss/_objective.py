@@ -38,12 +38,6 @@ def no_pair(purpose: str) -> ValueError:
     )
 
 
-def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns the mean; over no weight it is NaN."""
-    empty = weight == 0
-    return jnp.where(empty, jnp.nan, total / jnp.where(empty, 1, weight))
-
-
 def sample_count(inputs: Any, targets: Any) -> int:
     """Returns the common length of all arrays, or refuses arrays that differ in it."""
     lengths = {

@@ -49,10 +49,13 @@ def reduce_weighted(
     if reduction == "sum":
         return total
     denominator = _total_weight(losses, weight, where)
-    if reduction == "sum_and_weight":
-        return total, denominator
-    empty = denominator == 0
-    return jnp.where(empty, jnp.nan, total / jnp.where(empty, 1, denominator))
+    return (total, denominator) if reduction == "sum_and_weight" else mean(total, denominator)
+
+
+def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns total / weight; over no weight it is NaN, with a gradient of zero."""
+    empty = weight == 0
+    return jnp.where(empty, jnp.nan, total / jnp.where(empty, 1, weight))
 
 
 def weighted(

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss._objective import mean, no_pair, sample_count, traceable, value_and_weight
+from jaxloss._objective import no_pair, sample_count, traceable, value_and_weight
+from jaxloss._reduction import mean
 from jaxloss.training import TrainState, train_step
 
 __all__ = ["evaluate", "read_losses", "train_epoch"]

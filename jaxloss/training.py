@@ -19,7 +19,8 @@ from flax import nnx, struct
 from flax.training import train_state
 from jax.typing import DTypeLike
 
-from jaxloss._objective import mean, no_pair, sample_count, traceable, value_and_weight
+from jaxloss._objective import no_pair, sample_count, traceable, value_and_weight
+from jaxloss._reduction import mean
 from jaxloss._trees import differences, kinds
 
 __all__ = ["TrainState", "create_train_state", "train_step"]

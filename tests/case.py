@@ -88,14 +88,26 @@ class Case(NamedTuple):
 
         What is not a scalar is contracted with `cotangent` before it is differentiated.
         """
-
-        def contracted(moved: dict[str, Any], fixed: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-            value = self({**fixed, **moved}, **options)
-            return jnp.sum(value * jnp.asarray(cotangent(value.shape), value.dtype)), value
-
         moved = {name: arrays[name] for name in self.gradients}
-        gradients, value = jax.jit(jax.grad(contracted, has_aux=True))(moved, dict(arrays))
+        where = options.pop("where", None)
+        gradients, value = self._gradients(**options)(moved, dict(arrays), where)
         return {"value": value, **gradients}
+
+    def _gradients(self, **options: Any) -> Callable[..., Any]:
+        """Returns the function behind `answer`, compiled once for all tests: that is what takes time."""
+        key = (self.loss, repr(self.options), self.gradients, repr(options))
+        if key not in _COMPILED:
+
+            def contracted(moved: Any, fixed: Any, where: Any) -> tuple[jax.Array, jax.Array]:
+                mask = {} if where is None else {"where": where}
+                value = self({**fixed, **moved}, **mask, **options)
+                return jnp.sum(value * jnp.asarray(cotangent(value.shape), value.dtype)), value
+
+            _COMPILED[key] = jax.jit(jax.grad(contracted, has_aux=True))
+        return _COMPILED[key]
+
+
+_COMPILED: dict[Any, Callable[..., Any]] = {}
 
 
 def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:

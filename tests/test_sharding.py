@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Without a larger thread pool, collectives of two programs in flight block each other on few cores.
 ENVIRONMENT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PJRT_NPROC": "32"}
 
 
-def test_every_entry_in_every_layout():
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_every_kind_of_entry_in_every_layout(kind: str):
     program = subprocess.run(
-        [sys.executable, "-m", "tests.sharded"],
+        [sys.executable, "-m", "tests.sharded", kind],
         cwd=Path(__file__).parent.parent,
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
