@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,22 @@ from jaxloss.training import TrainState, create_train_state, train_step
 
 
 def parse_arguments(
-    argv: Sequence[str] | None, *, prog: str, description: str | None, steps: int | None
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+    steps: int | None,
+    flags: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """Reads the options of the command line; `steps` is the default of `--steps`."""
+    """Reads the options of the command line.
+
+    Args:
+        argv: The command line, by default that of the process.
+        prog: How the example is called.
+        description: What it does.
+        steps: The default of `--steps`.
+        flags: Further options that take no value, name to help.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,6 +62,8 @@ def parse_arguments(
         metavar="DIR",
         help="save the training in this folder now and then, and go on from what is there",
     )
+    for flag, text in (flags or {}).items():
+        parser.add_argument(flag, action="store_true", help=text)
     arguments = parser.parse_args(argv)
     if arguments.plot and not arguments.plot.parent.is_dir():
         parser.error(f"argument --plot: there is no folder {arguments.plot.parent}")
@@ -112,7 +127,7 @@ def fit(
     data: tuple[np.ndarray, ...],
     *,
     loss: Callable[..., jax.Array],
-    metric: Callable[[np.ndarray, jax.Array], float],
+    metric: Callable[[np.ndarray, Any], float],
     batch_size: int,
     arguments: argparse.Namespace,
     fold: int,
@@ -151,7 +166,7 @@ def fit(
 
 
 @jax.jit
-def _outputs(state: TrainState, inputs: np.ndarray) -> jax.Array:
+def _outputs(state: TrainState, inputs: np.ndarray) -> Any:
     return state.apply_fn(state.params, inputs)
 
 
@@ -186,7 +201,8 @@ def save_curves(histories: list[History], metric: str, title: str, file: pathlib
     _draw(lower, common, metrics, metric)
     upper.set(title=title, yscale="log")
     upper.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}", minor_locator=LogLocator(subs=(2, 5)))
-    upper.legend()
+    if len(histories) > 1:
+        upper.legend()
     lower.set(xlabel="step")
     figure.savefig(file, dpi=150)
     print(f"Loss and {metric}: {file}")

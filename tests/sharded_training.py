@@ -25,6 +25,7 @@ from jaxloss.epochs import evaluate, train_epoch
 from jaxloss.models import Classifier
 from jaxloss.placement import shard_batch, shard_train_state
 from jaxloss.training import TrainState, create_train_state, train_step
+from tests.sharded_losses import check_losses
 
 SIZES = (16, 64, 8)
 STEPS = 3
@@ -233,7 +234,7 @@ def main() -> None:
                 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
                 folder = shared_folder
                 chosen = layouts()[:2]
-                problems = []
+                problems = [*check_losses()]
             case _:
                 chosen = layouts()
                 problems = [*check_misfits(chosen[0][1]), *check_epochs(chosen[0][1])]

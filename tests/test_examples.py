@@ -8,17 +8,26 @@ import socket
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 from sklearn.metrics import r2_score
 
-from examples import __main__, binary_classification, classification, data_parallel, regression
+from examples import (
+    __main__,
+    binary_classification,
+    classification,
+    data_parallel,
+    language_model,
+    regression,
+)
 from examples._common import fit
 from jaxloss import mse_loss
 from jaxloss.checkpoints import Checkpoints
 from jaxloss.models import LinearRegression
+from jaxloss.training import create_train_state, train_step
 
 EXAMPLES = [regression, classification, binary_classification]
 LOSSES = re.compile(
@@ -46,9 +55,42 @@ def test_all_run_one_after_the_other_and_draw_a_plot_each(tmp_path, capsys):
     __main__.main(["--steps", "3", "--plot", str(tmp_path / "loss.png")])
     output = capsys.readouterr().out
     assert len(LOSSES.findall(output)) == 3
+    assert len(re.findall(r"^Held-out loss: \d\.\d{3} nats a character$", output, re.MULTILINE)) == 1
     assert len(re.findall(r"^(?:R²|Accuracy) on held-out \w+: -?\d\.\d{3}$", output, re.MULTILINE)) == 3
-    for name in ("regression", "classification", "binary_classification"):
+    for name in ("regression", "classification", "binary_classification", "language_model"):
         assert (tmp_path / f"loss_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_language_model_knows_more_than_how_frequent_characters_are(capsys):
+    loss = language_model.main([])
+    output = capsys.readouterr().out
+    [entropy] = re.findall(r"^Unigram entropy: (\d\.\d{3}) nats a character$", output, re.MULTILINE)
+    assert loss < 0.6 * float(entropy)
+    sizes = re.findall(r"32000 classes: (\d+\.\d) MB; with all logits (\d+\.\d) MB$", output, re.MULTILINE)
+    [(ours, plain)] = sizes
+    assert float(ours) < float(plain) / 20
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_learns_its_last_kernel_and_sees_sixteen_characters(tied):
+    model = language_model.CharacterModel(5, 8, tied=tied, rngs=nnx.Rngs(0))
+    state = create_train_state(model, optax.sgd(0.1))
+    before = model.embedding.embedding[...]
+    characters, changed = np.zeros((2, 1, 32), int)
+    changed[0, 5] = 1
+    differs = state.apply_fn(state.params, characters)[0] != state.apply_fn(state.params, changed)[0]
+    np.testing.assert_array_equal(differs[0].any(-1), np.isin(np.arange(32), np.arange(5, 21)))
+    state, _ = train_step(state, characters, characters + 1, loss=language_model.criterion)
+    # Character 2 is nowhere in the text: its embedding moves only where the loss sees it, in the last kernel.
+    assert jnp.any(state.params["embedding"]["embedding"][2] != before[2]) == tied
+    if not tied:
+        assert jnp.all(state.params["output"]["kernel"] != model.output.kernel[...])
+
+
+def test_a_python_without_documentation_has_its_zen(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    assert language_model.read_text().startswith("The Zen of Python")
+    assert not capsys.readouterr().out
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path, capsys):
@@ -128,7 +170,7 @@ def start_data_parallel(environment, *options):
     )
 
 
-@pytest.mark.parametrize("example", [*EXAMPLES, __main__])
+@pytest.mark.parametrize("example", [*EXAMPLES, language_model, __main__])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -145,7 +187,7 @@ def test_a_wrong_option_is_named(example, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [*EXAMPLES, language_model])
 def test_help(example, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         example.main(["--help"])
