@@ -4,6 +4,7 @@ Arrays are float64 or integer NumPy arrays under the names of the loss's own arg
 `RandomState`, whose stream is the same in every version of NumPy.
 """
 
+import functools
 import hashlib
 import inspect
 import zlib
@@ -83,28 +84,34 @@ class Case(NamedTuple):
         """Calls the loss."""
         return getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
 
-    def answer(self, arrays: Mapping[str, Any], **options: Any) -> dict[str, jax.Array]:
-        """Returns the value, and the gradients under their arguments' names, in one compiled call.
+    def answer(self, arrays: Mapping[str, Any], reduction: str = "mean", **mask: Any) -> dict[str, jax.Array]:
+        """Returns the value, and the gradients under their arguments' names, in one compiled call."""
+        return self.answers(arrays, (reduction,), **mask)[reduction]
+
+    def answers(
+        self, arrays: Mapping[str, Any], reductions: tuple[str, ...], **mask: Any
+    ) -> dict[str, dict[str, jax.Array]]:
+        """Returns what `answer` does for several reductions, in one compiled call.
 
         What is not a scalar is contracted with `cotangent` before it is differentiated.
         """
-        moved = {name: arrays[name] for name in self.gradients}
-        where = options.pop("where", None)
-        gradients, value = self._gradients(**options)(moved, dict(arrays), where)
-        return {"value": value, **gradients}
-
-    def _gradients(self, **options: Any) -> Callable[..., Any]:
-        """Returns the function behind `answer`, compiled once for all tests: that is what takes time."""
-        key = (self.loss, repr(self.options), self.gradients, repr(options))
+        key = (self.loss, repr(self.options), self.gradients, reductions)
         if key not in _COMPILED:
+            # To compile takes longest, so it is done once for all tests.
+            _COMPILED[key] = jax.jit(functools.partial(self._answers, reductions=reductions))
+        moved = {name: arrays[name] for name in self.gradients}
+        return _COMPILED[key](moved, dict(arrays), mask)
 
-            def contracted(moved: Any, fixed: Any, where: Any) -> tuple[jax.Array, jax.Array]:
-                mask = {} if where is None else {"where": where}
-                value = self({**fixed, **moved}, **mask, **options)
+    def _answers(self, moved: Any, fixed: Any, mask: Any, reductions: tuple[str, ...]) -> Any:
+        def answer(reduction: str) -> dict[str, jax.Array]:
+            def contracted(moved: Any) -> tuple[jax.Array, jax.Array]:
+                value = self({**fixed, **moved}, **mask, reduction=reduction)
                 return jnp.sum(value * jnp.asarray(cotangent(value.shape), value.dtype)), value
 
-            _COMPILED[key] = jax.jit(jax.grad(contracted, has_aux=True))
-        return _COMPILED[key]
+            gradients, value = jax.grad(contracted, has_aux=True)(moved)
+            return {"value": value, **gradients}
+
+        return {reduction: answer(reduction) for reduction in reductions}
 
 
 _COMPILED: dict[Any, Callable[..., Any]] = {}

@@ -1,6 +1,7 @@
 """The session is stricter than a user's: ranks and dtypes never promote silently, and warnings are errors."""
 
 import jax
+import pytest
 
 from jaxloss import _blocks
 
@@ -9,3 +10,27 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Few classes are as many blocks as a user's large vocabulary.
 _blocks._BLOCK = 8
+
+
+def _entry(item: pytest.Item) -> str:
+    """The entry of the catalogue that a test is about, if any."""
+    case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    return getattr(case, "name", "")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the tests of an entry stand together: they share what is compiled."""
+    files = list(dict.fromkeys(item.path for item in items))
+    items.sort(key=lambda item: (files.index(item.path), _entry(item)))
+
+
+_ENTRIES = 0
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forgets what was compiled, now and then: all of it would take gigabytes."""
+    global _ENTRIES
+    if nextitem is not None and (item.path, _entry(item)) != (nextitem.path, _entry(nextitem)):
+        _ENTRIES += 1
+        if _ENTRIES % 16 == 0:
+            jax.clear_caches()
