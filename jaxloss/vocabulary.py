@@ -208,9 +208,9 @@ def linear_log_probs(
         >>> import jaxloss
         >>> hidden, kernel = jnp.ones((1, 2)), jnp.zeros((2, 4))  # all four classes are equally likely
         >>> found = jaxloss.linear_log_probs(hidden, kernel, jnp.array([3]))
-        >>> found["log_prob"]
+        >>> found.log_prob
         Array([-1.3863], dtype=float32)
-        >>> found["entropy"]
+        >>> found.entropy
         Array([1.3863], dtype=float32)
 
     Differences from PyTorch:

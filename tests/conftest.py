@@ -9,7 +9,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Few classes are as many blocks as a user's large vocabulary.
-_blocks._BLOCK = 8
+_blocks._BLOCK = 48
 
 
 def _entry(item: pytest.Item) -> str:

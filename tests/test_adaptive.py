@@ -63,7 +63,7 @@ def test_log_probs_are_minus_the_loss_of_every_class():
         labels = jnp.broadcast_to(jnp.arange(12), (2, 3, 12))
         everywhere = jnp.broadcast_to(hidden[:, :, None], (2, 3, 12, 5))
         losses = loss({"hidden": everywhere, "params": params, "targets": labels}, reduction="none")
-        np.testing.assert_allclose(log_probs, -losses, rtol=1e-12)
+        np.testing.assert_allclose(log_probs, -losses, rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(jnp.sum(jnp.exp(log_probs), -1), np.ones((2, 3)), rtol=1e-12)
 
 

@@ -15,7 +15,7 @@ from jax.experimental import checkify
 
 import jaxloss
 from tests import torch_oracle
-from tests.catalogue import CASES, REDUCTIONS, Case, nested
+from tests.catalogue import CASES, KINDS, REDUCTIONS, Case, nested
 
 LOSSES = sorted(
     name
@@ -31,6 +31,8 @@ def every(cases: list[Case]) -> Any:
 
 
 every_case = every(CASES)
+every_kind = every(KINDS)
+every_kind_of_batch = every([case for case in KINDS if case.batched])
 every_smooth_case = every([case for case in CASES if case.smooth])
 every_other_case = every([case for case in CASES if not case.smooth])
 every_loss = pytest.mark.parametrize("case", FIRST.values(), ids=FIRST.keys())
@@ -89,7 +91,7 @@ if torch_oracle.IS_INSTALLED:
 # Reductions.
 
 
-@every_case
+@every_kind
 def test_reductions_agree(case: Case):
     with jax.enable_x64(True):
         found = in_every_way(case, case.inputs(jnp.float64))
@@ -107,7 +109,7 @@ def in_every_way(case: Case, arrays: dict[str, Any], **mask: Any) -> dict[str, A
     return reduced(arrays, mask)
 
 
-@every([case for case in CASES if case.batched])
+@every_kind_of_batch
 def test_pairs_of_parts_add_up_to_the_whole(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
@@ -120,7 +122,7 @@ def test_pairs_of_parts_add_up_to_the_whole(case: Case):
 # Masks.
 
 
-@every([case for case in CASES if case.batched])
+@every_kind_of_batch
 def test_where_is_slicing(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
@@ -146,7 +148,7 @@ def test_what_lies_behind_the_mask_has_no_influence(case: Case):
     chex.assert_trees_all_equal(spoilt, clean)
 
 
-@every_case
+@every_kind
 def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
     arrays = case.inputs(jnp.float32)
     nothing = jnp.zeros((), bool)
@@ -185,7 +187,7 @@ def spoil(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any
 # Transforms.
 
 
-@every_case
+@every_kind
 def test_jit_changes_nothing(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
@@ -198,7 +200,7 @@ def test_jit_changes_nothing(case: Case):
             )
 
 
-@every_case
+@every_kind
 def test_vmap_is_a_loop(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
@@ -208,7 +210,7 @@ def test_vmap_is_a_loop(case: Case):
         chex.assert_trees_all_close(jax.vmap(case.answer)(both), looped, rtol=1e-12, atol=1e-15)
 
 
-@every_case
+@every_kind
 def test_scan_and_remat_change_nothing(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
@@ -266,7 +268,7 @@ def test_hessians_exist_at_kinks_and_infinities(case: Case):
 # Dtypes.
 
 
-HALF = [(case, "bfloat16") for case in CASES] + [(case, "float16") for case in FIRST.values()]
+HALF = [(case, "bfloat16") for case in KINDS] + [(case, "float16") for case in FIRST.values()]
 
 
 @pytest.mark.parametrize(("case", "dtype"), HALF, ids=[f"{case.name}-{dtype}" for case, dtype in HALF])
@@ -349,7 +351,7 @@ def test_wrong_calls_are_refused(case: Case):
         case(arrays, where=jnp.ones((9, 9, 9), bool))
 
 
-@every_case
+@every_kind
 def test_checkify_finds_nothing_wrong_with_what_is_right(case: Case):
     error, _ = checkify.checkify(lambda arrays: case(arrays))(case.inputs(jnp.float32))
     assert error.get() is None

@@ -70,7 +70,7 @@ add("linear_cross_entropy", "smoothed", _linear(5, 3, classes=12, weight=True), 
 add(
     "linear_cross_entropy",
     "sequences-z-cap",
-    _linear(4, 3, 5, classes=8, bias=True),
+    _linear(2, 3, 4, classes=8, bias=True),
     z_loss=0.1,
     soft_cap=2.0,
 )
