@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, not_negative
-from jaxloss._derivatives import constant, derivatives, product
+from jaxloss._derivatives import brought_near, constant, derivatives, product, sent_back
 from jaxloss._reduction import Reduction, reduce_weighted
 
 
@@ -184,7 +184,8 @@ def _minus_log_times(counts: jax.Array, log: jax.Array) -> jax.Array:
     lambda predictions, targets: -predictions,
 )
 def _from_log_rates(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    return jnp.exp(predictions) + _minus_log_times(targets, predictions)
+    # No counts times -∞ is 0; at ∞ the exponential, which grows faster, is ∞ alone.
+    return jnp.exp(predictions) - sent_back(targets * brought_near(jnp.minimum(predictions, 1000)))
 
 
 def _log_slope(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
