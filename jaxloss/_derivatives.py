@@ -6,6 +6,7 @@ and their derivatives, which are not summed, in whatever reads best.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -87,18 +88,20 @@ def zero_or_nan(difference: jax.Array) -> jax.Array:
     return 0 * (difference * large * large)
 
 
-_FAR = 2.0**100  # a power of two: to multiply by it and to divide by it rounds nothing but what is tiny
+_FAR = 2.0**64  # a power of two: to multiply by it and to divide by it rounds nothing but what is tiny
 
 
-def brought_near(magnitude: jax.Array) -> jax.Array:
-    """Returns magnitude / 2^100, finite where the magnitude is not: 0 times that is 0.
+def brought_near(magnitude: jax.Array, most: float = math.inf) -> jax.Array:
+    """Returns magnitude / 2^64, finite where the magnitude is not: 0 times that is 0.
 
-    `sent_back` takes the product to its true size, where what was infinite is so again.
+    `sent_back` takes a weight times that to its true size. Magnitudes above `most` count as that.
     """
-    largest = constant(float(jnp.finfo(magnitude.dtype).max), magnitude)
-    return jnp.minimum(jnp.maximum(magnitude * (1 / _FAR), -largest), largest)
+    largest = float(jnp.finfo(magnitude.dtype).max)
+    # Two constants, and not one with its negative: that would be computed, and cost a temporary of full size.
+    above, below = constant(min(most / _FAR, largest), magnitude), constant(-largest, magnitude)
+    return jnp.minimum(jnp.maximum(magnitude * (1 / _FAR), below), above)
 
 
 def sent_back(product: jax.Array) -> jax.Array:
-    """Returns product · 2^100."""
+    """Returns product · 2^64: ∞ where a weight above 2^-64 met an infinite magnitude."""
     return product * _FAR
