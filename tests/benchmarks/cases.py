@@ -401,8 +401,8 @@ add(
         rng.randint(0, classes, rows).astype(np.int32),
     ),
     {"small": (32, 16, 1000), "cached": (512, 64, 20_000), "large": (512, 512, 32_000)},
-    line=lambda hidden, kernel, labels: -jnp.mean(
-        jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), labels[:, None], -1)
+    line=lambda hidden, kernel, labels: (
+        -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), labels[:, None], -1))
     ),
     torch=lambda torch, hidden, kernel, labels: torch.nn.functional.cross_entropy(hidden @ kernel, labels),
     moved=(0, 1),
