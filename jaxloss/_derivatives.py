@@ -6,6 +6,7 @@ and their derivatives, which are not summed, in whatever reads best.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,11 @@ from jaxloss._checks import checked
 Elementwise = Callable[..., jax.Array]
 
 
-def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
+def derivatives(*partials: Elementwise, of_difference: bool = False) -> Callable[[Elementwise], Elementwise]:
     """Gives an elementwise function its partial derivatives in closed form, one for each argument.
+
+    With `of_difference` the result takes two arrays in place of the first argument, and the function and its
+    partials see their difference: the gradient of the one is minus that of the other, computed once.
 
     The function and its partials see their arguments widened to the dtype of arithmetic; callers hand over
     the arrays as they came. The partials read them through a barrier, before they are widened: without it
@@ -29,22 +33,26 @@ def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
     temporaries of full size.
     """
 
+    def seen(arguments: list[Any]) -> list[Any]:
+        return [arguments[0] - arguments[1], *arguments[2:]] if of_difference else arguments
+
     def decorate(function: Elementwise) -> Elementwise:
-        @jax.custom_jvp
-        @functools.wraps(function)
-        def primal(*arguments: jax.Array) -> jax.Array:
-            return function(*widened(*arguments))
+        def call(*arguments: jax.Array) -> jax.Array:
+            return function(*seen(widened(*arguments)))
 
         def rule(arguments: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
             value = primal(*arguments)
-            behind = widened(*(lax.optimization_barrier(argument) for argument in arguments))
+            behind = seen(widened(*(lax.optimization_barrier(argument) for argument in arguments)))
+            moved = [0 if isinstance(t, SymbolicZero) else t.astype(value.dtype) for t in tangents]
             terms = [
-                partial(*behind) * tangent.astype(value.dtype)
-                for partial, tangent in zip(partials, tangents, strict=True)
-                if not isinstance(tangent, SymbolicZero)
+                partial(*behind) * tangent
+                for partial, tangent in zip(partials, seen(moved), strict=True)
+                if not isinstance(tangent, int)
             ]
             return value, functools.reduce(jnp.add, terms)
 
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        primal = jax.custom_jvp(call)
         primal.defjvp(rule, symbolic_zeros=True)
         return primal
 
@@ -74,6 +82,26 @@ def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     return checked(targets, jnp.abs(wide) == 1, "targets: expected 1 or -1")
 
 
-def sign_or_nan(targets: jax.Array) -> jax.Array:
-    """Returns floating targets that are 1 or -1, and NaN for others: without a select, by a square root."""
-    return targets + jnp.sqrt(-jnp.abs(jnp.abs(targets) - 1))
+def zero_or_nan(difference: jax.Array) -> jax.Array:
+    """Returns 0 where a difference is 0, and NaN elsewhere: without a select."""
+    large = constant(float(jnp.finfo(difference.dtype).max), difference)
+    return 0 * (difference * large * large)
+
+
+_FAR = 2.0**64  # a power of two: to multiply by it and to divide by it rounds nothing but what is tiny
+
+
+def brought_near(magnitude: jax.Array, most: float = math.inf) -> jax.Array:
+    """Returns magnitude / 2^64, finite where the magnitude is not: 0 times that is 0.
+
+    `sent_back` takes a weight times that to its true size. Magnitudes above `most` count as that.
+    """
+    largest = float(jnp.finfo(magnitude.dtype).max)
+    # Two constants, and not one with its negative: that would be computed, and cost a temporary of full size.
+    above, below = constant(min(most / _FAR, largest), magnitude), constant(-largest, magnitude)
+    return jnp.minimum(jnp.maximum(magnitude * (1 / _FAR), below), above)
+
+
+def sent_back(product: jax.Array) -> jax.Array:
+    """Returns product · 2^64: ∞ where a weight above 2^-64 met an infinite magnitude."""
+    return product * _FAR

@@ -18,7 +18,15 @@ from jaxloss._arguments import (
 )
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
-from jaxloss._derivatives import checked_signs, constant, derivatives, product, sign_or_nan
+from jaxloss._derivatives import (
+    brought_near,
+    checked_signs,
+    constant,
+    derivatives,
+    product,
+    sent_back,
+    zero_or_nan,
+)
 from jaxloss._reduction import Reduction, reduce_weighted, weighted
 from jaxloss._softmax import ClassAxis, class_weight
 
@@ -335,9 +343,9 @@ def _softplus(logits: jax.Array) -> jax.Array:
 )
 def _from_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
     # softplus(logits) - targets · logits; its linear part may be infinite where its weight is 0.
-    sign = jnp.sign(logits)
-    magnitude = jnp.abs(logits)
-    return product(jnp.maximum(sign, 0) - targets * sign, magnitude) + jnp.log1p(jnp.exp(-magnitude))
+    near = brought_near(logits)
+    linear = sent_back(jnp.maximum(near, 0) - targets * near)
+    return linear + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 @derivatives(
@@ -363,4 +371,5 @@ def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
     lambda scores, targets: product(-jnp.sign(scores) * _wrongness(scores, targets), jnp.abs(scores)),
 )
 def _soft_margin(scores: jax.Array, targets: jax.Array) -> jax.Array:
-    return _softplus(-sign_or_nan(targets) * scores)
+    curved = jnp.log1p(jnp.exp(-jnp.abs(scores)))
+    return jnp.maximum(-(targets * scores), zero_or_nan(targets * targets - 1)) + curved

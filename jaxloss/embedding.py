@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, values, widened
 from jaxloss._compiled import compiled, finite, not_negative, positive
-from jaxloss._derivatives import checked_signs, constant, derivatives, sign_or_nan
+from jaxloss._derivatives import checked_signs, constant, derivatives, zero_or_nan
 from jaxloss._distances import norm, pairwise_distance, smoothed_cosine
 from jaxloss._reduction import Reduction, reduce_weighted
 
@@ -204,7 +204,8 @@ def cosine_embedding_loss(
             f"targets must have the shape of embeddings1 without its last axis, {embeddings[0].shape[:-1]}, "
             f"got shape {targets.shape}"
         )
-    sign = lax.stop_gradient(sign_or_nan(checked_signs(targets, where).astype(embeddings[0].dtype)))
+    sign = lax.stop_gradient(checked_signs(targets, where).astype(embeddings[0].dtype))
+    sign = sign + zero_or_nan(sign * sign - 1)
     agreement = sign * smoothed_cosine(*embeddings)
     apart = _hinge(-agreement - jnp.asarray(margin, sign.dtype))
     return reduce_weighted(jnp.where(sign > 0, 1 - agreement, apart), None, where, reduction)
@@ -419,21 +420,21 @@ def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) 
     lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.maximum(-t, constant(0, t))),
 )
 def _hinge_embedding(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    sign = sign_or_nan(targets)
-    unlike = 0.5 - 0.5 * sign
-    bound = 1 - 1 / unlike  # 0 for what is unlike, else -∞
-    return jnp.maximum(sign * distances + unlike * margin, bound)
+    # What is like is drawn from any distance: below max(0, ·) is then -∞.
+    largest = constant(float(jnp.finfo(targets.dtype).max), targets)
+    bound = (-1 - targets) * largest + zero_or_nan(targets * targets - 1)
+    return jnp.maximum(targets * distances + (0.5 - 0.5 * targets) * margin, bound)
 
 
-def _ranking_gap(s1: jax.Array, s2: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    return margin - _sign_of_slope(targets) * (s1 - s2)
+def _ranking_gap(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    return margin - _sign_of_slope(targets) * difference
 
 
 @derivatives(
-    lambda s1, s2, t, margin: _active(_ranking_gap(s1, s2, t, margin), -t),
-    lambda s1, s2, t, margin: _active(_ranking_gap(s1, s2, t, margin), t),
-    lambda s1, s2, t, margin: _active(_ranking_gap(s1, s2, t, margin), s2 - s1),
-    lambda s1, s2, t, margin: _active(_ranking_gap(s1, s2, t, margin), constant(1, t)),
+    lambda d, t, margin: _active(_ranking_gap(d, t, margin), -t),
+    lambda d, t, margin: _active(_ranking_gap(d, t, margin), -d),
+    lambda d, t, margin: _active(_ranking_gap(d, t, margin), constant(1, t)),
+    of_difference=True,
 )
-def _margin_ranking(s1: jax.Array, s2: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    return jnp.maximum(margin - sign_or_nan(targets) * (s1 - s2), 0)
+def _margin_ranking(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    return jnp.maximum(margin - targets * difference, zero_or_nan(targets * targets - 1))

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask
+from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, widened
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, not_negative
-from jaxloss._derivatives import constant, derivatives, product
+from jaxloss._derivatives import brought_near, constant, derivatives, sent_back
 from jaxloss._reduction import Reduction, reduce_weighted
 
 
@@ -174,17 +174,16 @@ def gaussian_nll_loss(
     return reduce_weighted(losses, None, where, reduction)
 
 
-def _minus_log_times(counts: jax.Array, log: jax.Array) -> jax.Array:
-    """Returns -counts · log: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
-    return product(counts, -jnp.minimum(log, 1000))
+@derivatives(lambda counts, log: log, lambda counts, log: counts)
+def _times_log(counts: jax.Array, log: jax.Array) -> jax.Array:
+    """Returns counts · log: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
+    return sent_back(counts * brought_near(log, most=1000))
 
 
-@derivatives(
-    lambda predictions, targets: jnp.exp(predictions) - targets,
-    lambda predictions, targets: -predictions,
-)
 def _from_log_rates(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    return jnp.exp(predictions) + _minus_log_times(targets, predictions)
+    # The exponential is computed once for value and gradient, which takes over its memory.
+    predictions, targets = widened(predictions, targets)
+    return jnp.exp(predictions) - _times_log(targets, predictions)
 
 
 def _log_slope(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
@@ -200,7 +199,7 @@ def _log_slope(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> ja
     _log_slope,
 )
 def _from_rates(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
-    return predictions + _minus_log_times(targets, jnp.log(predictions + eps))
+    return predictions - _times_log(targets, jnp.log(predictions + eps))
 
 
 def _stirling_slope(counts: jax.Array) -> jax.Array:

@@ -94,9 +94,11 @@ def multi_margin_loss(
     weight = class_weight(weight, scores, classes)
     labels = class_labels(as_array("targets", targets), "scores", scores, classes, weight, None, where)
     lead = pick(scores, labels.classes, classes) - jnp.asarray(margin, scores.dtype)
+    # Every label is a class. In the gradient the select stands between a sum over the classes and its use at
+    # each of them, where XLA:CPU would write the sum out in full size.
+    lead = jnp.where(labels.classes >= 0, lead, 0)
     others = ~classes.equals(labels.classes, scores)
-    # The right class is left out before the hinge: its score may be infinite.
-    missing = _hinge(jnp.where(others, scores - classes.expand(lead), 0))
+    missing = _hinge(scores - classes.expand(lead), others)
     total = classes.sum(missing if p == 1 else missing * missing)
     losses = product(labels.weight, total) / classes.count(scores)
     return reduce_weighted(losses, None, where, reduction)
@@ -176,12 +178,12 @@ def multilabel_margin_loss(
 
 
 @jax.custom_jvp
-def _hinge(excess: jax.Array) -> jax.Array:
-    """max(0, excess), of slope 0 at 0 (`jnp.maximum` has slope 1/2 there)."""
-    return jnp.maximum(excess, 0)
+def _hinge(excess: jax.Array, others: jax.Array) -> jax.Array:
+    """max(0, excess), of slope 0 at 0 (`jnp.maximum` has slope 1/2 there), and 0 for the right class."""
+    return jnp.where(others, jnp.maximum(excess, 0), 0)
 
 
-_hinge.defjvps(lambda tangent, value, excess: jnp.sign(value) * tangent)
+_hinge.defjvps(lambda tangent, value, excess, others: jnp.sign(value) * tangent, None)
 
 
 def _label_lists(

@@ -1,14 +1,12 @@
 """Losses between predicted and true values."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._arguments import agree, arithmetic_dtype, hide, mask, widened
 from jaxloss._compiled import compiled, not_negative, positive
-from jaxloss._derivatives import Elementwise, constant, derivatives
+from jaxloss._derivatives import constant, derivatives
 from jaxloss._reduction import Reduction, reduce_weighted, weighted
 
 
@@ -263,23 +261,6 @@ def _masked(
     return hide(where, predictions), hide(where, targets), where
 
 
-def _of_error(slope: Elementwise, *others: Elementwise) -> Callable[[Elementwise], Elementwise]:
-    """Turns a function of error = predictions - targets, with its slope, into one of both."""
-
-    def decorate(function: Elementwise) -> Elementwise:
-        @derivatives(
-            lambda predictions, targets, *options: slope(predictions - targets, *options),
-            lambda predictions, targets, *options: -slope(predictions - targets, *options),
-            *(lambda p, t, *options, other=other: other(p - t, *options) for other in others),
-        )
-        def of_both(predictions: jax.Array, targets: jax.Array, *options: jax.Array) -> jax.Array:
-            return function(predictions - targets, *options)
-
-        return of_both
-
-    return decorate
-
-
 @jax.custom_jvp
 def _absolute(error: jax.Array) -> jax.Array:
     """|error|, of slope 0 at 0 (`jnp.abs` has slope 1 there)."""
@@ -296,16 +277,21 @@ def _smooth_l1_slope(error: jax.Array, beta: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(error) >= beta, jnp.sign(error), error / divisor)
 
 
-@_of_error(_smooth_l1_slope, lambda error, beta: -0.5 * _smooth_l1_slope(error, beta) ** 2)
+@derivatives(
+    _smooth_l1_slope,
+    lambda error, beta: -0.5 * _smooth_l1_slope(error, beta) ** 2,
+    of_difference=True,
+)
 def _smooth_l1(error: jax.Array, beta: jax.Array) -> jax.Array:
     magnitude = jnp.abs(error)
     bounded = jnp.minimum(magnitude, beta)
     return 0.5 * bounded * (bounded / jnp.where(beta == 0, 1, beta)) + (magnitude - bounded)
 
 
-@_of_error(
+@derivatives(
     lambda error, delta: jnp.where(jnp.abs(error) < delta, error, delta * jnp.sign(error)),
     lambda error, delta: jnp.maximum(jnp.abs(error) - delta, 0),
+    of_difference=True,
 )
 def _huber(error: jax.Array, delta: jax.Array) -> jax.Array:
     magnitude = jnp.abs(error)
