@@ -32,7 +32,7 @@ def main() -> None:
     collect = jax.jit(lambda x: x + 1, out_shardings=NamedSharding(mesh, P()))
     if not gathers(collect.lower(probe).compile()):
         print("the reader of compiled programs does not see an all-gather")
-    # Automatic axes are the compiler's work, one entry of a loss as another's; explicit ones every function's.
+    # Automatic axes are the compiler's work, for one entry of a loss as for another.
     first = {case.loss: case.name for case in reversed(KINDS)}
     for case in KINDS:
         for split in (False, True) if splits(case) else (False,):
