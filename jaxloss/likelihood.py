@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, widened
+from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, not_negative
 from jaxloss._derivatives import brought_near, constant, derivatives, sent_back
@@ -174,15 +174,16 @@ def gaussian_nll_loss(
     return reduce_weighted(losses, None, where, reduction)
 
 
-@derivatives(lambda counts, log: log, lambda counts, log: counts)
 def _times_log(counts: jax.Array, log: jax.Array) -> jax.Array:
     """Returns counts · log: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
     return sent_back(counts * brought_near(log, most=1000))
 
 
+@derivatives(
+    lambda predictions, targets: jnp.exp(predictions) - targets,
+    lambda predictions, targets: -predictions,
+)
 def _from_log_rates(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    # The exponential is computed once for value and gradient, which takes over its memory.
-    predictions, targets = widened(predictions, targets)
     return jnp.exp(predictions) - _times_log(targets, predictions)
 
 
