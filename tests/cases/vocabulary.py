@@ -72,7 +72,7 @@ add(
     "sequences-z-cap",
     _linear(2, 3, 4, classes=8, bias=True),
     z_loss=0.1,
-    soft_cap=2.0,
+    soft_cap=30.0,
 )
 add("linear_cross_entropy", "probabilities", _linear(5, 3, classes=7, probs=True, bias=True))
 add(
