@@ -33,7 +33,7 @@ def every(cases: list[Case]) -> Any:
 every_case = every(CASES)
 every_kind = every(KINDS)
 every_kind_of_batch = every([case for case in KINDS if case.batched])
-every_smooth_case = every([case for case in CASES if case.smooth])
+every_smooth_kind = every([case for case in KINDS if case.smooth])
 every_other_case = every([case for case in CASES if not case.smooth])
 every_loss = pytest.mark.parametrize("case", FIRST.values(), ids=FIRST.keys())
 
@@ -139,7 +139,7 @@ def test_where_is_slicing(case: Case):
         chex.assert_trees_all_close(masked, sliced, rtol=1e-12)
 
 
-@every_case
+@every_kind
 def test_what_lies_behind_the_mask_has_no_influence(case: Case):
     arrays = case.inputs(jnp.float32)
     mask = np.random.RandomState(0).rand(*case(arrays, reduction="none").shape) < 0.6
@@ -223,7 +223,7 @@ def test_scan_and_remat_change_nothing(case: Case):
         chex.assert_trees_all_close(last, case.answer(arrays), rtol=1e-12, atol=1e-15)
 
 
-@every_smooth_case
+@every_smooth_kind
 def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
