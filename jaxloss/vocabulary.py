@@ -254,7 +254,7 @@ class _Problem(NamedTuple):
             self.output,
             axis_name=self.axis_name,
             labels=None if self.labels is None else self.labels.classes,
-            weight=None if self.labels is None else weight,
+            weight=weight,
             shares=shares,
             entropy=entropy,
         )
