@@ -61,23 +61,29 @@ def as_array(name: str, array: ArrayLike) -> jax.Array:
 
 def broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns `array` in `shape`, or refuses what does not stretch to just that shape."""
+    array = stretchable(name, array, shape)
+    return array if array.shape == shape else jnp.broadcast_to(array, shape)
+
+
+def stretchable(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns `array` with as many axes as `shape`, of its sizes or 1, or refuses it."""
     try:
         fits = np.broadcast_shapes(array.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(f"{name} must broadcast to shape {shape}, got shape {array.shape}")
-    return array if array.shape == shape else jnp.broadcast_to(array, shape)
+    return array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
 
 
 def mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
-    """Returns the mask in `shape`, that of the losses before they are reduced."""
+    """Returns the mask, which stretches to `shape`, that of the losses before they are reduced."""
     if where is None:
         return None
     converted = as_array("where", where)
     if converted.dtype != bool:
         raise TypeError(f"where must be boolean, got dtype {converted.dtype}")
-    return broadcast("where", converted, shape)
+    return stretchable("where", converted, shape)
 
 
 def hide(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Array:

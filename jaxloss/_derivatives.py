@@ -76,10 +76,14 @@ def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
 
 
 def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns targets that are 1 or -1, and 1 behind the mask; others are an error under checkify."""
-    targets = hide(where, targets, 1)
+    """Returns the targets; what is neither 1, nor -1, nor masked is an error under checkify."""
     (wide,) = widened(targets)
-    return checked(targets, jnp.abs(wide) == 1, "targets: expected 1 or -1")
+    return checked(targets, hide(where, jnp.abs(wide) == 1, True), "targets: expected 1 or -1")
+
+
+def sign_or_nan(targets: jax.Array) -> jax.Array:
+    """Returns targets that are 1 or -1, and NaN in place of others."""
+    return jnp.where(jnp.abs(targets) == 1, targets, jnp.nan)
 
 
 def zero_or_nan(difference: jax.Array) -> jax.Array:

@@ -1,55 +1,106 @@
 """What "mean" means: the one place that turns the losses of a batch into the number that is asked for."""
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import as_array, broadcast, hide, mask, values
+from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values
 from jaxloss._compiled import compiled
+from jaxloss._elementwise import total
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
 BatchReduction = Literal["none", "mean", "sum", "batchmean", "sum_and_weight"]
 
 
-def reduce_weighted(
-    losses: jax.Array,
-    weight: jax.Array | None,
-    where: jax.Array | None,
-    reduction: str,
+def reduce_each(
+    loss: Callable[..., jax.Array],
+    arrays: Sequence[jax.Array],
+    options: Sequence[ArrayLike] = (),
     *,
+    weight: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    reduction: str,
     words: Any = Reduction,
+    is_mean_over_weight: bool = False,
+    at_once: bool = False,
+) -> Any:
+    """Reduces a loss of each element on its own.
+
+    Args:
+        loss: The loss of arrays, which it widens, and options, defined wherever all of them are 1.
+        arrays: The first has the shape of the losses, to which the others stretch, with as many axes.
+        options: Numbers that hold for all elements.
+        weight: By what each loss is multiplied; stretches to the shape of the losses.
+        where: Boolean mask that stretches to the shape of the losses. What it leaves out is never seen.
+        reduction: One of `words`.
+        words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch.
+        is_mean_over_weight: Whether the mean is over the sum of the weights, not the number of losses.
+        at_once: Whether the sum is best left to XLA on a CPU, too; see `jaxloss._elementwise`.
+
+    Returns:
+        The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
+        mask does not empty, or the pair (sum, weight), as `reduce_weighted` does.
+    """
+    _refuse_unknown(reduction, words)
+    shape, dtype = arrays[0].shape, arithmetic_dtype(*arrays)
+    where = mask(where, shape)
+    if weight is not None:
+        weight = stretchable("weight", as_array("weight", weight).astype(dtype), shape)
+    options = [jnp.asarray(option, dtype).reshape([1] * len(shape)) for option in options]
+    leaves, structure = jax.tree.flatten((arrays, options, weight, where))
+
+    def of_each(*leaves: jax.Array) -> jax.Array:
+        arrays, options, weight, where = jax.tree.unflatten(structure, leaves)
+        losses = loss(*(hide(where, array, 1) for array in arrays), *options)
+        return hide(where, losses if weight is None else losses * hide(where, weight))
+
+    if reduction == "none":
+        return of_each(*leaves)
+    summed = total(of_each, *leaves, at_once=at_once)
+    if reduction == "batchmean":
+        where = None if where is None else jnp.any(where, tuple(range(1, len(shape))))
+        return mean(summed, _total_weight(shape[:1], dtype, None, where))
+    denominator = weight if is_mean_over_weight else None
+    return _reduced(summed, _total_weight(shape, dtype, denominator, where), reduction)
+
+
+def reduce_weighted(
+    losses: jax.Array, weight: jax.Array | None, where: jax.Array | None, reduction: str
 ) -> Any:
     """Reduces losses that already carry their weights.
 
     Args:
         losses: Weighted losses, of any shape.
-        weight: What each loss adds to the mean's denominator, of the shape of `losses`; None is 1 each.
-        where: Boolean, of the shape of `losses`; what it leaves out is 0 in the sum and in the denominator.
-        reduction: One of `words`.
-        words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch, which has no weights.
+        weight: What each loss adds to the mean's denominator, stretches to `losses`; None is 1 each.
+        where: Boolean, stretches to `losses`; what it leaves out is 0 in the sum and in the denominator.
+        reduction: One of `Reduction`.
 
     Returns:
-        The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
-        mask does not empty, or the pair (sum, weight) with mean == sum / weight. The mean over no weight at
-        all is NaN, with a gradient of zero as in PyTorch.
+        The losses, their mean, their sum, or the pair (sum, weight) with mean == sum / weight. The mean over
+        no weight at all is NaN, with a gradient of zero as in PyTorch.
     """
+    _refuse_unknown(reduction, Reduction)
+    losses = hide(where, losses)
+    if reduction == "none":
+        return losses
+    return _reduced(jnp.sum(losses), _total_weight(losses.shape, losses.dtype, weight, where), reduction)
+
+
+def _refuse_unknown(reduction: str, words: Any) -> None:
     if reduction not in get_args(words):
         raise ValueError(
             f"reduction must be one of {', '.join(map(repr, get_args(words)))}, got {reduction!r}"
         )
-    losses = hide(where, losses)
-    if reduction == "batchmean":
-        within = tuple(range(1, losses.ndim))
-        losses, where = jnp.sum(losses, within), None if where is None else jnp.any(where, within)
-    if reduction == "none":
-        return losses
-    total = jnp.sum(losses)
+
+
+def _reduced(summed: jax.Array, weight: jax.Array, reduction: str) -> Any:
     if reduction == "sum":
-        return total
-    denominator = _total_weight(losses, weight, where)
-    return (total, denominator) if reduction == "sum_and_weight" else mean(total, denominator)
+        return summed
+    return mean(summed, weight) if reduction == "mean" else (summed, weight)
 
 
 def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
@@ -58,23 +109,14 @@ def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(empty, jnp.nan, total / jnp.where(empty, 1, weight))
 
 
-def weighted(
-    losses: jax.Array, weight: ArrayLike | None, where: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the losses times their weights, and the weights in the shape of the losses."""
-    if weight is None:
-        return losses, None
-    factor = as_array("weight", weight).astype(losses.dtype)
-    factor = hide(where, broadcast("weight", factor, losses.shape))
-    return losses * factor, factor
-
-
-def _total_weight(losses: jax.Array, weight: jax.Array | None, where: jax.Array | None) -> jax.Array:
+def _total_weight(
+    shape: tuple[int, ...], dtype: Any, weight: jax.Array | None, where: jax.Array | None
+) -> jax.Array:
     if weight is not None:
-        return jnp.sum(hide(where, weight))
-    if where is not None:
-        return jnp.sum(where, dtype=int).astype(losses.dtype)  # counted as integers: exact above 2**24
-    return jnp.asarray(losses.size, losses.dtype)
+        return jnp.sum(jnp.broadcast_to(hide(where, weight), shape))
+    if where is not None:  # counted as integers: exact above 2**24
+        return jnp.sum(jnp.broadcast_to(where, shape), dtype=int).astype(dtype)
+    return jnp.asarray(math.prod(shape), dtype)
 
 
 @overload
@@ -126,5 +168,12 @@ def reduce(
         Array(2.5, dtype=float32)
     """
     (losses,) = values(losses=losses)
-    where = mask(where, losses.shape)
-    return reduce_weighted(*weighted(hide(where, losses), weight, where), where, reduction)
+    return reduce_each(
+        lambda losses: losses,
+        [losses],
+        weight=weight,
+        where=where,
+        reduction=reduction,
+        is_mean_over_weight=True,
+        at_once=True,
+    )

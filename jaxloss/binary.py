@@ -9,10 +9,10 @@ from jaxloss._arguments import (
     agree,
     arithmetic_dtype,
     as_array,
-    broadcast,
     canonical_axis,
     hide,
     mask,
+    stretchable,
     widened,
     without,
 )
@@ -27,7 +27,7 @@ from jaxloss._derivatives import (
     sent_back,
     zero_or_nan,
 )
-from jaxloss._reduction import Reduction, reduce_weighted, weighted
+from jaxloss._reduction import Reduction, reduce_each, reduce_weighted
 from jaxloss._softmax import ClassAxis, class_weight
 
 
@@ -87,10 +87,8 @@ def binary_cross_entropy(
     """
     probs, targets = agree(probs=probs, targets=targets)
     where = mask(where, probs.shape)
-    probs, targets = hide(where, probs), hide(where, targets)
-    probs, targets = _probabilities("probs", probs), _probabilities("targets", targets)
-    losses, _ = weighted(_from_probs(probs, targets), weight, where)
-    return reduce_weighted(losses, None, where, reduction)
+    arrays = [_probabilities("probs", probs, where), _probabilities("targets", targets, where)]
+    return reduce_each(_from_probs, arrays, weight=weight, where=where, reduction=reduction, at_once=True)
 
 
 @compiled(static=("reduction",))
@@ -149,17 +147,12 @@ def binary_cross_entropy_with_logits(
         PyTorch documentation: torch.nn.BCEWithLogitsLoss,
         torch.nn.functional.binary_cross_entropy_with_logits.
     """
-    logits, targets = agree(logits=logits, targets=targets)
-    where = mask(where, logits.shape)
-    logits, targets = hide(where, logits), hide(where, targets)
-    if pos_weight is None:
-        losses = _from_logits(logits, targets)
-    else:
-        factor = as_array("pos_weight", pos_weight).astype(arithmetic_dtype(logits, targets))
-        factor = hide(where, broadcast("pos_weight", factor, logits.shape))
-        losses = _from_logits_weighted(logits, targets, factor)
-    losses, _ = weighted(losses, weight, where)
-    return reduce_weighted(losses, None, where, reduction)
+    arrays, loss = agree(logits=logits, targets=targets), _from_logits
+    if pos_weight is not None:
+        loss = _from_logits_weighted
+        factor = as_array("pos_weight", pos_weight).astype(arithmetic_dtype(*arrays))
+        arrays.append(stretchable("pos_weight", factor, arrays[0].shape))
+    return reduce_each(loss, arrays, weight=weight, where=where, reduction=reduction, at_once=True)
 
 
 @compiled(static=("reduction",))
@@ -214,9 +207,8 @@ def soft_margin_loss(
         PyTorch documentation: torch.nn.SoftMarginLoss, torch.nn.functional.soft_margin_loss.
     """
     scores, targets = agree(scores=scores, targets=targets)
-    where = mask(where, scores.shape)
-    scores, targets = hide(where, scores), checked_signs(targets, where)
-    return reduce_weighted(_soft_margin(scores, targets), None, where, reduction)
+    arrays = [scores, checked_signs(targets, mask(where, targets.shape))]
+    return reduce_each(_soft_margin, arrays, where=where, reduction=reduction, at_once=True)
 
 
 @compiled(static=("axis", "reduction", "axis_name"))
@@ -292,9 +284,10 @@ def multilabel_soft_margin_loss(
     return reduce_weighted(classes.sum(losses / classes.count(losses)), None, where, reduction)
 
 
-def _probabilities(name: str, array: jax.Array) -> jax.Array:
+def _probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
     (wide,) = widened(array)
-    return checked(array, (wide >= 0) & (wide <= 1), f"{name}: expected probabilities in [0, 1]")
+    valid = hide(where, (wide >= 0) & (wide <= 1), True)
+    return checked(array, valid, f"{name}: expected probabilities in [0, 1]")
 
 
 # PyTorch bounds the gradient at probabilities 0 and 1 with a float32 constant, in every dtype.

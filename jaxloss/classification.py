@@ -8,7 +8,7 @@ from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, valu
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, fraction, not_negative, positive
 from jaxloss._derivatives import derivatives, product
-from jaxloss._reduction import BatchReduction, Reduction, reduce_weighted
+from jaxloss._reduction import BatchReduction, Reduction, reduce_each, reduce_weighted
 from jaxloss._softmax import (
     ClassAxis,
     Labels,
@@ -281,15 +281,12 @@ def kl_div(
         torch.nn.KLDivLoss, torch.nn.functional.kl_div.
     """
     log_probs, targets = agree(log_probs=log_probs, targets=targets)
-    where = mask(where, log_probs.shape)
-    log_probs, targets = hide(where, log_probs), hide(where, targets)
-    if log_target:
-        losses = _divergence_of_logs(log_probs, targets)
-    else:
+    if not log_target:
         (wide,) = widened(targets)
-        targets = checked(targets, wide >= 0, "targets: expected probabilities >= 0")
-        losses = _divergence(log_probs, targets)
-    return reduce_weighted(losses, None, where, reduction, words=BatchReduction)
+        valid = hide(mask(where, targets.shape), wide >= 0, True)
+        targets = checked(targets, valid, "targets: expected probabilities >= 0")
+    loss = _divergence_of_logs if log_target else _divergence
+    return reduce_each(loss, [log_probs, targets], where=where, reduction=reduction, words=BatchReduction)
 
 
 def _hard_losses(

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, values, widened
+from jaxloss._arguments import agree, as_array, hide, mask, values, widened
 from jaxloss._compiled import compiled, finite, not_negative, positive
-from jaxloss._derivatives import checked_signs, constant, derivatives, zero_or_nan
+from jaxloss._derivatives import checked_signs, derivatives, sign_or_nan
 from jaxloss._distances import norm, pairwise_distance, smoothed_cosine
-from jaxloss._reduction import Reduction, reduce_weighted
+from jaxloss._reduction import Reduction, reduce_each, reduce_weighted
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -69,10 +69,8 @@ def hinge_embedding_loss(
         PyTorch documentation: torch.nn.HingeEmbeddingLoss, torch.nn.functional.hinge_embedding_loss.
     """
     distances, targets = agree(distances=distances, targets=targets)
-    where = mask(where, distances.shape)
-    distances, targets = hide(where, distances), checked_signs(targets, where)
-    margin = jnp.asarray(margin, arithmetic_dtype(distances, targets))
-    return reduce_weighted(_hinge_embedding(distances, targets, margin), None, where, reduction)
+    targets = checked_signs(targets, mask(where, targets.shape))
+    return reduce_each(_hinge_embedding, [distances, targets], [margin], where=where, reduction=reduction)
 
 
 @compiled(static=("reduction",), domains={"margin": finite})
@@ -129,10 +127,8 @@ def margin_ranking_loss(
         PyTorch documentation: torch.nn.MarginRankingLoss, torch.nn.functional.margin_ranking_loss.
     """
     scores1, scores2, targets = agree(scores1=scores1, scores2=scores2, targets=targets)
-    where = mask(where, scores1.shape)
-    scores1, scores2, targets = hide(where, scores1), hide(where, scores2), checked_signs(targets, where)
-    margin = jnp.asarray(margin, arithmetic_dtype(scores1, scores2, targets))
-    return reduce_weighted(_margin_ranking(scores1, scores2, targets, margin), None, where, reduction)
+    arrays = [scores1, scores2, checked_signs(targets, mask(where, targets.shape))]
+    return reduce_each(_margin_ranking, arrays, [margin], where=where, reduction=reduction)
 
 
 @compiled(static=("reduction",), domains={"margin": finite})
@@ -204,8 +200,8 @@ def cosine_embedding_loss(
             f"targets must have the shape of embeddings1 without its last axis, {embeddings[0].shape[:-1]}, "
             f"got shape {targets.shape}"
         )
-    sign = lax.stop_gradient(checked_signs(targets, where).astype(embeddings[0].dtype))
-    sign = sign + zero_or_nan(sign * sign - 1)
+    targets = hide(where, checked_signs(targets, where), 1)
+    sign = sign_or_nan(lax.stop_gradient(targets).astype(embeddings[0].dtype))
     agreement = sign * smoothed_cosine(*embeddings)
     apart = _hinge(-agreement - jnp.asarray(margin, sign.dtype))
     return reduce_weighted(jnp.where(sign > 0, 1 - agreement, apart), None, where, reduction)
@@ -387,11 +383,10 @@ def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Ar
 
 def _active(gap: jax.Array, slope: jax.Array) -> jax.Array:
     """Returns a slope where max(gap, 0) has one: as in PyTorch at 0, too. NaN stays NaN."""
-    zero = constant(0, gap)
-    return jnp.where(gap < zero, zero, jnp.where(jnp.isnan(gap), gap, slope))
+    return jnp.where(gap < 0, 0, jnp.where(jnp.isnan(gap), gap, slope))
 
 
-@derivatives(lambda gap: _active(gap, constant(1, gap)))
+@derivatives(lambda gap: _active(gap, jnp.ones_like(gap)))
 def _hinge(gap: jax.Array) -> jax.Array:
     return jnp.maximum(gap, 0)
 
@@ -404,37 +399,30 @@ def _triplet(distance: Distance, triplets: list[jax.Array], margin: ArrayLike, s
     return _hinge(jnp.asarray(margin, near.dtype) + near - far)
 
 
-def _sign_of_slope(targets: jax.Array) -> jax.Array:
-    return jnp.where(jnp.abs(targets) == constant(1, targets), targets, constant(jnp.nan, targets))
-
-
 def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
     # What is alike is drawn at any distance.
-    sign = _sign_of_slope(targets)
-    return jnp.where(sign > constant(0, sign), sign, sign * (distances - margin))
+    sign = sign_or_nan(targets)
+    return jnp.where(sign > 0, sign, sign * (distances - margin))
 
 
 @derivatives(
     lambda d, t, margin: _active(_embedding_gap(d, t, margin), t),
-    lambda d, t, margin: _active(_embedding_gap(d, t, margin), constant(0, t)),
-    lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.maximum(-t, constant(0, t))),
+    lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.zeros_like(t)),
+    lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.maximum(-t, 0)),
 )
 def _hinge_embedding(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    # What is like is drawn from any distance: below max(0, ·) is then -∞.
-    largest = constant(float(jnp.finfo(targets.dtype).max), targets)
-    bound = (-1 - targets) * largest + zero_or_nan(targets * targets - 1)
-    return jnp.maximum(targets * distances + (0.5 - 0.5 * targets) * margin, bound)
+    return jnp.where(targets == 1, distances, jnp.maximum(_embedding_gap(distances, targets, margin), 0))
 
 
 def _ranking_gap(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    return margin - _sign_of_slope(targets) * difference
+    return margin - sign_or_nan(targets) * difference
 
 
 @derivatives(
     lambda d, t, margin: _active(_ranking_gap(d, t, margin), -t),
     lambda d, t, margin: _active(_ranking_gap(d, t, margin), -d),
-    lambda d, t, margin: _active(_ranking_gap(d, t, margin), constant(1, t)),
+    lambda d, t, margin: _active(_ranking_gap(d, t, margin), jnp.ones_like(t)),
     of_difference=True,
 )
 def _margin_ranking(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    return jnp.maximum(margin - targets * difference, zero_or_nan(targets * targets - 1))
+    return jnp.maximum(_ranking_gap(difference, targets, margin), 0)

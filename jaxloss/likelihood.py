@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask
+from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, widened
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, not_negative
-from jaxloss._derivatives import brought_near, constant, derivatives, sent_back
-from jaxloss._reduction import Reduction, reduce_weighted
+from jaxloss._derivatives import derivatives
+from jaxloss._reduction import Reduction, reduce_each
 
 
 @compiled(static=("log_input", "full", "reduction"), domains={"eps": not_negative})
@@ -80,18 +80,17 @@ def poisson_nll_loss(
         PyTorch documentation: torch.nn.PoissonNLLLoss, torch.nn.functional.poisson_nll_loss.
     """
     predictions, targets = agree(predictions=predictions, targets=targets)
-    where = mask(where, predictions.shape)
-    predictions, targets = hide(where, predictions), hide(where, targets)
-    if log_input:
-        losses = _from_log_rates(predictions, targets)
-    else:
-        eps = jnp.asarray(eps, arithmetic_dtype(predictions, targets))
-        valid = predictions.astype(eps.dtype) + eps >= 0
+    if not log_input:
+        (wide,) = widened(predictions)
+        valid = wide + jnp.asarray(eps, wide.dtype) >= 0
+        valid = hide(mask(where, predictions.shape), valid, True)
         predictions = checked(predictions, valid, "predictions: expected rates >= -eps")
-        losses = _from_rates(predictions, targets, eps)
-    if full:
-        losses = losses + _stirling(targets.astype(losses.dtype))
-    return reduce_weighted(losses, None, where, reduction)
+
+    def loss(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
+        short = _from_log_rates(predictions, targets) if log_input else _from_rates(predictions, targets, eps)
+        return short + _stirling(targets.astype(short.dtype)) if full else short
+
+    return reduce_each(loss, [predictions, targets], [eps], where=where, reduction=reduction)
 
 
 @compiled(static=("full", "reduction"), domains={"eps": not_negative})
@@ -161,22 +160,21 @@ def gaussian_nll_loss(
         Distribution. PyTorch documentation: torch.nn.GaussianNLLLoss, torch.nn.functional.gaussian_nll_loss.
     """
     predictions, targets = agree(predictions=predictions, targets=targets)
-    where = mask(where, predictions.shape)
     var = _variances(var, predictions, targets)
-    predictions, targets, var = hide(where, predictions), hide(where, targets), hide(where, var, 1)
-    eps = jnp.asarray(eps, arithmetic_dtype(predictions, targets, var))
-    wide = var.astype(eps.dtype)
-    valid = (wide >= 0) & (jnp.maximum(wide, eps) > 0)
+    (wide,) = widened(var)
+    valid = (wide >= 0) & (jnp.maximum(wide, jnp.asarray(eps, wide.dtype)) > 0)
+    valid = hide(mask(where, predictions.shape), valid, True)
     var = checked(var, valid, "var: expected variances >= 0, and > 0 where eps is 0")
-    losses = _gaussian(predictions, targets, var, eps)
-    if full:
-        losses = losses + 0.5 * math.log(2 * math.pi)
-    return reduce_weighted(losses, None, where, reduction)
+
+    def loss(*arguments: jax.Array) -> jax.Array:
+        return _gaussian(*arguments) + (0.5 * math.log(2 * math.pi) if full else 0)
+
+    return reduce_each(loss, [predictions, targets, var], [eps], where=where, reduction=reduction)
 
 
 def _times_log(counts: jax.Array, log: jax.Array) -> jax.Array:
     """Returns counts · log: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
-    return sent_back(counts * brought_near(log, most=1000))
+    return jnp.where((counts == 0) & (log == -jnp.inf), 0, counts * jnp.minimum(log, 1000))
 
 
 @derivatives(
@@ -189,13 +187,13 @@ def _from_log_rates(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 def _log_slope(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
     """Returns the slope of -targets · log(predictions + eps) in predictions and in eps: 0 for no counts."""
-    rates, zero, one = predictions + eps, constant(0, predictions), constant(1, predictions)
-    quotient = targets / jnp.where((targets == zero) & (rates == zero), one, rates)
-    return jnp.where(rates < zero, jnp.nan, -quotient)
+    rates = predictions + eps
+    quotient = targets / jnp.where((targets == 0) & (rates == 0), 1, rates)
+    return jnp.where(rates < 0, jnp.nan, -quotient)
 
 
 @derivatives(
-    lambda predictions, targets, eps: constant(1, predictions) + _log_slope(predictions, targets, eps),
+    lambda predictions, targets, eps: 1 + _log_slope(predictions, targets, eps),
     lambda predictions, targets, eps: -jnp.log(predictions + eps),
     _log_slope,
 )
@@ -211,15 +209,15 @@ def _stirling_slope(counts: jax.Array) -> jax.Array:
 @derivatives(_stirling_slope)
 def _stirling(counts: jax.Array) -> jax.Array:
     above = jnp.maximum(counts, 1)
-    is_above = jnp.maximum(jnp.sign(counts - 1), 0)  # 0 or 1
-    return is_above * (above * (jnp.log(above) - 1) + 0.5 * jnp.log(2 * math.pi * above))
+    return jnp.where(counts > 1, above * (jnp.log(above) - 1) + 0.5 * jnp.log(2 * math.pi * above), 0)
 
 
 def _variances(var: ArrayLike, predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the variances in a shape that stretches axis by axis, or refuses what does not."""
     converted, shape = as_array("var", var), predictions.shape
     if not converted.ndim:
-        return converted.astype(arithmetic_dtype(predictions, targets, converted))
+        dtype = arithmetic_dtype(predictions, targets, converted)
+        return converted.astype(dtype).reshape((1,) * len(shape))
     if converted.shape == shape[:-1]:
         return jnp.expand_dims(converted, -1)
     if converted.ndim != len(shape) or any(
@@ -235,8 +233,8 @@ def _variances(var: ArrayLike, predictions: jax.Array, targets: jax.Array) -> ja
 @jax.custom_jvp
 def _floored(var: jax.Array, eps: jax.Array) -> jax.Array:
     """max(var, eps), through which the gradient passes as if there were no bound; NaN if not positive."""
-    bounded, zero = jnp.maximum(var, eps), constant(0, var)
-    return jnp.where((var >= zero) & (bounded > zero), bounded, jnp.nan)
+    bounded = jnp.maximum(var, eps)
+    return jnp.where((var >= 0) & (bounded > 0), bounded, jnp.nan)
 
 
 _floored.defjvps(lambda tangent, value, var, eps: tangent, None)
@@ -250,11 +248,10 @@ def _pull(predictions: jax.Array, targets: jax.Array, var: jax.Array, eps: jax.A
     _pull,
     lambda *arguments: -_pull(*arguments),
     lambda predictions, targets, var, eps: (
-        constant(0.5, var) * (1 / _floored(var, eps) - _pull(predictions, targets, var, eps) ** 2)
+        0.5 * (1 / _floored(var, eps) - _pull(predictions, targets, var, eps) ** 2)
     ),
     lambda predictions, targets, var, eps: jnp.zeros_like(predictions),
 )
 def _gaussian(predictions: jax.Array, targets: jax.Array, var: jax.Array, eps: jax.Array) -> jax.Array:
-    # A negative variance has a logarithm that is NaN; one of 0 where eps is 0, a quotient.
-    error = predictions - targets
-    return 0.5 * (jnp.maximum(jnp.log(var), jnp.log(eps)) + error * (error / jnp.maximum(var, eps)))
+    error, floored = predictions - targets, _floored(var, eps)
+    return 0.5 * (jnp.log(floored) + error * (error / floored))

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, hide, mask, widened
+from jaxloss._arguments import agree
 from jaxloss._compiled import compiled, not_negative, positive
-from jaxloss._derivatives import constant, derivatives
-from jaxloss._reduction import Reduction, reduce_weighted, weighted
+from jaxloss._derivatives import derivatives
+from jaxloss._reduction import Reduction, reduce_each
 
 
 @compiled(static=("reduction",))
@@ -60,10 +60,10 @@ def mse_loss(
     Source:
         PyTorch documentation: torch.nn.MSELoss, torch.nn.functional.mse_loss.
     """
-    predictions, targets, where = _masked(predictions, targets, where)
-    predictions, targets = widened(predictions, targets)
-    error = predictions - targets
-    return reduce_weighted(*weighted(error * error, weight, where), where, reduction)
+    arrays = agree(predictions=predictions, targets=targets)
+    return reduce_each(
+        _squared, arrays, weight=weight, where=where, reduction=reduction, is_mean_over_weight=True
+    )
 
 
 @compiled(static=("reduction",))
@@ -117,9 +117,10 @@ def l1_loss(
     Source:
         PyTorch documentation: torch.nn.L1Loss, torch.nn.functional.l1_loss.
     """
-    predictions, targets, where = _masked(predictions, targets, where)
-    predictions, targets = widened(predictions, targets)
-    return reduce_weighted(*weighted(_absolute(predictions - targets), weight, where), where, reduction)
+    arrays = agree(predictions=predictions, targets=targets)
+    return reduce_each(
+        _absolute, arrays, weight=weight, where=where, reduction=reduction, is_mean_over_weight=True
+    )
 
 
 @compiled(static=("reduction",), domains={"beta": not_negative})
@@ -180,9 +181,8 @@ def smooth_l1_loss(
         R. Girshick (2015), Fast R-CNN, where beta is 1. PyTorch documentation: torch.nn.SmoothL1Loss,
         torch.nn.functional.smooth_l1_loss.
     """
-    predictions, targets, where = _masked(predictions, targets, where)
-    beta = jnp.asarray(beta, arithmetic_dtype(predictions, targets))
-    return reduce_weighted(_smooth_l1(predictions, targets, beta), None, where, reduction)
+    arrays = agree(predictions=predictions, targets=targets)
+    return reduce_each(_smooth_l1, arrays, [beta], where=where, reduction=reduction)
 
 
 @compiled(static=("reduction",), domains={"delta": positive})
@@ -246,35 +246,24 @@ def huber_loss(
         P. J. Huber (1964), Robust Estimation of a Location Parameter. PyTorch documentation:
         torch.nn.HuberLoss, torch.nn.functional.huber_loss.
     """
-    predictions, targets, where = _masked(predictions, targets, where)
-    delta = jnp.asarray(delta, arithmetic_dtype(predictions, targets))
-    losses, _ = weighted(_huber(predictions, targets, delta), weight, where)
-    return reduce_weighted(losses, None, where, reduction)
+    arrays = agree(predictions=predictions, targets=targets)
+    return reduce_each(_huber, arrays, [delta], weight=weight, where=where, reduction=reduction)
 
 
-def _masked(
-    predictions: ArrayLike, targets: ArrayLike, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns predictions and targets of one shape, 0 behind the mask, and the mask in their shape."""
-    predictions, targets = agree(predictions=predictions, targets=targets)
-    where = mask(where, predictions.shape)
-    return hide(where, predictions), hide(where, targets), where
+@derivatives(lambda error: 2 * error, of_difference=True)
+def _squared(error: jax.Array) -> jax.Array:
+    return error * error
 
 
-@jax.custom_jvp
+@derivatives(jnp.sign, of_difference=True)  # 0 at 0, where that of `jnp.abs` is 1
 def _absolute(error: jax.Array) -> jax.Array:
-    """|error|, of slope 0 at 0 (`jnp.abs` has slope 1 there)."""
     return jnp.abs(error)
-
-
-_absolute.defjvps(lambda tangent, value, error: jnp.sign(error) * tangent)
 
 
 def _smooth_l1_slope(error: jax.Array, beta: jax.Array) -> jax.Array:
     # beta = 0 is the L1 loss, of slope 0 at 0.
     # At |error| = beta it is the slope of the straight side, in its own derivative, too.
-    divisor = jnp.where(beta == 0, constant(1, error), beta)
-    return jnp.where(jnp.abs(error) >= beta, jnp.sign(error), error / divisor)
+    return jnp.where(jnp.abs(error) >= beta, jnp.sign(error), error / jnp.where(beta == 0, 1, beta))
 
 
 @derivatives(
@@ -284,8 +273,8 @@ def _smooth_l1_slope(error: jax.Array, beta: jax.Array) -> jax.Array:
 )
 def _smooth_l1(error: jax.Array, beta: jax.Array) -> jax.Array:
     magnitude = jnp.abs(error)
-    bounded = jnp.minimum(magnitude, beta)
-    return 0.5 * bounded * (bounded / jnp.where(beta == 0, 1, beta)) + (magnitude - bounded)
+    rounded = 0.5 * error * (error / jnp.where(beta == 0, 1, beta))
+    return jnp.where(magnitude < beta, rounded, magnitude - 0.5 * beta)
 
 
 @derivatives(
@@ -295,5 +284,4 @@ def _smooth_l1(error: jax.Array, beta: jax.Array) -> jax.Array:
 )
 def _huber(error: jax.Array, delta: jax.Array) -> jax.Array:
     magnitude = jnp.abs(error)
-    bounded = jnp.minimum(magnitude, delta)
-    return bounded * (magnitude - 0.5 * bounded)
+    return jnp.where(magnitude < delta, 0.5 * error * error, delta * (magnitude - 0.5 * delta))

@@ -3,13 +3,14 @@
 import jax
 import pytest
 
-from jaxloss import _blocks
+from jaxloss import _blocks, _elementwise
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Few classes are as many blocks as a user's large vocabulary.
+# Few classes, and few elements, are as many blocks as a user's many.
 _blocks._BLOCK = 48
+_elementwise._BLOCKS, _elementwise._LEAST = 2, 5
 
 
 def _entry(item: pytest.Item) -> str:

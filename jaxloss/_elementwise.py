@@ -1,0 +1,102 @@
+"""Sums of elementwise losses: on a CPU, too, one pass over memory without a temporary array.
+
+XLA:CPU hands a sum to a library that makes a pass over a piece of the cache for each operation before it, and
+has none for selects and comparisons, whose result it writes out in full size. What adds one block of losses
+after the other to a block of sums is compiled to a single loop instead, four times as fast for a loss with a
+few operations, and may be written in whatever reads best.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+_BLOCKS = 64  # of losses: their sums are one block, which so takes 1/64 of an input's memory
+_UNROLLED = 7  # blocks at a time are added to the sums; divides _BLOCKS - 1
+_LEAST = 4096  # losses: fewer are summed at once, as fast
+
+
+def total(loss: Callable[..., jax.Array], *arrays: jax.Array, at_once: bool) -> jax.Array:
+    """Returns the sum of an elementwise loss over arrays of equal rank, which broadcast against each other.
+
+    The derivative is the sum of the loss's own, and is compiled to a loop of its own.
+
+    Args:
+        loss: The loss.
+        arrays: Its arguments.
+        at_once: Whether XLA's own sum is the better one on a CPU, too: its log1p is three times as fast.
+    """
+
+    def of_all(*arrays: jax.Array) -> jax.Array:
+        return jnp.sum(loss(*arrays))
+
+    def in_blocks(*arrays: jax.Array) -> jax.Array:
+        return _sum_in_blocks(loss, *arrays)
+
+    @jax.custom_jvp
+    def summed(*arrays: jax.Array) -> jax.Array:
+        if at_once or not _is_worth_blocks(arrays):
+            return of_all(*arrays)
+        return lax.platform_dependent(*arrays, cpu=in_blocks, default=of_all)
+
+    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        moved = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+        def loss_of_moved(*arrays: jax.Array) -> jax.Array:
+            return loss(*(arrays[moved.index(i)] if i in moved else primals[i] for i in range(len(primals))))
+
+        _, tangent = jax.jvp(loss_of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])
+        return summed(*primals), jnp.sum(tangent)
+
+    summed.defjvp(rule, symbolic_zeros=True)
+    return summed(*arrays)
+
+
+def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:
+    # Of arrays that are split over devices, blocks would have to be gathered.
+    size = math.prod(np.broadcast_shapes(*(array.shape for array in arrays)))
+    return size >= _LEAST and _rows(arrays)[0] >= _BLOCKS and jax.device_count() == 1
+
+
+def _rows(arrays: tuple[jax.Array, ...]) -> tuple[int, list[jax.Array]]:
+    """Returns the arrays with as many of their first axes as can be made one, and the size of that.
+
+    These are the axes along which no array repeats itself, except those that do so along all of them.
+    """
+    shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    count = len(shape)
+    for array in arrays:
+        repeated = [axis for axis in range(count) if array.shape[axis] != shape[axis]]
+        whole = [axis for axis in range(count) if array.shape[axis] != 1]
+        if repeated and whole:
+            count = max(repeated[0], whole[0])
+    size = math.prod(shape[:count])
+    return size, [
+        array.reshape(size if array.shape[:count] == shape[:count] else 1, *array.shape[count:])
+        for array in arrays
+    ]
+
+
+def _sum_in_blocks(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    size, rows = _rows(arrays)
+    length = size // _BLOCKS
+
+    def of_block(first: int | jax.Array, length: int) -> jax.Array:
+        return loss(
+            *(
+                lax.dynamic_slice_in_dim(array, first, length) if array.shape[0] == size else array
+                for array in rows
+            )
+        )
+
+    def add_block(i: int | jax.Array, sums: jax.Array) -> jax.Array:
+        return sums + of_block(i * length, length)
+
+    sums = jnp.sum(lax.fori_loop(1, _BLOCKS, add_block, of_block(0, length), unroll=_UNROLLED))
+    rest = size - _BLOCKS * length
+    return sums + jnp.sum(of_block(size - rest, rest)) if rest else sums
