@@ -1,12 +1,11 @@
 """Elementwise building blocks with the right value and derivative at kinks, zeros and infinities.
 
-On XLA:CPU a sum swallows the arithmetic before it only where it is free of selects and comparisons; `where`
-and `clip` cost a temporary array of full size. So the functions here are written in min, max, sign and abs,
-and their derivatives, which are not summed, in whatever reads best.
+Where losses are not summed in blocks (see `_elementwise`), XLA:CPU swallows the arithmetic before a sum only
+if it is free of selects and comparisons; `where` and `clip` cost a temporary array of full size. So what such
+losses use is written in min, max and abs, and the derivatives, which are not summed, in whatever reads best.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,9 +59,9 @@ def derivatives(*partials: Elementwise, of_difference: bool = False) -> Callable
 
 
 def constant(number: float, like: jax.Array) -> jax.Array:
-    """Returns a number for use in a partial derivative whose function holds the same one.
+    """Returns a number that a function and its partial derivatives do not share.
 
-    XLA:CPU would share the two, and to share a number between two loops writes it out in full size.
+    To share a number between two loops, XLA:CPU writes it out in full size.
     """
     return lax.optimization_barrier(jnp.asarray(number, like.dtype))
 
@@ -95,14 +94,14 @@ def zero_or_nan(difference: jax.Array) -> jax.Array:
 _FAR = 2.0**64  # a power of two: to multiply by it and to divide by it rounds nothing but what is tiny
 
 
-def brought_near(magnitude: jax.Array, most: float = math.inf) -> jax.Array:
+def brought_near(magnitude: jax.Array) -> jax.Array:
     """Returns magnitude / 2^64, finite where the magnitude is not: 0 times that is 0.
 
-    `sent_back` takes a weight times that to its true size. Magnitudes above `most` count as that.
+    `sent_back` takes a weight times that to its true size.
     """
     largest = float(jnp.finfo(magnitude.dtype).max)
     # Two constants, and not one with its negative: that would be computed, and cost a temporary of full size.
-    above, below = constant(min(most / _FAR, largest), magnitude), constant(-largest, magnitude)
+    above, below = constant(largest, magnitude), constant(-largest, magnitude)
     return jnp.minimum(jnp.maximum(magnitude * (1 / _FAR), below), above)
 
 

@@ -58,9 +58,16 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array, at_once: bool) -> 
 
 
 def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:
-    # Of arrays that are split over devices, blocks would have to be gathered.
+    # Blocks of arrays that are split over devices would have to be gathered. And ahead of a loop over narrow
+    # arrays the older compilers widen them as a whole.
     size = math.prod(np.broadcast_shapes(*(array.shape for array in arrays)))
-    return size >= _LEAST and _rows(arrays)[0] >= _BLOCKS and jax.device_count() == 1
+    is_narrow = any(jnp.issubdtype(array.dtype, jnp.floating) and array.itemsize < 4 for array in arrays)
+    return (
+        size >= _LEAST
+        and _rows(arrays)[0] >= _BLOCKS
+        and jax.device_count() == 1
+        and not (is_narrow and jax.__version_info__ < (0, 12))
+    )
 
 
 def _rows(arrays: tuple[jax.Array, ...]) -> tuple[int, list[jax.Array]]:

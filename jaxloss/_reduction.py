@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values
@@ -112,11 +113,18 @@ def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
 def _total_weight(
     shape: tuple[int, ...], dtype: Any, weight: jax.Array | None, where: jax.Array | None
 ) -> jax.Array:
-    if weight is not None:
-        return jnp.sum(jnp.broadcast_to(hide(where, weight), shape))
-    if where is not None:  # counted as integers: exact above 2**24
-        return jnp.sum(jnp.broadcast_to(where, shape), dtype=int).astype(dtype)
-    return jnp.asarray(math.prod(shape), dtype)
+    given = [array for array in (where, weight) if array is not None]
+    if not given:
+        return jnp.asarray(math.prod(shape), dtype)
+
+    def counted(*given: jax.Array) -> jax.Array:
+        if weight is None:
+            return given[0].astype(int)  # as integers: exact above 2**24
+        return given[0] if where is None else hide(given[0], given[1])
+
+    # What repeats itself is added up once.
+    size = math.prod(np.broadcast_shapes(*(array.shape for array in given)))
+    return (total(counted, *given, at_once=False) * (math.prod(shape) // max(1, size))).astype(dtype)
 
 
 @overload

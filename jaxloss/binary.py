@@ -348,11 +348,9 @@ def _from_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
 )
 def _from_logits_weighted(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
     # (1 - targets) · softplus(logits) + factor · targets · softplus(-logits), split as above.
-    sign = jnp.sign(logits)
-    magnitude = jnp.abs(logits)
-    linear = jnp.maximum(sign, 0) * (1 - targets) + jnp.maximum(-sign, 0) * (factor * targets)
-    curved = jnp.log1p(jnp.exp(-magnitude))
-    return product(linear, magnitude) + (1 + (factor - 1) * targets) * curved
+    near, yes, no = brought_near(logits), factor * targets, constant(1, targets) - targets
+    linear = sent_back(no * jnp.maximum(near, 0) + yes * jnp.maximum(-near, 0))
+    return linear + (no + yes) * jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:

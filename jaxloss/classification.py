@@ -114,7 +114,7 @@ def cross_entropy(
         smoothing. A. Chowdhery et al. (2022), PaLM, for the z-loss. Gemma Team (2024), Gemma 2, for the cap.
         PyTorch documentation: torch.nn.CrossEntropyLoss, torch.nn.functional.cross_entropy.
     """
-    targets = as_array("targets", targets)
+    targets, is_narrow = as_array("targets", targets), as_array("logits", logits).dtype.itemsize < 4
     if jnp.issubdtype(targets.dtype, jnp.floating):
         refuse_ignored_probabilities(ignore_index, targets)
         logits, targets = values(logits=logits, targets=targets)
@@ -122,15 +122,16 @@ def cross_entropy(
         (logits,) = values(logits=logits)
     classes = ClassAxis(canonical_axis(axis, "logits", logits.shape), axis_name)
     where = mask(where, without(logits.shape, classes.position))
+    are_stored = where is None and soft_cap is None and not is_narrow
     logits = capped(classes.hide(where, logits), soft_cap)
     weight = class_weight(weight, logits, classes)
     shift = classes.max(logits)
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        log_norm = log_sum_exp(logits, shift, where, classes)
+        log_norm = log_sum_exp(logits, shift, where, classes, are_stored)
         losses = _soft_losses(logits, targets, classes, weight, label_smoothing, where, shift, log_norm)
         return reduce_weighted(with_z_loss(losses, z_loss, log_norm + shift), None, where, reduction)
     labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
-    log_norm = log_sum_exp(logits, shift, labels.kept, classes)
+    log_norm = log_sum_exp(logits, shift, labels.kept, classes, are_stored)
     losses = _hard_losses(logits, labels, classes, weight, label_smoothing, shift, log_norm)
     losses = with_z_loss(losses, z_loss, log_norm + shift)
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)

@@ -1,5 +1,7 @@
 """Sums in blocks: beside a plain sum, and in how they round and what memory they take."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 import jaxloss
 from jaxloss import _elementwise
 
-BLOCKS = 64  # as a user's sums have; the session's have fewer
+pytestmark = pytest.mark.usefixtures("many_blocks")
+BLOCKS = 64
 SHAPES = [
     [(BLOCKS * 8,), (BLOCKS * 8,)],
     [(BLOCKS * 8 + 5,), (1,)],
@@ -19,11 +22,6 @@ SHAPES = [
     [(171, 3, 4), (171, 1, 4), (171, 1, 1)],
     [(1, 513), (1, 513)],
 ]
-
-
-@pytest.fixture(autouse=True)
-def blocks(monkeypatch):
-    monkeypatch.setattr(_elementwise, "_BLOCKS", BLOCKS)
 
 
 def wave(array, *others):
@@ -81,11 +79,38 @@ def test_a_sum_of_millions_is_not_rounded_away(size):
     np.testing.assert_allclose(value, np.float32(0.1), 2e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"where": True, "weight": True}], ids=str)
-def test_neither_masks_nor_weights_take_memory(options):
-    size = 4_000_000
-    arrays = {"predictions": jnp.ones(size), "targets": jnp.zeros(size)}
-    arrays |= {name: jnp.ones(size, bool if name == "where" else float) for name in options}
-    run = jax.jit(jax.value_and_grad(lambda arrays: jaxloss.huber_loss(**arrays), allow_int=True))
-    memory = run.lower(arrays).compile().memory_analysis().temp_size_in_bytes
-    assert memory <= 0.02 * 4 * size
+@pytest.mark.parametrize(
+    ("loss", "count", "options"),
+    [
+        (jaxloss.mse_loss, 2, {}),
+        (jaxloss.l1_loss, 2, {"weight": np.float32}),
+        (jaxloss.smooth_l1_loss, 2, {"where": bool}),
+        (jaxloss.huber_loss, 2, {"where": bool, "weight": np.float32}),
+        (jaxloss.poisson_nll_loss, 2, {"full": True}),
+        (jaxloss.poisson_nll_loss, 2, {"log_input": False, "full": True}),
+        (jaxloss.gaussian_nll_loss, 3, {"full": True}),
+        (jaxloss.kl_div, 2, {}),
+        (jaxloss.kl_div, 2, {"log_target": True, "reduction": "batchmean"}),
+        (jaxloss.binary_cross_entropy, 2, {}),
+        (jaxloss.binary_cross_entropy_with_logits, 2, {}),
+        (jaxloss.binary_cross_entropy_with_logits, 2, {"pos_weight": np.float32}),
+        (jaxloss.soft_margin_loss, 2, {}),
+        (jaxloss.multilabel_soft_margin_loss, 2, {}),
+        (jaxloss.hinge_embedding_loss, 2, {}),
+        (jaxloss.margin_ranking_loss, 3, {"where": bool}),
+    ],
+)
+def test_no_temporary_of_full_size(loss, count, options):
+    shape = (40_000, 100)
+    arrays = [jax.ShapeDtypeStruct(shape, np.float32)] * count
+    stretched = {name: dtype for name, dtype in options.items() if dtype in (bool, np.float32)}
+    arrays += [jax.ShapeDtypeStruct(shape, dtype) for dtype in stretched.values()]
+
+    def bound(*arrays):
+        return loss(*arrays[:count], **options | dict(zip(stretched, arrays[count:], strict=True)))
+
+    moved = (0, 2) if loss is jaxloss.gaussian_nll_loss else 0
+    for function in (bound, jax.value_and_grad(bound, moved)):
+        memory = jax.jit(function).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+        sums = 2 if stretched else 1  # the second is the mean's denominator
+        assert memory <= sums * 0.02 * 4 * math.prod(shape)

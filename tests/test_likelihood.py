@@ -251,29 +251,6 @@ def test_a_negative_probability_is_nan_and_named_under_checkify():
 # All.
 
 
-@pytest.mark.parametrize(
-    ("loss", "options"),
-    [
-        (poisson_nll_loss, {"full": True}),
-        (poisson_nll_loss, {"log_input": False, "full": True}),
-        (gaussian_nll_loss, {"full": True}),
-        (kl_div, {}),
-        (kl_div, {"log_target": True, "reduction": "batchmean"}),
-    ],
-)
-def test_no_temporary_of_full_size(loss, options):
-    size = 4_000_000
-    arrays = [jax.ShapeDtypeStruct((size,), jnp.float32)] * (3 if loss is gaussian_nll_loss else 2)
-    moved = (0, 2) if loss is gaussian_nll_loss else 0
-
-    def bound(*arrays):
-        return loss(*arrays, **options)
-
-    for function in (bound, jax.value_and_grad(bound, moved)):
-        compiled = jax.jit(function).lower(*arrays).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes <= 0.02 * 4 * size
-
-
 def test_integers_and_booleans_are_counts_and_probabilities():
     predictions = np.float32([0.5, 1.5])
     for dtype in (np.int32, np.uint8, bool):
