@@ -83,28 +83,3 @@ def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
 def sign_or_nan(targets: jax.Array) -> jax.Array:
     """Returns targets that are 1 or -1, and NaN in place of others."""
     return jnp.where(jnp.abs(targets) == 1, targets, jnp.nan)
-
-
-def zero_or_nan(difference: jax.Array) -> jax.Array:
-    """Returns 0 where a difference is 0, and NaN elsewhere: without a select."""
-    large = constant(float(jnp.finfo(difference.dtype).max), difference)
-    return 0 * (difference * large * large)
-
-
-_FAR = 2.0**64  # a power of two: to multiply by it and to divide by it rounds nothing but what is tiny
-
-
-def brought_near(magnitude: jax.Array) -> jax.Array:
-    """Returns magnitude / 2^64, finite where the magnitude is not: 0 times that is 0.
-
-    `sent_back` takes a weight times that to its true size.
-    """
-    largest = float(jnp.finfo(magnitude.dtype).max)
-    # Two constants, and not one with its negative: that would be computed, and cost a temporary of full size.
-    above, below = constant(largest, magnitude), constant(-largest, magnitude)
-    return jnp.minimum(jnp.maximum(magnitude * (1 / _FAR), below), above)
-
-
-def sent_back(product: jax.Array) -> jax.Array:
-    """Returns product · 2^64: ∞ where a weight above 2^-64 met an infinite magnitude."""
-    return product * _FAR

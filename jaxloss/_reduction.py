@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values
+from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values, without
 from jaxloss._compiled import compiled
 from jaxloss._elementwise import total
+from jaxloss._softmax import ClassAxis
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
 BatchReduction = Literal["none", "mean", "sum", "batchmean", "sum_and_weight"]
@@ -27,7 +28,7 @@ def reduce_each(
     reduction: str,
     words: Any = Reduction,
     is_mean_over_weight: bool = False,
-    at_once: bool = False,
+    classes: ClassAxis | None = None,
 ) -> Any:
     """Reduces a loss of each element on its own.
 
@@ -40,7 +41,7 @@ def reduce_each(
         reduction: One of `words`.
         words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch.
         is_mean_over_weight: Whether the mean is over the sum of the weights, not the number of losses.
-        at_once: Whether the sum is best left to XLA on a CPU, too; see `jaxloss._elementwise`.
+        classes: The axis over which the losses of a position are averaged first. The mask has size 1 there.
 
     Returns:
         The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
@@ -60,8 +61,13 @@ def reduce_each(
         return hide(where, losses if weight is None else losses * hide(where, weight))
 
     if reduction == "none":
-        return of_each(*leaves)
-    summed = total(of_each, *leaves, at_once=at_once)
+        losses = of_each(*leaves)
+        return losses if classes is None else classes.sum(losses) / classes.count(losses)
+    summed = total(of_each, *leaves)
+    if classes is not None:
+        summed = classes.joined(summed) / classes.count(arrays[0])
+        shape = without(shape, classes.position)
+        where = None if where is None else jnp.squeeze(where, classes.position)
     if reduction == "batchmean":
         where = None if where is None else jnp.any(where, tuple(range(1, len(shape))))
         return mean(summed, _total_weight(shape[:1], dtype, None, where))
@@ -124,7 +130,7 @@ def _total_weight(
 
     # What repeats itself is added up once.
     size = math.prod(np.broadcast_shapes(*(array.shape for array in given)))
-    return (total(counted, *given, at_once=False) * (math.prod(shape) // max(1, size))).astype(dtype)
+    return (total(counted, *given) * (math.prod(shape) // max(1, size))).astype(dtype)
 
 
 @overload
@@ -176,12 +182,10 @@ def reduce(
         Array(2.5, dtype=float32)
     """
     (losses,) = values(losses=losses)
-    return reduce_each(
-        lambda losses: losses,
-        [losses],
-        weight=weight,
-        where=where,
-        reduction=reduction,
-        is_mean_over_weight=True,
-        at_once=True,
-    )
+    where = mask(where, losses.shape)
+    losses = hide(where, losses)
+    if weight is not None:
+        weight = stretchable("weight", as_array("weight", weight).astype(losses.dtype), losses.shape)
+        weight = hide(where, weight)
+        losses = losses * weight
+    return reduce_weighted(losses, weight, where, reduction)

@@ -26,7 +26,10 @@ class ClassAxis(NamedTuple):
 
     def sum(self, array: jax.Array) -> jax.Array:
         """Returns the sum over all classes."""
-        total = jnp.sum(array, self.position)
+        return self.joined(jnp.sum(array, self.position))
+
+    def joined(self, total: jax.Array) -> jax.Array:
+        """Returns the sum of the totals of all slices of the classes."""
         return total if self.mesh_axis is None else lax.psum(total, self.mesh_axis)
 
     def max(self, logits: jax.Array) -> jax.Array:

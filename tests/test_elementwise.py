@@ -31,7 +31,7 @@ def wave(array, *others):
 
 
 def in_blocks(*arrays):
-    return _elementwise.total(wave, *arrays, at_once=False)
+    return _elementwise.total(wave, *arrays)
 
 
 def plain(*arrays):
