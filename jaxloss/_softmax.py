@@ -109,8 +109,8 @@ def _sum_exp(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Arr
 
 # From which number of logits, and of those from one position's first class to its last, XLA:CPU is slower
 # than a loop: by half where they are stored, fourfold where it writes exponentials out before it sums them.
-_LONG = {True: (2**20, 2**12), False: (2**23, 2**15)}
-_STEP = 64  # classes at a time
+_LONG = {True: (2**18, 2**12), False: (2**23, 2**15)}
+_STEP, _LEAST = 64, 2**12  # numbers at a time: so many of a position, and so many of all
 
 
 def _is_long(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> bool:
@@ -123,7 +123,8 @@ def _is_long(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> bool:
 def _sum_exp_in_steps(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Array:
     """Adds some classes to as many others at a time, until these few are left to be summed."""
     axis, count = classes.position, logits.shape[classes.position]
-    size = min(count, max(1, _STEP // math.prod(logits.shape[axis + 1 :])))
+    positions = logits.size // count
+    size = min(count, max(1, _STEP // math.prod(logits.shape[axis + 1 :]), _LEAST // positions))
 
     def exponentials(first: int | jax.Array, size: int) -> jax.Array:
         return jnp.exp(lax.dynamic_slice_in_dim(logits, first, size, axis) - classes.expand(shift))

@@ -3,20 +3,13 @@
 import jax
 import pytest
 
-from jaxloss import _blocks, _elementwise
+from jaxloss import _blocks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Few classes, and few elements, are as many blocks as a user's many.
+# Few classes are as many blocks as a user's large vocabulary.
 _blocks._BLOCK = 48
-BLOCKS, _elementwise._BLOCKS, _elementwise._LEAST = _elementwise._BLOCKS, 2, 5
-
-
-@pytest.fixture
-def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has sums as many blocks as a user's, for tests of the memory that they take."""
-    monkeypatch.setattr(_elementwise, "_BLOCKS", BLOCKS)
 
 
 def _entry(item: pytest.Item) -> str:

@@ -192,12 +192,8 @@ def test_jit_changes_nothing(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         plain = inspect.unwrap(getattr(jaxloss, case.loss))
-        for reduction in ("none", "mean"):
-            np.testing.assert_allclose(
-                case(arrays, reduction=reduction),
-                plain(**nested(arrays), **case.options, reduction=reduction),
-                rtol=1e-12,
-            )
+        value = plain(**nested(arrays), **case.options, reduction="mean")
+        np.testing.assert_allclose(case(arrays, reduction="mean"), value, rtol=1e-12)
 
 
 @every_kind

@@ -1,7 +1,5 @@
 """Sums in blocks: beside a plain sum, and in how they round and what memory they take."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +8,7 @@ import pytest
 import jaxloss
 from jaxloss import _elementwise
 
-pytestmark = pytest.mark.usefixtures("many_blocks")
-BLOCKS = 64
+BLOCKS = _elementwise._BLOCKS
 SHAPES = [
     [(BLOCKS * 8,), (BLOCKS * 8,)],
     [(BLOCKS * 8 + 5,), (1,)],
@@ -22,6 +19,31 @@ SHAPES = [
     [(171, 3, 4), (171, 1, 4), (171, 1, 1)],
     [(1, 513), (1, 513)],
 ]
+
+
+LOSSES = [  # with the number of arrays and the options, of which types are arrays of them
+    (jaxloss.mse_loss, 2, {}),
+    (jaxloss.l1_loss, 2, {"weight": np.float32}),
+    (jaxloss.smooth_l1_loss, 2, {"where": bool}),
+    (jaxloss.huber_loss, 2, {"where": bool, "weight": np.float32}),
+    (jaxloss.poisson_nll_loss, 2, {"full": True}),
+    (jaxloss.poisson_nll_loss, 2, {"log_input": False, "full": True}),
+    (jaxloss.gaussian_nll_loss, 3, {"full": True}),
+    (jaxloss.kl_div, 2, {}),
+    (jaxloss.kl_div, 2, {"log_target": True, "where": bool}),
+    (jaxloss.binary_cross_entropy, 2, {"weight": np.float32}),
+    (jaxloss.binary_cross_entropy_with_logits, 2, {}),
+    (jaxloss.binary_cross_entropy_with_logits, 2, {"pos_weight": np.float32, "where": bool}),
+    (jaxloss.soft_margin_loss, 2, {}),
+    (jaxloss.multilabel_soft_margin_loss, 2, {}),
+    (jaxloss.hinge_embedding_loss, 2, {}),
+    (jaxloss.margin_ranking_loss, 3, {"where": bool}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _blocks_for_few(monkeypatch):
+    monkeypatch.setattr(_elementwise, "_LEAST", 1)
 
 
 def wave(array, *others):
@@ -79,38 +101,41 @@ def test_a_sum_of_millions_is_not_rounded_away(size):
     np.testing.assert_allclose(value, np.float32(0.1), 2e-6)
 
 
-@pytest.mark.parametrize(
-    ("loss", "count", "options"),
-    [
-        (jaxloss.mse_loss, 2, {}),
-        (jaxloss.l1_loss, 2, {"weight": np.float32}),
-        (jaxloss.smooth_l1_loss, 2, {"where": bool}),
-        (jaxloss.huber_loss, 2, {"where": bool, "weight": np.float32}),
-        (jaxloss.poisson_nll_loss, 2, {"full": True}),
-        (jaxloss.poisson_nll_loss, 2, {"log_input": False, "full": True}),
-        (jaxloss.gaussian_nll_loss, 3, {"full": True}),
-        (jaxloss.kl_div, 2, {}),
-        (jaxloss.kl_div, 2, {"log_target": True, "reduction": "batchmean"}),
-        (jaxloss.binary_cross_entropy, 2, {}),
-        (jaxloss.binary_cross_entropy_with_logits, 2, {}),
-        (jaxloss.binary_cross_entropy_with_logits, 2, {"pos_weight": np.float32}),
-        (jaxloss.soft_margin_loss, 2, {}),
-        (jaxloss.multilabel_soft_margin_loss, 2, {}),
-        (jaxloss.hinge_embedding_loss, 2, {}),
-        (jaxloss.margin_ranking_loss, 3, {"where": bool}),
-    ],
-)
+def bound(loss, count, options):
+    """The loss of arrays alone, and the types of these."""
+    types = {name: kind for name, kind in options.items() if kind in (bool, np.float32)}
+
+    def function(*arrays, **others):
+        return loss(*arrays[:count], **options | dict(zip(types, arrays[count:], strict=True)), **others)
+
+    return function, [np.float32] * count + [*types.values()]
+
+
+@pytest.mark.parametrize(("loss", "count", "options"), LOSSES)
+def test_the_mean_of_many_is_that_of_each(loss, count, options):
+    rng = np.random.default_rng(0)
+    function, types = bound(loss, count, options)
+    arrays = [rng.uniform(0.1, 0.9, (171, 7)).astype(np.float32) for _ in types]
+    arrays = [array < 0.6 if kind is bool else array for array, kind in zip(arrays, types, strict=True)]
+    if loss in (jaxloss.soft_margin_loss, jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss):
+        arrays[count - 1] = np.sign(arrays[count - 1] - np.float32(0.5))
+
+    def mean_of_each(*arrays):
+        losses = function(*arrays, reduction="none")
+        _, weight = function(*arrays, reduction="sum_and_weight")
+        return jnp.sum(losses) / weight
+
+    assert "while" in jax.jit(function).lower(*arrays).as_text()
+    ours, theirs = (jax.jit(jax.value_and_grad(f))(*arrays) for f in (function, mean_of_each))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-6, 1e-9), ours, theirs)
+
+
+@pytest.mark.parametrize(("loss", "count", "options"), LOSSES)
 def test_no_temporary_of_full_size(loss, count, options):
-    shape = (40_000, 100)
-    arrays = [jax.ShapeDtypeStruct(shape, np.float32)] * count
-    stretched = {name: dtype for name, dtype in options.items() if dtype in (bool, np.float32)}
-    arrays += [jax.ShapeDtypeStruct(shape, dtype) for dtype in stretched.values()]
-
-    def bound(*arrays):
-        return loss(*arrays[:count], **options | dict(zip(stretched, arrays[count:], strict=True)))
-
+    function, types = bound(loss, count, options)
+    arrays = [jax.ShapeDtypeStruct((40_000, 100), kind) for kind in types]
+    sums = 2 if {"where", "weight"} & set(options) else 1  # the second is the mean's denominator
     moved = (0, 2) if loss is jaxloss.gaussian_nll_loss else 0
-    for function in (bound, jax.value_and_grad(bound, moved)):
-        memory = jax.jit(function).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
-        sums = 2 if stretched else 1  # the second is the mean's denominator
-        assert memory <= sums * 0.02 * 4 * math.prod(shape)
+    for run in (function, jax.value_and_grad(function, moved)):
+        memory = jax.jit(run).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+        assert memory <= sums * 0.02 * 4 * 40_000 * 100
