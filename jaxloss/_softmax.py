@@ -114,10 +114,10 @@ _STEP, _LEAST = 64, 2**12  # numbers at a time: so many of a position, and so ma
 
 
 def _is_long(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> bool:
-    """Whether a loop is worth it: not where logits that are split over devices would have to be gathered."""
+    """Whether a loop is worth it: not over rows of a few, nor of logits that devices would have to gather."""
     size, stretch = _LONG[are_stored]
     is_long = logits.size >= size and math.prod(logits.shape[classes.position :]) >= stretch
-    return is_long and jax.device_count() == 1
+    return is_long and logits.shape[-1] >= _STEP and jax.device_count() == 1
 
 
 def _sum_exp_in_steps(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Array:
