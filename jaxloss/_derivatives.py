@@ -1,9 +1,4 @@
-"""Elementwise building blocks with the right value and derivative at kinks, zeros and infinities.
-
-Where losses are not summed in blocks (see `_elementwise`), XLA:CPU swallows the arithmetic before a sum only
-if it is free of selects and comparisons; `where` and `clip` cost a temporary array of full size. So what such
-losses use is written in min, max and abs, and the derivatives, which are not summed, in whatever reads best.
-"""
+"""Elementwise building blocks with the right value and derivative at kinks, zeros and infinities."""
 
 import functools
 from collections.abc import Callable
@@ -27,9 +22,7 @@ def derivatives(*partials: Elementwise, of_difference: bool = False) -> Callable
     partials see their difference: the gradient of the one is minus that of the other, computed once.
 
     The function and its partials see their arguments widened to the dtype of arithmetic; callers hand over
-    the arrays as they came. The partials read them through a barrier, before they are widened: without it
-    XLA:CPU shares sub-expressions between the value's loop and the gradient's, and writes them out as
-    temporaries of full size.
+    the arrays as they came.
     """
 
     def seen(arguments: list[Any]) -> list[Any]:
@@ -41,10 +34,10 @@ def derivatives(*partials: Elementwise, of_difference: bool = False) -> Callable
 
         def rule(arguments: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
             value = primal(*arguments)
-            behind = seen(widened(*(lax.optimization_barrier(argument) for argument in arguments)))
+            inputs = seen(widened(*arguments))
             moved = [0 if isinstance(t, SymbolicZero) else t.astype(value.dtype) for t in tangents]
             terms = [
-                partial(*behind) * tangent
+                partial(*inputs) * tangent
                 for partial, tangent in zip(partials, seen(moved), strict=True)
                 if not isinstance(tangent, int)
             ]
@@ -58,19 +51,13 @@ def derivatives(*partials: Elementwise, of_difference: bool = False) -> Callable
     return decorate
 
 
-def constant(number: float, like: jax.Array) -> jax.Array:
-    """Returns a number that a function and its partial derivatives do not share.
-
-    To share a number between two loops, XLA:CPU writes it out in full size.
-    """
-    return lax.optimization_barrier(jnp.asarray(number, like.dtype))
-
-
 @derivatives(lambda factor, magnitude: magnitude, lambda factor, magnitude: factor)
 def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
     """Returns factor · magnitude for magnitude > -∞, with 0 · ∞ = 0: what has no weight adds nothing."""
-    # The bound is 0 or ∞. A sign would show which, but XLA:CPU computes that of a result one by one.
-    large = constant(float(jnp.finfo(factor.dtype).max), factor)
+    # The bound is 0 or ∞: without a select, which before a sum over classes costs XLA:CPU a temporary of full
+    # size, and without a sign, which it computes one by one. It must not fold the number, nor write it out in
+    # full size because the derivative holds it, too.
+    large = lax.optimization_barrier(jnp.asarray(float(jnp.finfo(factor.dtype).max), factor.dtype))
     return jnp.minimum(magnitude, jnp.abs(factor) * large * large) * factor
 
 
