@@ -334,8 +334,7 @@ def _soft_losses(
 
 def _excess(probs: jax.Array, log: jax.Array, log_probs: jax.Array) -> jax.Array:
     """Returns probs · (log - log_probs), where `log` is that of `probs`, with 0 · ∞ = 0."""
-    # The bound is below the logarithm of every number but 0.
-    return product(probs, jnp.maximum(log, -1000) - log_probs)
+    return jnp.where((probs == 0) & ~jnp.isnan(log_probs), 0, probs * (log - log_probs))
 
 
 def _divergence_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
