@@ -18,6 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 
 _BLOCKS = 64  # of losses: their sums are one block, which so takes 1/64 of an input's memory
 _UNROLLED = 7  # blocks at a time are added to the sums; divides _BLOCKS - 1
+_ALIGNED = 16  # losses: threads that share a block of another length do not vectorise it
 _LEAST = 4096  # losses: fewer are summed at once, as fast
 
 
@@ -87,6 +88,8 @@ def _rows(arrays: tuple[jax.Array, ...]) -> tuple[int, list[jax.Array]]:
 def _sum_in_blocks(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     size, rows = _rows(arrays)
     length = size // _BLOCKS
+    if all(array.ndim == 1 for array in rows):
+        length = length - length % _ALIGNED or length
 
     def of_block(first: int | jax.Array, length: int) -> jax.Array:
         return loss(
