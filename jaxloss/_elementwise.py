@@ -6,6 +6,7 @@ after the other to a block of sums is compiled to a single loop instead, four ti
 few operations, and may be written in whatever reads best.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,14 +32,11 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     def of_all(*arrays: jax.Array) -> jax.Array:
         return jnp.sum(loss(*arrays))
 
-    def in_blocks(*arrays: jax.Array) -> jax.Array:
-        return _sum_in_blocks(loss, *arrays)
-
     @jax.custom_jvp
     def summed(*arrays: jax.Array) -> jax.Array:
         if not _is_worth_blocks(arrays):
             return of_all(*arrays)
-        return lax.platform_dependent(*arrays, cpu=in_blocks, default=of_all)
+        return lax.platform_dependent(*arrays, cpu=functools.partial(_sum_in_blocks, loss), default=of_all)
 
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         moved = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
@@ -56,37 +54,39 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:
     # Blocks of arrays that are split over devices would have to be gathered. And ahead of a loop over narrow
     # arrays the older compilers widen them as a whole.
-    size = math.prod(np.broadcast_shapes(*(array.shape for array in arrays)))
+    shape = _shape(arrays)
     is_narrow = any(jnp.issubdtype(array.dtype, jnp.floating) and array.itemsize < 4 for array in arrays)
     return (
-        size >= _LEAST
-        and _rows(arrays)[0] >= _BLOCKS
+        math.prod(shape) >= _LEAST
+        and math.prod(shape[: _count_of_row_axes(arrays)]) >= _BLOCKS
         and jax.device_count() == 1
         and not (is_narrow and jax.__version_info__ < (0, 12))
     )
 
 
-def _rows(arrays: tuple[jax.Array, ...]) -> tuple[int, list[jax.Array]]:
-    """Returns the arrays with as many of their first axes as can be made one, and the size of that.
+def _shape(arrays: tuple[jax.Array, ...]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(array.shape for array in arrays))
+
+
+def _count_of_row_axes(arrays: tuple[jax.Array, ...]) -> int:
+    """Returns how many of the first axes can be made one, of rows.
 
     These are the axes along which no array repeats itself, except those that do so along all of them.
     """
-    shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    shape = _shape(arrays)
     count = len(shape)
     for array in arrays:
         repeated = [axis for axis in range(count) if array.shape[axis] != shape[axis]]
         whole = [axis for axis in range(count) if array.shape[axis] != 1]
         if repeated and whole:
             count = max(repeated[0], whole[0])
-    size = math.prod(shape[:count])
-    return size, [
-        array.reshape(size if array.shape[:count] == shape[:count] else 1, *array.shape[count:])
-        for array in arrays
-    ]
+    return count
 
 
 def _sum_in_blocks(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    size, rows = _rows(arrays)
+    count = _count_of_row_axes(arrays)
+    size = math.prod(_shape(arrays)[:count])
+    rows = [array.reshape(-1, *array.shape[count:]) for array in arrays]  # as many as there are, or one
     length = size // _BLOCKS
     if all(array.ndim == 1 for array in rows):
         length = length - length % _ALIGNED or length

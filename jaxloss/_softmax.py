@@ -236,10 +236,14 @@ def per_class(name: str, array: ArrayLike, scores: jax.Array, axis: int = -1) ->
     return converted
 
 
+def weight_of_classes(weight: ArrayLike, scores: jax.Array, classes: ClassAxis) -> jax.Array:
+    """Returns one weight for each class, with size 1 along all other axes of the scores."""
+    converted = per_class("weight", weight, scores, classes.position)
+    return jnp.expand_dims(converted, [axis for axis in range(scores.ndim) if axis != classes.position])
+
+
 def class_weight(weight: ArrayLike | None, scores: jax.Array, classes: ClassAxis) -> jax.Array | None:
     """Returns one weight for each class, in the shape of the scores."""
     if weight is None:
         return None
-    converted = per_class("weight", weight, scores, classes.position).astype(scores.dtype)
-    others = [axis for axis in range(scores.ndim) if axis != classes.position]
-    return broadcast("weight", jnp.expand_dims(converted, others), scores.shape)
+    return broadcast("weight", weight_of_classes(weight, scores, classes).astype(scores.dtype), scores.shape)

@@ -20,7 +20,7 @@ from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._derivatives import checked_signs, derivatives, product, sign_or_nan
 from jaxloss._reduction import Reduction, reduce_each
-from jaxloss._softmax import ClassAxis, per_class
+from jaxloss._softmax import ClassAxis, weight_of_classes
 
 
 @compiled(static=("reduction",))
@@ -267,10 +267,8 @@ def multilabel_soft_margin_loss(
     shape = arrays[0].shape
     classes = ClassAxis(canonical_axis(axis, "logits", shape), axis_name)
     where = mask(where, without(shape, classes.position))
-    factor = jnp.ones([1] * len(shape), arithmetic_dtype(*arrays))
-    if weight is not None:
-        factor = per_class("weight", weight, arrays[0], classes.position).astype(factor.dtype)
-        factor = jnp.expand_dims(factor, [a for a in range(len(shape)) if a != classes.position])
+    factor = jnp.ones([1] * len(shape)) if weight is None else weight_of_classes(weight, arrays[0], classes)
+    factor = factor.astype(arithmetic_dtype(*arrays))
 
     def loss(logits: jax.Array, targets: jax.Array, factor: jax.Array, one: jax.Array) -> jax.Array:
         return product(factor, _from_logits(logits, targets, one))
