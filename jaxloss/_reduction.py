@@ -29,6 +29,7 @@ def reduce_each(
     words: Any = Reduction,
     is_mean_over_weight: bool = False,
     classes: ClassAxis | None = None,
+    are_stored: bool = True,
 ) -> Any:
     """Reduces a loss of each element on its own.
 
@@ -37,11 +38,13 @@ def reduce_each(
         arrays: The first has the shape of the losses, to which the others stretch, with as many axes.
         options: Numbers that hold for all elements.
         weight: By what each loss is multiplied; stretches to the shape of the losses.
-        where: Boolean mask that stretches to the shape of the losses. What it leaves out is never seen.
+        where: Boolean mask that stretches to the shape of the losses, without the class axis if there is one.
+            What it leaves out is never seen.
         reduction: One of `words`.
         words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch.
         is_mean_over_weight: Whether the mean is over the sum of the weights, not the number of losses.
-        classes: The axis over which the losses of a position are averaged first. The mask has size 1 there.
+        classes: The axis over which the losses of a position are added up first.
+        are_stored: Whether the arrays lie in memory, and are not computed while they are summed.
 
     Returns:
         The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
@@ -49,25 +52,24 @@ def reduce_each(
     """
     _refuse_unknown(reduction, words)
     shape, dtype = arrays[0].shape, arithmetic_dtype(*arrays)
-    where = mask(where, shape)
+    where = mask(where, shape if classes is None else without(shape, classes.position))
+    behind = where if where is None or classes is None else classes.expand(where)
     if weight is not None:
         weight = stretchable("weight", as_array("weight", weight).astype(dtype), shape)
     options = [jnp.asarray(option, dtype).reshape([1] * len(shape)) for option in options]
-    leaves, structure = jax.tree.flatten((arrays, options, weight, where))
+    leaves, structure = jax.tree.flatten((arrays, options, weight, behind))
 
     def of_each(*leaves: jax.Array) -> jax.Array:
-        arrays, options, weight, where = jax.tree.unflatten(structure, leaves)
-        losses = loss(*(hide(where, array, 1) for array in arrays), *options)
-        return hide(where, losses if weight is None else losses * hide(where, weight))
+        arrays, options, weight, behind = jax.tree.unflatten(structure, leaves)
+        losses = loss(*(hide(behind, array, 1) for array in arrays), *options)
+        return hide(behind, losses if weight is None else losses * hide(behind, weight))
 
     if reduction == "none":
         losses = of_each(*leaves)
-        return losses if classes is None else classes.sum(losses) / classes.count(losses)
-    summed = total(of_each, *leaves)
+        return losses if classes is None else classes.sum(losses)
+    summed = total(of_each, *leaves) if are_stored else jnp.sum(of_each(*leaves))
     if classes is not None:
-        summed = classes.joined(summed) / classes.count(arrays[0])
-        shape = without(shape, classes.position)
-        where = None if where is None else jnp.squeeze(where, classes.position)
+        summed, shape = classes.joined(summed), without(shape, classes.position)
     if reduction == "batchmean":
         where = None if where is None else jnp.any(where, tuple(range(1, len(shape))))
         return mean(summed, _total_weight(shape[:1], dtype, None, where))

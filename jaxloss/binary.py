@@ -14,7 +14,6 @@ from jaxloss._arguments import (
     mask,
     stretchable,
     widened,
-    without,
 )
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
@@ -266,15 +265,21 @@ def multilabel_soft_margin_loss(
     arrays = agree(logits=logits, targets=targets)
     shape = arrays[0].shape
     classes = ClassAxis(canonical_axis(axis, "logits", shape), axis_name)
-    where = mask(where, without(shape, classes.position))
     factor = jnp.ones([1] * len(shape)) if weight is None else weight_of_classes(weight, arrays[0], classes)
     factor = factor.astype(arithmetic_dtype(*arrays))
 
     def loss(logits: jax.Array, targets: jax.Array, factor: jax.Array, one: jax.Array) -> jax.Array:
         return product(factor, _from_logits(logits, targets, one))
 
-    where = None if where is None else classes.expand(where)
-    return reduce_each(loss, [*arrays, factor], [1.0], where=where, reduction=reduction, classes=classes)
+    return reduce_each(
+        loss,
+        [*arrays, factor],
+        [1.0],
+        weight=1 / classes.count(arrays[0]),
+        where=where,
+        reduction=reduction,
+        classes=classes,
+    )
 
 
 def _probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:

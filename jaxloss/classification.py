@@ -1,5 +1,7 @@
 """Losses over classes: one right class, or one distribution over the classes, at each position."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -18,6 +20,7 @@ from jaxloss._softmax import (
     log_sum_exp,
     pick,
     refuse_ignored_probabilities,
+    weight_of_classes,
     with_z_loss,
 )
 
@@ -114,24 +117,39 @@ def cross_entropy(
         smoothing. A. Chowdhery et al. (2022), PaLM, for the z-loss. Gemma Team (2024), Gemma 2, for the cap.
         PyTorch documentation: torch.nn.CrossEntropyLoss, torch.nn.functional.cross_entropy.
     """
-    targets, is_narrow = as_array("targets", targets), as_array("logits", logits).dtype.itemsize < 4
-    if jnp.issubdtype(targets.dtype, jnp.floating):
-        refuse_ignored_probabilities(ignore_index, targets)
-        logits, targets = values(logits=logits, targets=targets)
-    else:
-        (logits,) = values(logits=logits)
-    classes = ClassAxis(canonical_axis(axis, "logits", logits.shape), axis_name)
-    where = mask(where, without(logits.shape, classes.position))
-    are_stored = where is None and soft_cap is None and not is_narrow
-    logits = capped(classes.hide(where, logits), soft_cap)
-    weight = class_weight(weight, logits, classes)
+    given, targets = as_array("logits", logits), as_array("targets", targets)
+    are_soft = jnp.issubdtype(targets.dtype, jnp.floating)
+    (wide, *_) = widened(given, targets) if are_soft else widened(given)
+    classes = ClassAxis(canonical_axis(axis, "logits", wide.shape), axis_name)
+    where = mask(where, without(wide.shape, classes.position))
+    logits = capped(classes.hide(where, wide), soft_cap)
+    are_stored = soft_cap is None and given.dtype.itemsize >= 4
+    norm_of = functools.partial(log_sum_exp, classes=classes, are_stored=are_stored and where is None)
     shift = classes.max(logits)
-    if jnp.issubdtype(targets.dtype, jnp.floating):
-        log_norm = log_sum_exp(logits, shift, where, classes, are_stored)
-        losses = _soft_losses(logits, targets, classes, weight, label_smoothing, where, shift, log_norm)
-        return reduce_weighted(with_z_loss(losses, z_loss, log_norm + shift), None, where, reduction)
+    if are_soft:
+        _refuse_no_probabilities(targets, logits, ignore_index)
+        log_norm = norm_of(logits, shift, where)
+
+        def loss(*arrays: jax.Array) -> jax.Array:
+            logits, probs, weight, shift, log_norm, penalty = widened(*arrays)
+            if label_smoothing:
+                probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(logits)
+            return product(weight * probs, log_norm - (logits - shift)) + penalty
+
+        weight = jnp.ones([1] * logits.ndim) if weight is None else weight_of_classes(weight, logits, classes)
+        penalty = with_z_loss(jnp.zeros_like(shift), z_loss, log_norm + shift) / classes.count(logits)
+        of_positions = [classes.expand(array) for array in (shift, log_norm, penalty)]
+        return reduce_each(
+            loss,
+            [wide if soft_cap is None else logits, targets, weight.astype(wide.dtype), *of_positions],
+            where=where,
+            reduction=reduction,
+            classes=classes,
+            are_stored=are_stored,
+        )
+    weight = class_weight(weight, logits, classes)
     labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
-    log_norm = log_sum_exp(logits, shift, labels.kept, classes, are_stored)
+    log_norm = norm_of(logits, shift, labels.kept)
     losses = _hard_losses(logits, labels, classes, weight, label_smoothing, shift, log_norm)
     losses = with_z_loss(losses, z_loss, log_norm + shift)
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)
@@ -308,28 +326,14 @@ def _hard_losses(
     return (1 - label_smoothing) * losses + label_smoothing / classes.count(logits) * uniform
 
 
-def _soft_losses(
-    logits: jax.Array,
-    targets: jax.Array,
-    classes: ClassAxis,
-    weight: jax.Array | None,
-    label_smoothing: float,
-    where: jax.Array | None,
-    shift: jax.Array,
-    log_norm: jax.Array,
-) -> jax.Array:
-    """Returns Σ weight · target · -log p over the classes at each position."""
+def _refuse_no_probabilities(targets: jax.Array, logits: jax.Array, ignore_index: int) -> None:
+    """Refuses floating targets that are no distribution at each position."""
+    refuse_ignored_probabilities(ignore_index, targets)
     if targets.shape != logits.shape:
         raise ValueError(
             "floating targets are class probabilities and must have the shape of logits, got "
             f"targets {targets.shape} and logits {logits.shape}; class indices must be integers"
         )
-    targets = classes.hide(where, targets)
-    if label_smoothing:
-        targets = (1 - label_smoothing) * targets + label_smoothing / classes.count(logits)
-    targets = targets if weight is None else targets * weight
-    surprise = classes.expand(log_norm) - (logits - classes.expand(shift))
-    return classes.sum(product(targets, surprise))
 
 
 def _excess(probs: jax.Array, log: jax.Array, log_probs: jax.Array) -> jax.Array:
