@@ -49,13 +49,18 @@ class ClassAxis(NamedTuple):
         """Returns the scores with 0 at every class of a position where the mask is False."""
         return scores if where is None else hide(self.expand(where), scores)
 
+    def numbers(self, scores: jax.Array, dtype: Any) -> jax.Array:
+        """Returns the number of each class of the scores, with size 1 along all other axes."""
+        count = scores.shape[self.position]
+        shape = [count if axis == self.position else 1 for axis in range(scores.ndim)]
+        numbers = lax.broadcasted_iota(dtype, shape, self.position)
+        if self.mesh_axis is None:
+            return numbers
+        return numbers + (lax.axis_index(self.mesh_axis) * count).astype(dtype)
+
     def equals(self, labels: jax.Array, scores: jax.Array) -> jax.Array:
         """Returns, in the shape of the scores, which class is its position's label."""
-        classes = lax.broadcasted_iota(labels.dtype, scores.shape, self.position)
-        if self.mesh_axis is not None:
-            first = lax.axis_index(self.mesh_axis) * scores.shape[self.position]
-            classes = classes + first.astype(labels.dtype)
-        return classes == self.expand(labels)
+        return self.numbers(scores, labels.dtype) == self.expand(labels)
 
     def is_split(self, array: jax.Array) -> bool:
         """Whether a gather along the axis would have to cross devices.

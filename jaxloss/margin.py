@@ -5,11 +5,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, values, widened_integers, without
+from jaxloss._arguments import (
+    agree,
+    as_array,
+    canonical_axis,
+    hide,
+    mask,
+    values,
+    widened,
+    widened_integers,
+    without,
+)
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, finite
 from jaxloss._derivatives import product
-from jaxloss._reduction import Reduction, reduce_weighted
+from jaxloss._reduction import Reduction, reduce_each, reduce_weighted
 from jaxloss._softmax import ClassAxis, class_labels, class_weight, pick
 
 
@@ -87,21 +97,33 @@ def multi_margin_loss(
     """
     if p not in (1, 2):
         raise ValueError(f"p must be 1 or 2, got {p}")
-    (scores,) = values(scores=scores)
-    classes = ClassAxis(canonical_axis(axis, "scores", scores.shape), axis_name)
-    where = mask(where, without(scores.shape, classes.position))
-    scores = classes.hide(where, scores)
+    given = as_array("scores", scores)
+    (wide,) = widened(given)
+    classes = ClassAxis(canonical_axis(axis, "scores", wide.shape), axis_name)
+    where = mask(where, without(wide.shape, classes.position))
+    scores = classes.hide(where, wide)
     weight = class_weight(weight, scores, classes)
     labels = class_labels(as_array("targets", targets), "scores", scores, classes, weight, None, where)
     lead = pick(scores, labels.classes, classes) - jnp.asarray(margin, scores.dtype)
     # Every label is a class. In the gradient the select stands between a sum over the classes and its use at
     # each of them, where XLA:CPU would write the sum out in full size.
     lead = jnp.where(labels.classes >= 0, lead, 0)
-    others = ~classes.equals(labels.classes, scores)
-    missing = _hinge(scores - classes.expand(lead), others)
-    total = classes.sum(missing if p == 1 else missing * missing)
-    losses = product(labels.weight, total) / classes.count(scores)
-    return reduce_weighted(losses, None, where, reduction)
+
+    def loss(*arrays: jax.Array) -> jax.Array:
+        scores, numbers, labels, lead, weight = arrays
+        missing = _hinge(scores - lead, numbers != labels)
+        return product(weight, missing if p == 1 else missing * missing)
+
+    of_positions = [classes.expand(array) for array in (labels.classes, lead, labels.weight)]
+    return reduce_each(
+        loss,
+        [wide, classes.numbers(wide, labels.classes.dtype), *of_positions],
+        weight=1 / classes.count(wide),
+        where=where,
+        reduction=reduction,
+        classes=classes,
+        are_stored=given.dtype.itemsize >= 4,
+    )
 
 
 @compiled(static=("reduction",))

@@ -21,6 +21,11 @@ SHAPES = [
 ]
 
 
+def multi_margin(scores, targets, **options):
+    labels = (targets[:, 0] * targets.shape[1]).astype(int)
+    return jaxloss.multi_margin_loss(scores, labels, **options)
+
+
 LOSSES = [  # with the number of arrays and the options, of which types are arrays of them
     (jaxloss.mse_loss, 2, {}),
     (jaxloss.l1_loss, 2, {"weight": np.float32}),
@@ -32,6 +37,7 @@ LOSSES = [  # with the number of arrays and the options, of which types are arra
     (jaxloss.kl_div, 2, {}),
     (jaxloss.kl_div, 2, {"log_target": True, "where": bool}),
     (jaxloss.cross_entropy, 2, {"label_smoothing": 0.1, "z_loss": 1e-2}),
+    (multi_margin, 2, {}),
     (jaxloss.binary_cross_entropy, 2, {"weight": np.float32}),
     (jaxloss.binary_cross_entropy_with_logits, 2, {}),
     (jaxloss.binary_cross_entropy_with_logits, 2, {"pos_weight": np.float32, "where": bool}),
@@ -143,7 +149,9 @@ def test_no_temporary_of_full_size(loss, count, options):
     function, types = bound(loss, count, options)
     arrays = [jax.ShapeDtypeStruct((4_096, 1_000), kind) for kind in types]
     sums = 2 if {"where", "weight"} & set(options) else 1  # the second is the mean's denominator
-    rows = 4_096 if loss is jaxloss.cross_entropy else 0  # of which it keeps a few numbers each
+    rows = (
+        4_096 if loss in (jaxloss.cross_entropy, multi_margin) else 0
+    )  # of which it keeps a few numbers each
     moved = (0, 2) if loss is jaxloss.gaussian_nll_loss else 0
     for run in (function, jax.value_and_grad(function, moved)):
         memory = jax.jit(run).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
