@@ -18,6 +18,7 @@ from jaxloss._arguments import (
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._derivatives import checked_signs, derivatives, product, sign_or_nan
+from jaxloss._logarithms import log, log1p_of_fraction
 from jaxloss._reduction import Reduction, reduce_each
 from jaxloss._softmax import ClassAxis, weight_of_classes
 
@@ -303,13 +304,13 @@ def _logs(probs: jax.Array) -> tuple[jax.Array, jax.Array]:
     # As accurate as log1p, and faster: what rounding takes from 1 - probs comes back at first order.
     others = 1 - probs
     lost = jnp.where(probs < 0.5, ((1 - others) - probs) / others, 0)
-    return jnp.maximum(jnp.log(probs), -100), jnp.maximum(jnp.log(others) + lost, -100)
+    return jnp.maximum(log(probs), -100), jnp.maximum(log(others) + lost, -100)
 
 
 @derivatives(lambda probs: -1 / _variance(probs))
 def _log_odds_against(probs: jax.Array) -> jax.Array:
-    log, log_of_others = _logs(probs)
-    return log_of_others - log
+    log_of_probs, log_of_others = _logs(probs)
+    return log_of_others - log_of_probs
 
 
 def _where_probability(targets: jax.Array, values: jax.Array) -> jax.Array:
@@ -321,21 +322,13 @@ def _where_probability(targets: jax.Array, values: jax.Array) -> jax.Array:
     lambda probs, targets: _log_odds_against(probs),
 )
 def _from_probs(probs: jax.Array, targets: jax.Array) -> jax.Array:
-    log, log_of_others = _logs(probs)
-    return _where_probability(targets, (targets - 1) * log_of_others - targets * log)
+    log_of_probs, log_of_others = _logs(probs)
+    return _where_probability(targets, (targets - 1) * log_of_others - targets * log_of_probs)
 
 
 def _curve(logits: jax.Array) -> jax.Array:
     """Returns log(1 + exp(-|logits|)), by which softplus exceeds max(logits, 0)."""
-    # log(1 + x) = 2 artanh(x / (2 + x)), a power series in at most 1/3, in fewer operations than log1p.
-    x = jnp.exp(-jnp.abs(logits))
-    ratio = x * (1 / (2 + x))
-    square = ratio * ratio
-    terms = 8 if x.dtype == jnp.float32 else 17
-    series = 1 / (2 * terms - 1)
-    for power in reversed(range(terms - 1)):
-        series = series * square + 1 / (2 * power + 1)
-    return 2 * ratio * series
+    return log1p_of_fraction(jnp.exp(-jnp.abs(logits)))
 
 
 @derivatives(jax.nn.sigmoid)

@@ -10,6 +10,7 @@ from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, valu
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, fraction, not_negative, positive
 from jaxloss._derivatives import derivatives, product
+from jaxloss._logarithms import log
 from jaxloss._reduction import BatchReduction, Reduction, reduce_each, reduce_weighted
 from jaxloss._softmax import (
     ClassAxis,
@@ -336,13 +337,13 @@ def _refuse_no_probabilities(targets: jax.Array, logits: jax.Array, ignore_index
         )
 
 
-def _excess(probs: jax.Array, log: jax.Array, log_probs: jax.Array) -> jax.Array:
-    """Returns probs · (log - log_probs), where `log` is that of `probs`, with 0 · ∞ = 0."""
-    return jnp.where((probs == 0) & ~jnp.isnan(log_probs), 0, probs * (log - log_probs))
+def _excess(probs: jax.Array, true_log: jax.Array, log_probs: jax.Array) -> jax.Array:
+    """Returns probs · (true_log - log_probs), where `true_log` is that of `probs`, with 0 · ∞ = 0."""
+    return jnp.where((probs == 0) & ~jnp.isnan(log_probs), 0, probs * (true_log - log_probs))
 
 
 def _divergence_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
-    slope = 1 + jnp.log(targets) - log_probs
+    slope = 1 + log(targets) - log_probs
     slope = jnp.where((targets == 0) & (log_probs == -jnp.inf), jnp.inf, slope)
     return slope * _validity(targets)
 
@@ -356,7 +357,7 @@ def _validity(targets: jax.Array) -> jax.Array:
     _divergence_slope,
 )
 def _divergence(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
-    return _excess(targets, jnp.log(targets), log_probs)
+    return _excess(targets, log(targets), log_probs)
 
 
 def _divergence_of_logs_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, wi
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, not_negative
 from jaxloss._derivatives import derivatives
+from jaxloss._logarithms import log
 from jaxloss._reduction import Reduction, reduce_each
 
 
@@ -172,9 +173,9 @@ def gaussian_nll_loss(
     return reduce_each(loss, [predictions, targets, var], [eps], where=where, reduction=reduction)
 
 
-def _times_log(counts: jax.Array, log: jax.Array) -> jax.Array:
-    """Returns counts · log: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
-    return jnp.where((counts == 0) & (log == -jnp.inf), 0, counts * jnp.minimum(log, 1000))
+def _times_log(counts: jax.Array, logs: jax.Array) -> jax.Array:
+    """Returns counts · logs: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
+    return jnp.where((counts == 0) & (logs == -jnp.inf), 0, counts * jnp.minimum(logs, 1000))
 
 
 @derivatives(
@@ -194,22 +195,22 @@ def _log_slope(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> ja
 
 @derivatives(
     lambda predictions, targets, eps: 1 + _log_slope(predictions, targets, eps),
-    lambda predictions, targets, eps: -jnp.log(predictions + eps),
+    lambda predictions, targets, eps: -log(predictions + eps),
     _log_slope,
 )
 def _from_rates(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
-    return predictions - _times_log(targets, jnp.log(predictions + eps))
+    return predictions - _times_log(targets, log(predictions + eps))
 
 
 def _stirling_slope(counts: jax.Array) -> jax.Array:
     above = jnp.maximum(counts, 1)
-    return jnp.where(counts > 1, jnp.log(above) + 0.5 / above, 0)
+    return jnp.where(counts > 1, log(above) + 0.5 / above, 0)
 
 
 @derivatives(_stirling_slope)
 def _stirling(counts: jax.Array) -> jax.Array:
     above = jnp.maximum(counts, 1)
-    return jnp.where(counts > 1, above * (jnp.log(above) - 1) + 0.5 * jnp.log(2 * math.pi * above), 0)
+    return jnp.where(counts > 1, above * (log(above) - 1) + 0.5 * log(2 * math.pi * above), 0)
 
 
 def _variances(var: ArrayLike, predictions: jax.Array, targets: jax.Array) -> jax.Array:
@@ -254,4 +255,4 @@ def _pull(predictions: jax.Array, targets: jax.Array, var: jax.Array, eps: jax.A
 )
 def _gaussian(predictions: jax.Array, targets: jax.Array, var: jax.Array, eps: jax.Array) -> jax.Array:
     error, floored = predictions - targets, _floored(var, eps)
-    return 0.5 * (jnp.log(floored) + error * (error / floored))
+    return 0.5 * (log(floored) + error * (error / floored))
