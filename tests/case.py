@@ -84,6 +84,10 @@ class Case(NamedTuple):
         """Calls the loss."""
         return getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
 
+    def shape(self, arrays: Mapping[str, Any]) -> tuple[int, ...]:
+        """Returns the shape of the losses before they are reduced."""
+        return jax.eval_shape(functools.partial(self, reduction="none"), dict(arrays)).shape
+
     def answer(self, arrays: Mapping[str, Any], reduction: str = "mean", **mask: Any) -> dict[str, jax.Array]:
         """Returns the value, and the gradients under their arguments' names, in one compiled call."""
         return self.answers(arrays, (reduction,), **mask)[reduction]
@@ -95,12 +99,22 @@ class Case(NamedTuple):
 
         What is not a scalar is contracted with `cotangent` before it is differentiated.
         """
-        key = (self.loss, repr(self.options), self.gradients, reductions)
-        if key not in _COMPILED:
-            # To compile takes longest, so it is done once for all tests.
-            _COMPILED[key] = jax.jit(functools.partial(self._answers, reductions=reductions))
         moved = {name: arrays[name] for name in self.gradients}
-        return _COMPILED[key](moved, dict(arrays), mask)
+        return self._compiled(self._answers, reductions)(moved, dict(arrays), mask)
+
+    def in_every_way(self, arrays: Mapping[str, Any], **mask: Any) -> dict[str, Any]:
+        """Returns the loss with each reduction, in one compiled call."""
+        return self._compiled(self._reduced, (*REDUCTIONS, "sum_and_weight"))(dict(arrays), mask)
+
+    def _compiled(self, function: Callable[..., Any], reductions: tuple[str, ...]) -> Callable[..., Any]:
+        # To compile takes longest, so it is done once for all tests.
+        key = (function.__name__, self.loss, repr(self.options), self.gradients, reductions)
+        if key not in _COMPILED:
+            _COMPILED[key] = jax.jit(functools.partial(function, reductions=reductions))
+        return _COMPILED[key]
+
+    def _reduced(self, arrays: Any, mask: Any, reductions: tuple[str, ...]) -> Any:
+        return {reduction: self(arrays, **mask, reduction=reduction) for reduction in reductions}
 
     def _answers(self, moved: Any, fixed: Any, mask: Any, reductions: tuple[str, ...]) -> Any:
         def answer(reduction: str) -> dict[str, jax.Array]:

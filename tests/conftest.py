@@ -1,5 +1,7 @@
 """The session is stricter than a user's: ranks and dtypes never promote silently, and warnings are errors."""
 
+import gc
+
 import jax
 import pytest
 
@@ -7,6 +9,9 @@ from jaxloss import _blocks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# To trace makes many objects and little garbage, and a twentieth of the time went into looking for it.
+gc.set_threshold(50_000, 20, 100)
 
 # Few classes are as many blocks as a user's large vocabulary.
 _blocks._BLOCK = 48

@@ -94,7 +94,7 @@ if torch_oracle.IS_INSTALLED:
 @every_kind
 def test_reductions_agree(case: Case):
     with jax.enable_x64(True):
-        found = in_every_way(case, case.inputs(jnp.float64))
+        found = case.in_every_way(case.inputs(jnp.float64))
         total, weight = found["sum_and_weight"]
         np.testing.assert_allclose(jnp.sum(found["none"]), found["sum"], rtol=1e-12)
         if case.loss != "ctc_loss":  # whose mean divides each loss by the length of its target first
@@ -102,21 +102,14 @@ def test_reductions_agree(case: Case):
         np.testing.assert_allclose(found["mean"], total / weight, rtol=1e-12)
 
 
-def in_every_way(case: Case, arrays: dict[str, Any], **mask: Any) -> dict[str, Any]:
-    """Returns the loss with each reduction, in one compiled call."""
-    words = (*REDUCTIONS, "sum_and_weight")
-    reduced = jax.jit(lambda arrays, mask: {word: case(arrays, reduction=word, **mask) for word in words})
-    return reduced(arrays, mask)
-
-
 @every_kind_of_batch
 def test_pairs_of_parts_add_up_to_the_whole(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         parts = [rows(case, arrays, part) for part in (slice(0, 1), slice(1, None))]
-        pairs = [case(part, reduction="sum_and_weight") for part in parts]
+        pairs = [case.in_every_way(part)["sum_and_weight"] for part in parts]
         total, weight = jax.tree.map(lambda *parts: sum(parts), *pairs)
-        np.testing.assert_allclose(total / weight, case(arrays), rtol=1e-12)
+        np.testing.assert_allclose(total / weight, case.in_every_way(arrays)["mean"], rtol=1e-12)
 
 
 # Masks.
@@ -126,13 +119,13 @@ def test_pairs_of_parts_add_up_to_the_whole(case: Case):
 def test_where_is_slicing(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
-        shape = case(arrays, reduction="none").shape
+        shape = case.shape(arrays)
         name, first = next(iter(arrays.items()))
         kept = np.arange(first.shape[case.batch_axis(name)]) % 2 == 0
         mask = kept.reshape(-1, *[1] * (len(shape) - 1)) if shape else np.array(True)
         spoilt = spoil(case, arrays, np.broadcast_to(mask, shape))
-        masked = in_every_way(case, spoilt, where=mask)
-        sliced = in_every_way(case, rows(case, arrays, kept) if shape else arrays)
+        masked = case.in_every_way(spoilt, where=mask)
+        sliced = case.in_every_way(rows(case, arrays, kept) if shape else arrays)
         if shape:
             np.testing.assert_array_equal(masked["none"][~kept], 0)
             masked["none"] = masked["none"][kept]
@@ -142,21 +135,21 @@ def test_where_is_slicing(case: Case):
 @every_kind
 def test_what_lies_behind_the_mask_has_no_influence(case: Case):
     arrays = case.inputs(jnp.float32)
-    mask = np.random.RandomState(0).rand(*case(arrays, reduction="none").shape) < 0.6
-    clean = case.answers(arrays, ("none", "mean"), where=mask)
-    spoilt = case.answers(spoil(case, arrays, np.asarray(mask)), ("none", "mean"), where=mask)
+    mask = np.random.RandomState(0).rand(*case.shape(arrays)) < 0.6
+    clean = case.answers(arrays, REDUCTIONS, where=mask)
+    spoilt = case.answers(spoil(case, arrays, np.asarray(mask)), REDUCTIONS, where=mask)
     chex.assert_trees_all_equal(spoilt, clean)
 
 
 @every_kind
 def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
     arrays = case.inputs(jnp.float32)
-    nothing = jnp.zeros((), bool)
-    assert case(arrays, where=nothing, reduction="sum") == 0
-    answer = case.answer(arrays, where=nothing)
-    assert np.isnan(answer.pop("value"))
-    for name, gradient in answer.items():
-        np.testing.assert_array_equal(gradient, 0, err_msg=name)
+    nothing = np.zeros(case.shape(arrays), bool)
+    answers = case.answers(arrays, REDUCTIONS, where=nothing)
+    assert np.isnan(answers["mean"].pop("value"))
+    for reduction, answer in answers.items():
+        for name, zeros in answer.items():
+            np.testing.assert_array_equal(zeros, 0, err_msg=f"{reduction} {name}")
 
 
 def rows(case: Case, arrays: dict[str, Any], chosen: Any) -> dict[str, Any]:
@@ -187,6 +180,11 @@ def spoil(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any
 # Transforms.
 
 
+def mean_of(case: Case, arrays: dict[str, Any]) -> dict[str, jax.Array]:
+    """Returns the mean and its gradients from what is compiled for the parity with PyTorch."""
+    return case.answers(arrays, REDUCTIONS)["mean"]
+
+
 @every_kind
 def test_jit_changes_nothing(case: Case):
     with jax.enable_x64(True):
@@ -202,7 +200,9 @@ def test_vmap_is_a_loop(case: Case):
         arrays = case.inputs(jnp.float64)
         others = {name: jnp.roll(array, 1, 0) if array.ndim else array for name, array in arrays.items()}
         both = jax.tree.map(lambda *pair: jnp.stack(pair), arrays, others)
-        looped = jax.tree.map(lambda *pair: jnp.stack(pair), case.answer(arrays), case.answer(others))
+        looped = jax.tree.map(
+            lambda *pair: jnp.stack(pair), *(mean_of(case, one) for one in (arrays, others))
+        )
         chex.assert_trees_all_close(jax.vmap(case.answer)(both), looped, rtol=1e-12, atol=1e-15)
 
 
@@ -216,7 +216,7 @@ def test_scan_and_remat_change_nothing(case: Case):
 
         _, scanned = jax.lax.scan(body, None, length=2)
         last = jax.tree.map(lambda stacked: stacked[-1], scanned)
-        chex.assert_trees_all_close(last, case.answer(arrays), rtol=1e-12, atol=1e-15)
+        chex.assert_trees_all_close(last, mean_of(case, arrays), rtol=1e-12, atol=1e-15)
 
 
 @every_smooth_kind
@@ -275,7 +275,8 @@ def test_half_precision_is_widened(case: Case, dtype: str):
     assert all(answer[name].dtype == arrays[name].dtype for name in case.gradients)
     with jax.enable_x64(True):
         floats = {n: a for n, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating)}
-        truth = case({**arrays, **{n: jnp.asarray(np.asarray(a, np.float64)) for n, a in floats.items()}})
+        wide = {n: jnp.asarray(np.asarray(a, np.float64)) for n, a in floats.items()}
+        truth = mean_of(case, {**arrays, **wide})["value"]
     np.testing.assert_allclose(answer["value"], truth, rtol=1e-6, atol=1e-7)
 
 
