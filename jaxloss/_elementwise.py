@@ -1,9 +1,10 @@
-"""Sums of elementwise losses: on a CPU, too, one pass over memory without a temporary array.
+"""Sums of elementwise losses: on a CPU, too, one pass over many of them without a temporary array.
 
 XLA:CPU hands a sum to a library that makes a pass over a piece of the cache for each operation before it, and
 has none for selects and comparisons, whose result it writes out in full size. What adds one block of losses
 after the other to a block of sums is compiled to a single loop instead, four times as fast for a loss with a
-few operations, and may be written in whatever reads best.
+few operations, and may be written in whatever reads best. Few losses, and those of several devices, are
+written out in one loop and then summed.
 """
 
 import functools
