@@ -241,8 +241,10 @@ def per_class(name: str, array: ArrayLike, scores: jax.Array, axis: int = -1) ->
     return converted
 
 
-def weight_of_classes(weight: ArrayLike, scores: jax.Array, classes: ClassAxis) -> jax.Array:
-    """Returns one weight for each class, with size 1 along all other axes of the scores."""
+def weight_of_classes(weight: ArrayLike | None, scores: jax.Array, classes: ClassAxis) -> jax.Array:
+    """Returns one weight for each class, or 1 for all, with size 1 along all other axes of the scores."""
+    if weight is None:
+        return jnp.ones([1] * scores.ndim)
     converted = per_class("weight", weight, scores, classes.position)
     return jnp.expand_dims(converted, [axis for axis in range(scores.ndim) if axis != classes.position])
 

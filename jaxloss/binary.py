@@ -266,8 +266,7 @@ def multilabel_soft_margin_loss(
     arrays = agree(logits=logits, targets=targets)
     shape = arrays[0].shape
     classes = ClassAxis(canonical_axis(axis, "logits", shape), axis_name)
-    factor = jnp.ones([1] * len(shape)) if weight is None else weight_of_classes(weight, arrays[0], classes)
-    factor = factor.astype(arithmetic_dtype(*arrays))
+    factor = weight_of_classes(weight, arrays[0], classes).astype(arithmetic_dtype(*arrays))
 
     def loss(logits: jax.Array, targets: jax.Array, factor: jax.Array, one: jax.Array) -> jax.Array:
         return product(factor, _from_logits(logits, targets, one))

@@ -137,12 +137,12 @@ def cross_entropy(
                 probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(logits)
             return product(weight * probs, log_norm - (logits - shift)) + penalty
 
-        weight = jnp.ones([1] * logits.ndim) if weight is None else weight_of_classes(weight, logits, classes)
         penalty = with_z_loss(jnp.zeros_like(shift), z_loss, log_norm + shift) / classes.count(logits)
+        of_classes = weight_of_classes(weight, logits, classes).astype(logits.dtype)
         of_positions = [classes.expand(array) for array in (shift, log_norm, penalty)]
         return reduce_each(
             loss,
-            [wide if soft_cap is None else logits, targets, weight.astype(wide.dtype), *of_positions],
+            [wide if soft_cap is None else logits, targets, of_classes, *of_positions],
             where=where,
             reduction=reduction,
             classes=classes,

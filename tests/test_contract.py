@@ -144,6 +144,7 @@ def test_what_lies_behind_the_mask_has_no_influence(case: Case):
 @every_kind
 def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
     arrays = case.inputs(jnp.float32)
+    assert case(arrays, where=jnp.zeros((), bool), reduction="sum") == 0
     nothing = np.zeros(case.shape(arrays), bool)
     answers = case.answers(arrays, REDUCTIONS, where=nothing)
     assert np.isnan(answers["mean"].pop("value"))

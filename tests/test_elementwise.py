@@ -149,9 +149,8 @@ def test_no_temporary_of_full_size(loss, count, options):
     function, types = bound(loss, count, options)
     arrays = [jax.ShapeDtypeStruct((4_096, 1_000), kind) for kind in types]
     sums = 2 if {"where", "weight"} & set(options) else 1  # the second is the mean's denominator
-    rows = (
-        4_096 if loss in (jaxloss.cross_entropy, multi_margin) else 0
-    )  # of which it keeps a few numbers each
+    # Losses of positions keep a few numbers for each of them.
+    rows = 4_096 if loss in (jaxloss.cross_entropy, multi_margin) else 0
     moved = (0, 2) if loss is jaxloss.gaussian_nll_loss else 0
     for run in (function, jax.value_and_grad(function, moved)):
         memory = jax.jit(run).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
