@@ -1,7 +1,7 @@
 """Elementwise building blocks with the right value and derivative at kinks, zeros and infinities."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,19 @@ def derivatives(*partials: Elementwise, of_difference: bool = False) -> Callable
         return primal
 
     return decorate
+
+
+def tangents_of(function: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+    """Returns the tangents of a function's results, in a rule that sees symbolic zeros.
+
+    Arguments that do not move are held, and so cost nothing.
+    """
+    moved = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
+
+    def of_moved(*moving: jax.Array) -> Any:
+        return function(*(moving[moved.index(i)] if i in moved else held for i, held in enumerate(primals)))
+
+    return jax.jvp(of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])[1]
 
 
 @derivatives(lambda factor, magnitude: magnitude, lambda factor, magnitude: factor)

@@ -1,17 +1,21 @@
 """Distances and angles between vectors, with the right derivative where they vanish."""
 
 import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxloss._arguments import agree, canonical_axis, widened
 from jaxloss._compiled import compiled, not_negative
+from jaxloss._derivatives import tangents_of
 
 
 @compiled(static=("p", "keepdim", "axis"), domains={"p": not_negative, "eps": not_negative})
@@ -165,16 +169,80 @@ def _power(base: jax.Array, exponent: float) -> jax.Array:
 
 def clamped_cosine(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> jax.Array:
     """Returns x·y / (max(‖x‖, eps) · max(‖y‖, eps)) along an axis; derivatives pass through the clamps."""
-    (x, x_length), (y, y_length) = _in_units(x, eps, axis), _in_units(y, eps, axis)
-    return jnp.sum(x * y, axis) / (x_length * y_length)
+    x_scale, y_scale, x_square, y_square, inner = _products(x, y, eps, axis)
+    return inner / (_clamped(_root(x_square), eps * x_scale) * _clamped(_root(y_square), eps * y_scale))
 
 
-def _in_units(vectors: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Returns vectors and their clamped lengths in a unit in which no square over- or underflows."""
-    unit = _unit(jnp.maximum(jnp.max(jnp.abs(vectors), axis, initial=0), eps))
-    vectors = vectors / jnp.expand_dims(unit, axis)
-    length = norm(vectors, 2, axis)
-    return vectors, length + lax.stop_gradient(jnp.maximum(length, eps / unit) - length)
+def _clamped(length: jax.Array, least: jax.Array) -> jax.Array:
+    return length + lax.stop_gradient(jnp.maximum(length, least) - length)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _products(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, ...]:
+    """Returns scales for x and y, of derivative 0, and x·x, y·y and x·y along an axis of what they scale.
+
+    Then neither they nor products of lengths, at least eps, over- or underflow. On a CPU, where it takes
+    longer to scale the vectors than to add them up, every scale is 1 if that is safe for all of them.
+    """
+    on_cpu, scaled = _products_scaled_if_needed(axis), functools.partial(_scaled_products, axis=axis)
+    return lax.platform_dependent(x, y, eps, cpu=on_cpu, default=scaled)
+
+
+@functools.partial(_products.defjvp, symbolic_zeros=True)
+def _products_jvp(
+    axis: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    products = _products(*primals, axis)
+    scales = products[:2]
+    moved = tangents_of(lambda x, y: _products_of(scales, x, y, axis), primals[:2], tangents[:2])
+    return products, (*map(jnp.zeros_like, scales), *moved)
+
+
+def _products_of(scales: Sequence[jax.Array], x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
+    x, y = (array * jnp.expand_dims(scale, axis) for array, scale in zip((x, y), scales, strict=True))
+    return [jnp.sum(product, axis) for product in (x * x, y * y, x * y)]
+
+
+def _scaled_products(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, ...]:
+    largest = [jnp.max(jnp.abs(vectors), axis, initial=0) for vectors in (x, y)]
+    scales = [1 / _unit(jnp.maximum(magnitude, eps)) for magnitude in largest]
+    x_square, y_square, _ = _products_of(scales, x, y, axis)
+    # What two sums shared XLA:CPU would write out in full size.
+    scales, x, y = lax.optimization_barrier((scales, x, y))
+    *_, inner = _products_of(scales, x, y, axis)
+    return *scales, x_square, y_square, inner
+
+
+_LEAST = 2**12  # numbers: a choice between formulas takes longer than fewer of them
+
+
+def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]]:
+    def scaled(x: jax.Array, y: jax.Array, eps: jax.Array) -> tuple[jax.Array, ...]:
+        return _scaled_products(x, y, eps, axis)
+
+    @custom_vmap
+    def products(x: jax.Array, y: jax.Array, eps: jax.Array) -> tuple[jax.Array, ...]:
+        if x.size < _LEAST or jax.device_count() > 1:  # devices would have to agree on the choice
+            return scaled(x, y, eps)
+        x_square, y_square, inner = (jnp.sum(product, axis) for product in (x * x, y * y, x * y))
+        least = math.sqrt(jnp.finfo(x.dtype).tiny)  # also the square of a product of lengths has a reciprocal
+        clamped = jnp.maximum(jnp.stack([x_square, y_square]), eps * eps)
+        is_safe = (clamped >= least) & (clamped <= 1 / least)
+        one = jnp.ones(inner.shape, x.dtype)
+        return lax.cond(jnp.all(is_safe), lambda *_: (one, one, x_square, y_square, inner), scaled, x, y, eps)
+
+    @products.def_vmap
+    def rule(
+        _: int, batched: list[bool], *arguments: jax.Array
+    ) -> tuple[tuple[jax.Array, ...], tuple[bool, ...]]:
+        # One choice for a batch of pairs. Where a vector has many partners the choice would not be worth it.
+        if batched == [True, True, False]:
+            results = _products_scaled_if_needed(axis + 1)(*arguments)
+        else:
+            results = jax.vmap(scaled, [0 if is_batched else None for is_batched in batched])(*arguments)
+        return results, (True,) * len(results)
+
+    return products
 
 
 @jax.custom_jvp

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
+
+from jaxloss._derivatives import tangents_of
 
 _BLOCKS = 64  # of losses: their sums are one block, which so takes 1/64 of an input's memory
 _UNROLLED = 7  # blocks at a time are added to the sums; divides _BLOCKS - 1
@@ -43,13 +44,7 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
         return lax.platform_dependent(*arrays, cpu=on_cpu, default=of_all)
 
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-        moved = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
-
-        def loss_of_moved(*arrays: jax.Array) -> jax.Array:
-            return loss(*(arrays[moved.index(i)] if i in moved else primals[i] for i in range(len(primals))))
-
-        _, tangent = jax.jvp(loss_of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])
-        return summed(*primals), jnp.sum(tangent)
+        return summed(*primals), jnp.sum(tangents_of(loss, primals, tangents))
 
     summed.defjvp(rule, symbolic_zeros=True)
     return summed(*arrays)

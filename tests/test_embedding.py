@@ -95,6 +95,70 @@ def test_squares_of_huge_and_tiny_vectors_are_no_trouble(scale):
     np.testing.assert_allclose(scale * scaled_slope, slope, rtol=1e-5, atol=scale * 1.2e-38)
 
 
+def cosines_and_slopes(x1, x2, eps):
+    x1, x2 = np.float64(x1), np.float64(x2)
+    length1, length2 = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (x1, x2))
+    clamped1, clamped2 = np.maximum(length1, eps), np.maximum(length2, eps)
+    cosine = (x1 * x2).sum(-1, keepdims=True) / (clamped1 * clamped2)
+    unit1, unit2 = (x / np.where(length == 0, 1, length) for x, length in ((x1, length1), (x2, length2)))
+    towards2, towards1 = x2 / clamped2, x1 / clamped1
+    return cosine[..., 0], (towards2 - cosine * unit1) / clamped1, (towards1 - cosine * unit2) / clamped2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("eps", [1e-30, 1e-8, 2.0, 1e12])
+@pytest.mark.parametrize("scale", [None, 0, 1e-25, 1e-13, 1e4, 1e12, 1e25])
+def test_one_vector_of_any_length_among_many(scale, eps, dtype):
+    rng = np.random.default_rng(0)
+    x1, x2 = rng.normal(size=(2, 64, 64)).astype("float32")
+    if scale is not None:
+        x1[5] *= np.float32(scale)
+    with jax.enable_x64(dtype == "float64"):
+        arrays = jnp.asarray(x1, dtype), jnp.asarray(x2, dtype)
+
+        def both(x1, x2, eps):
+            value, pull = jax.vjp(lambda x1, x2: jaxloss.cosine_similarity(x1, x2, eps=eps), x1, x2)
+            return value, *pull(jnp.ones_like(value))
+
+        one_by_one = jax.vmap(both, (0, 0, None))  # where eps is not batched it is the same choice
+        many_eps = jax.vmap(both, (None, None, 0))
+        results = [
+            jax.jit(both)(*arrays, eps),
+            jax.jit(one_by_one)(*arrays, eps),
+            [result[0] for result in jax.jit(many_eps)(*arrays, jnp.asarray([eps, 1.0], dtype))],
+        ]
+    tolerance = 2e-6 if dtype == "float32" else 1e-13
+    smallest = float(jnp.finfo(dtype).tiny)
+    expected = cosines_and_slopes(x1, x2, eps)
+    for result in results:
+        for ours, theirs in zip(result, expected, strict=True):
+            largest = np.abs(theirs).max(-1, keepdims=True)
+            within = np.abs(np.float64(ours) - theirs) <= tolerance * largest + 2 * smallest
+            assert within.all()
+
+
+def test_many_vectors_have_the_derivatives_of_few():
+    rng = np.random.default_rng(0)
+    x1, x2, tangent1, tangent2 = jnp.asarray(rng.normal(size=(4, 64, 64)), jnp.float32)
+
+    def second(x1, x2, tangents):
+        def slope(x1, x2):
+            return jax.grad(lambda *xs: jnp.sum(jnp.sin(jaxloss.cosine_similarity(*xs))), (0, 1))(x1, x2)
+
+        return jax.jvp(slope, (x1, x2), tangents)[1]
+
+    together = second(x1, x2, (tangent1, tangent2))
+    alone = [
+        second(x1[i : i + 4], x2[i : i + 4], (tangent1[i : i + 4], tangent2[i : i + 4]))
+        for i in range(0, 64, 4)
+    ]
+    for ours, theirs in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_allclose(ours, jnp.concatenate(theirs), rtol=1e-4, atol=1e-8)
+    pairs = jax.vmap(lambda x: jax.vmap(lambda y: jaxloss.cosine_similarity(x, y))(x2))
+    expected = cosines_and_slopes(np.float32(x1)[:, None], np.float32(x2)[None], 1e-8)[0]
+    np.testing.assert_allclose(jax.jit(pairs)(x1), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_distances_of_half_precision_are_float32(dtype):
     x = jnp.asarray([3e-4, 4e-4], dtype)
@@ -326,12 +390,18 @@ def test_triplets_without_an_axis_are_refused(loss):
 
 
 @pytest.mark.parametrize("of_gradient", [False, True])
-@pytest.mark.parametrize("loss", [jaxloss.cosine_embedding_loss, jaxloss.triplet_margin_loss])
-def test_losses_of_rows_write_no_temporary_of_full_size(loss, of_gradient):
+@pytest.mark.parametrize(
+    ("loss", "inputs"),
+    [
+        (jaxloss.cosine_embedding_loss, "xxr"),
+        (jaxloss.triplet_margin_loss, "xxx"),
+        (lambda x1, x2: jnp.sum(jaxloss.cosine_similarity(x1, x2)), "xx"),
+    ],
+)
+def test_losses_of_rows_write_no_temporary_of_full_size(loss, inputs, of_gradient):
     rows, width = 8192, 256
-    arrays = [jax.ShapeDtypeStruct((rows, width), jnp.float32)] * 3
-    if loss is jaxloss.cosine_embedding_loss:
-        arrays[2] = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    shapes = {"x": (rows, width), "r": (rows,)}
+    arrays = [jax.ShapeDtypeStruct(shapes[kind], jnp.float32) for kind in inputs]
     function = jax.value_and_grad(loss, (0, 1)) if of_gradient else loss
     compiled = jax.jit(function).lower(*arrays).compile()
     assert compiled.memory_analysis().temp_size_in_bytes <= 0.05 * 4 * rows * width
