@@ -35,8 +35,7 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
         return jnp.sum(loss(*arrays))
 
     def at_once(*arrays: jax.Array) -> jax.Array:
-        losses = loss(*arrays)
-        return jnp.sum(jnp.where(losses == 0, 0, losses))  # a select, which the library leaves to one loop
+        return jnp.sum(in_one_loop(loss(*arrays)))
 
     @jax.custom_jvp
     def summed(*arrays: jax.Array) -> jax.Array:
@@ -48,6 +47,11 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 
     summed.defjvp(rule, symbolic_zeros=True)
     return summed(*arrays)
+
+
+def in_one_loop(array: jax.Array) -> jax.Array:
+    """Returns the array, which XLA:CPU's library for sums leaves to one loop, as it has no selects."""
+    return jnp.where(array == 0, 0, array)
 
 
 def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:
