@@ -163,9 +163,11 @@ class _Blocks:
         count = kernel.shape[-1]
         devices = _devices(kernel)
         segments = math.gcd(count, devices)
-        positions = math.prod(hidden.shape[:-1])
+        positions, features = math.prod(hidden.shape[:-1]), hidden.shape[-1]
         # With many positions, 2 √count balances a block's logits with the statistics of all blocks.
         at_once = max(_BLOCK * devices // max(positions, 1), 2 * math.isqrt(count))
+        if positions * count <= 2 * features * at_once:
+            at_once = count  # all logits take less than a block's copy of the kernel, and of its gradient
         number = -(-count // at_once)
         length = count // segments
         size = -(-length // number)

@@ -53,6 +53,7 @@ def linear_cross_entropy(
     positions of 512 features in float32 that is 19 MB with 32,000 classes and 30 MB with 128,256, and 26 and
     36 MB with the gradient, where all logits are 524 MB and 2.1 GB. `bias`, `soft_cap`, `z_loss` and class
     probabilities cost up to a block of logits more; `label_smoothing` and `weight` up to two, and some time.
+    Of so few positions that their logits take less than a block's copy of the kernel, logits are held.
 
     Args:
         hidden: The last hidden features of the model, real numbers of shape (..., H).

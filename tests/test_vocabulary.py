@@ -302,9 +302,9 @@ def test_an_impossible_class_adds_nothing_to_the_entropy():
 # Memory, from the compiler's own report.
 
 
-def megabytes(function: Any, classes: int) -> float:
-    """Returns the temporary memory of a function of hidden, kernel and labels, for 4096 positions."""
-    shapes = {"hidden": (4096, 512), "kernel": (512, classes), "targets": (4096,)}
+def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
+    """Returns the temporary memory of a function of hidden, kernel and labels."""
+    shapes = {"hidden": (positions, 512), "kernel": (512, classes), "targets": (positions,)}
     types = {"targets": jnp.int32}
     arguments = [jax.ShapeDtypeStruct(s, types.get(name, jnp.float32)) for name, s in shapes.items()]
     compiled = jax.jit(function).lower(*arguments).compile()
@@ -324,6 +324,12 @@ def test_the_logits_are_never_held(
 
     assert megabytes(loss, classes) <= forward
     assert megabytes(jax.value_and_grad(loss, (0, 1)), classes) <= with_gradient
+
+
+def test_the_logits_of_a_few_positions_are_held(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_blocks, "_BLOCK", BLOCK_OF_A_USER)
+    gradient = jax.value_and_grad(jaxloss.linear_cross_entropy, (0, 1))
+    assert megabytes(gradient, 32_000, positions=128) <= 18  # the logits are 16; blocks would take 37
 
 
 def test_forward_derivatives_need_no_logits_and_no_kernel_either(monkeypatch: pytest.MonkeyPatch):
