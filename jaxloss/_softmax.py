@@ -99,8 +99,8 @@ def log_sum_exp(
     """Returns log Σ exp(logits - shift) over the classes, to be differentiated in the logits only.
 
     The exponentials are computed once for value and gradient, and the gradient takes over their memory. A
-    position that is not `kept` has derivative 0, even where its logits are NaN. If the logits `are_stored`,
-    and not computed while they are summed, a loop over them takes no memory.
+    position that is not `kept` has derivative 0, even where its logits are NaN. Logits that `are_stored`, and
+    not computed while they are summed, are worth a loop sooner.
     """
     size = _step(logits, classes, are_stored)
     if size is None:
@@ -115,15 +115,18 @@ def _sum_exp(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Arr
 
 
 _UNROLLED = 32  # steps, of up to 64 classes: of more, or of wider ones, the compiler vectorises none
-_LONG = {True: (2**18, 2**12), False: (2**23, 2**15)}  # whether stored: logits, and those of one position
+# From how many logits, and of them from a position's first class to its last, a loop over steps is worth it
+# if they are stored, and if they are computed as they are summed.
+_LONG = {True: (2**18, 2**12), False: (2**23, 2**15)}
 
 
 def _step(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> int | None:
     """Returns how many classes XLA:CPU should add to as many others at a time, or None for all at once.
 
     Steps that are written out one after the other are compiled to a single loop, which takes down to half the
-    time that the library for sums does, but in rows of the newer one. Where they were too many a loop over
-    the steps takes half the time if the logits are stored, a quarter if the library writes exponentials out.
+    time that the library for sums does; the one of jax 0.12 is as fast where the classes are rows. Where the
+    steps were too many a loop over them takes half the library's time, or a quarter where that would write
+    the exponentials out, as it does from `_LONG[False]` on.
     """
     count = logits.shape[classes.position]
     inner = math.prod(logits.shape[classes.position + 1 :])
