@@ -105,6 +105,17 @@ def cosines_and_slopes(x1, x2, eps):
     return cosine[..., 0], (towards2 - cosine * unit1) / clamped1, (towards1 - cosine * unit2) / clamped2
 
 
+@jax.jit
+def cosines_and_pulled(x1, x2, eps):
+    value, pull = jax.vjp(lambda x1, x2: jaxloss.cosine_similarity(x1, x2, eps=eps), x1, x2)
+    return value, *pull(jnp.ones_like(value))
+
+
+# Pairs share one choice of formula, also if they are mapped over; with an eps for each there is none.
+pair_by_pair = jax.jit(jax.vmap(cosines_and_pulled, (0, 0, None)))
+with_each_eps = jax.jit(jax.vmap(cosines_and_pulled, (None, None, 0)))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("eps", [1e-30, 1e-8, 2.0, 1e12])
 @pytest.mark.parametrize("scale", [None, 0, 1e-25, 1e-13, 1e4, 1e12, 1e25])
@@ -115,17 +126,10 @@ def test_one_vector_of_any_length_among_many(scale, eps, dtype):
         x1[5] *= np.float32(scale)
     with jax.enable_x64(dtype == "float64"):
         arrays = jnp.asarray(x1, dtype), jnp.asarray(x2, dtype)
-
-        def both(x1, x2, eps):
-            value, pull = jax.vjp(lambda x1, x2: jaxloss.cosine_similarity(x1, x2, eps=eps), x1, x2)
-            return value, *pull(jnp.ones_like(value))
-
-        one_by_one = jax.vmap(both, (0, 0, None))  # where eps is not batched it is the same choice
-        many_eps = jax.vmap(both, (None, None, 0))
         results = [
-            jax.jit(both)(*arrays, eps),
-            jax.jit(one_by_one)(*arrays, eps),
-            [result[0] for result in jax.jit(many_eps)(*arrays, jnp.asarray([eps, 1.0], dtype))],
+            cosines_and_pulled(*arrays, eps),
+            pair_by_pair(*arrays, eps),
+            [result[0] for result in with_each_eps(*arrays, jnp.asarray([eps, 1.0], dtype))],
         ]
     tolerance = 2e-6 if dtype == "float32" else 1e-13
     smallest = float(jnp.finfo(dtype).tiny)
