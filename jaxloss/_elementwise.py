@@ -50,7 +50,10 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 
 
 def in_one_loop(array: jax.Array) -> jax.Array:
-    """Returns the array, which XLA:CPU's library for sums leaves to one loop, as it has no selects."""
+    """Returns the array, which XLA:CPU's library for sums leaves to one loop, as it has no selects.
+
+    For the values of functions with a derivative of their own: through this one it is 0 where the array is.
+    """
     return jnp.where(array == 0, 0, array)
 
 
