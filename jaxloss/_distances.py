@@ -194,22 +194,26 @@ def _products_jvp(
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     products = _products(*primals, axis)
     scales = products[:2]
-    moved = tangents_of(lambda x, y: _products_of(scales, x, y, axis), primals[:2], tangents[:2])
+    moved = tangents_of(lambda x, y: _products_by(scales, x, y, axis), primals[:2], tangents[:2])
     return products, (*map(jnp.zeros_like, scales), *moved)
 
 
-def _products_of(scales: Sequence[jax.Array], x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
-    x, y = (array * jnp.expand_dims(scale, axis) for array, scale in zip((x, y), scales, strict=True))
+def _products_of(x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
     return [jnp.sum(product, axis) for product in (x * x, y * y, x * y)]
+
+
+def _products_by(scales: Sequence[jax.Array], x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
+    x_scale, y_scale = (jnp.expand_dims(scale, axis) for scale in scales)
+    return _products_of(x * x_scale, y * y_scale, axis)
 
 
 def _scaled_products(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, ...]:
     largest = [jnp.max(jnp.abs(vectors), axis, initial=0) for vectors in (x, y)]
     scales = [1 / _unit(jnp.maximum(magnitude, eps)) for magnitude in largest]
-    x_square, y_square, _ = _products_of(scales, x, y, axis)
+    x_square, y_square, _ = _products_by(scales, x, y, axis)
     # What two sums shared XLA:CPU would write out in full size.
     scales, x, y = lax.optimization_barrier((scales, x, y))
-    *_, inner = _products_of(scales, x, y, axis)
+    *_, inner = _products_by(scales, x, y, axis)
     return *scales, x_square, y_square, inner
 
 
@@ -224,7 +228,7 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
     def products(x: jax.Array, y: jax.Array, eps: jax.Array) -> tuple[jax.Array, ...]:
         if x.size < _LEAST or jax.device_count() > 1:  # devices would have to agree on the choice
             return scaled(x, y, eps)
-        x_square, y_square, inner = (jnp.sum(product, axis) for product in (x * x, y * y, x * y))
+        x_square, y_square, inner = _products_of(x, y, axis)
         least = math.sqrt(jnp.finfo(x.dtype).tiny)  # also the square of a product of lengths has a reciprocal
         clamped = jnp.maximum(jnp.stack([x_square, y_square]), eps * eps)
         is_safe = (clamped >= least) & (clamped <= 1 / least)

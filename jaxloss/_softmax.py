@@ -152,11 +152,13 @@ def _sum_exp_in_steps(logits: jax.Array, shift: jax.Array, classes: ClassAxis, s
     def step(i: int | jax.Array, total: jax.Array) -> jax.Array:
         return total + exponentials(i * size, size)
 
-    steps, total = range(1, count // size), exponentials(0, size)
-    if len(steps) < _UNROLLED:
-        total = in_one_loop(functools.reduce(lambda total, i: step(i, total), steps, total))
+    number, total = count // size, exponentials(0, size)
+    if number <= _UNROLLED:
+        for i in range(1, number):
+            total = step(i, total)
+        total = in_one_loop(total)
     else:
-        total = lax.fori_loop(steps.start, steps.stop, step, total)
+        total = lax.fori_loop(1, number, step, total)
     rest = count % size
     return classes.sum(total) + classes.sum(in_one_loop(exponentials(count - rest, rest)))
 
