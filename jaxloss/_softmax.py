@@ -6,6 +6,7 @@ only where the class axis is whole.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import as_array, broadcast, hide, labels_of
 from jaxloss._checks import checked
-from jaxloss._derivatives import product
+from jaxloss._derivatives import product, tangents_of
 from jaxloss._elementwise import in_one_loop
 
 
@@ -102,19 +103,62 @@ def log_sum_exp(
     position that is not `kept` has derivative 0, even where its logits are NaN. Logits that `are_stored`, and
     not computed while they are summed, are worth a loop sooner.
     """
-    size = _step(logits, classes, are_stored)
+    are_rows = classes.position == logits.ndim - 1
+    if are_rows and logits.shape[-1] <= _WIDEST and jax.__version_info__ >= (0, 12):
+        sums = _sum_at_once  # XLA's library has become as fast
+    else:
+        sums = functools.partial(sum_of, are_stored=are_stored)
+    return jnp.log(sums(_exponentials, (logits, classes.expand(shift)), classes))
+
+
+def _exponentials(logits: jax.Array, shift: jax.Array) -> jax.Array:
+    return jnp.exp(logits - shift)
+
+
+@log_sum_exp.defjvp
+def _log_sum_exp_jvp(
+    classes: ClassAxis, are_stored: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    logits, shift, kept = primals
+    exponentials = _exponentials(logits, classes.expand(shift))
+    total = classes.sum(exponentials)
+    probs = exponentials * classes.expand(1 / total)
+    if kept is not None:
+        probs = jnp.where(classes.expand(kept), probs, 0)
+    return jnp.log(total), classes.sum(probs * tangents[0])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3))
+def sum_of(
+    terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], classes: ClassAxis, are_stored: bool
+) -> jax.Array:
+    """Returns the sum over the classes of elementwise terms of logits and of arrays that stretch to them."""
+    size = _step(arrays[0], classes, are_stored)
     if size is None:
-        return jnp.log(_sum_exp(logits, shift, classes))
-    in_steps = functools.partial(_sum_exp_in_steps, classes=classes, size=size)
-    at_once = functools.partial(_sum_exp, classes=classes)
-    return jnp.log(lax.platform_dependent(logits, shift, cpu=in_steps, default=at_once))
+        return _sum_at_once(terms, arrays, classes)
+    return lax.platform_dependent(
+        arrays,
+        cpu=lambda arrays: _sum_in_steps(terms, arrays, classes, size),
+        default=lambda arrays: _sum_at_once(terms, arrays, classes),
+    )
 
 
-def _sum_exp(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> jax.Array:
-    return classes.sum(jnp.exp(logits - classes.expand(shift)))
+@functools.partial(sum_of.defjvp, symbolic_zeros=True)
+def _sum_of_jvp(
+    terms: Callable[..., jax.Array], classes: ClassAxis, are_stored: bool, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    value = sum_of(terms, *primals, classes, are_stored)
+    return value, tangents_of(lambda *arrays: _sum_at_once(terms, arrays, classes), *primals, *tangents)
 
 
-_UNROLLED = 32  # steps, of up to 64 classes: of more, or of wider ones, the compiler vectorises none
+def _sum_at_once(
+    terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], classes: ClassAxis
+) -> jax.Array:
+    return classes.sum(terms(*arrays))
+
+
+_UNROLLED = 32  # steps: of more that are written out the compiler vectorises none
+_WIDEST = 64 * _UNROLLED  # classes, nor of more unless some but few numbers follow each
 # From how many logits, and of them from a position's first class to its last, a loop over steps is worth it
 # if they are stored, and if they are computed as they are summed.
 _LONG = {True: (2**18, 2**12), False: (2**23, 2**15)}
@@ -124,35 +168,40 @@ def _step(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> int | None
     """Returns how many classes XLA:CPU should add to as many others at a time, or None for all at once.
 
     Steps that are written out one after the other are compiled to a single loop, which takes down to half the
-    time that the library for sums does; the one of jax 0.12 is as fast where the classes are rows. Where the
-    steps were too many a loop over them takes half the library's time, or a quarter where that would write
-    the exponentials out, as it does from `_LONG[False]` on.
+    time that the library for sums does. Where they would be too wide a loop over them takes half the
+    library's time, or a quarter where that would write the terms out, as it does from `_LONG[False]` on.
     """
     count = logits.shape[classes.position]
     inner = math.prod(logits.shape[classes.position + 1 :])
     if jax.device_count() > 1:  # devices would have to gather the logits
         return None
-    if count <= 64 * _UNROLLED and max(count, inner) >= 16 and count * inner >= 64 and logits.size >= 2**16:
+    is_vectorised = count <= _WIDEST or 1 < inner < 32
+    if is_vectorised and max(count, inner) >= 16 and count * inner >= 64 and logits.size >= 2**16:
         aligned = -(-16 // inner)
-        is_fast_at_once = inner == 1 and jax.__version_info__ >= (0, 12)
-        return None if is_fast_at_once else -(-count // (_UNROLLED * aligned)) * aligned
+        return -(-count // (_UNROLLED * aligned)) * aligned
     size, stretch = _LONG[are_stored]
     if logits.size >= size and count * inner >= stretch and logits.shape[-1] >= 64:
         return min(count, max(1, 64 // inner, 2**12 * count // logits.size))
     return None
 
 
-def _sum_exp_in_steps(logits: jax.Array, shift: jax.Array, classes: ClassAxis, size: int) -> jax.Array:
+def _sum_in_steps(
+    terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], classes: ClassAxis, size: int
+) -> jax.Array:
     """Adds some classes to as many others at a time, until these few are left to be summed."""
-    axis, count = classes.position, logits.shape[classes.position]
+    axis, count = classes.position, arrays[0].shape[classes.position]
 
-    def exponentials(first: int | jax.Array, size: int) -> jax.Array:
-        return jnp.exp(lax.dynamic_slice_in_dim(logits, first, size, axis) - classes.expand(shift))
+    def of_some(first: int | jax.Array, size: int) -> jax.Array:
+        slices = (
+            array if array.shape[axis] == 1 else lax.dynamic_slice_in_dim(array, first, size, axis)
+            for array in arrays
+        )
+        return terms(*slices)
 
     def step(i: int | jax.Array, total: jax.Array) -> jax.Array:
-        return total + exponentials(i * size, size)
+        return total + of_some(i * size, size)
 
-    number, total = count // size, exponentials(0, size)
+    number, total = count // size, of_some(0, size)
     if number <= _UNROLLED:
         for i in range(1, number):
             total = step(i, total)
@@ -160,20 +209,7 @@ def _sum_exp_in_steps(logits: jax.Array, shift: jax.Array, classes: ClassAxis, s
     else:
         total = lax.fori_loop(1, number, step, total)
     rest = count % size
-    return classes.sum(total) + classes.sum(in_one_loop(exponentials(count - rest, rest)))
-
-
-@log_sum_exp.defjvp
-def _log_sum_exp_jvp(
-    classes: ClassAxis, are_stored: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array]:
-    logits, shift, kept = primals
-    exponentials = jnp.exp(logits - classes.expand(shift))
-    total = classes.sum(exponentials)
-    probs = exponentials * classes.expand(1 / total)
-    if kept is not None:
-        probs = jnp.where(classes.expand(kept), probs, 0)
-    return jnp.log(total), classes.sum(probs * tangents[0])
+    return classes.sum(total) + classes.sum(in_one_loop(of_some(count - rest, rest)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -21,6 +21,7 @@ from jaxloss._softmax import (
     log_sum_exp,
     pick,
     refuse_ignored_probabilities,
+    sum_of,
     weight_of_classes,
     with_z_loss,
 )
@@ -148,8 +149,8 @@ def cross_entropy(
             classes=classes,
             are_stored=are_stored,
         )
-    weight = class_weight(weight, logits, classes)
-    labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
+    full_weight = class_weight(weight, logits, classes)
+    labels = class_labels(targets, "logits", logits, classes, full_weight, ignore_index, where)
     log_norm = norm_of(logits, shift, labels.kept)
     losses = _hard_losses(logits, labels, classes, weight, label_smoothing, shift, log_norm)
     losses = with_z_loss(losses, z_loss, log_norm + shift)
@@ -313,7 +314,7 @@ def _hard_losses(
     logits: jax.Array,
     labels: Labels,
     classes: ClassAxis,
-    weight: jax.Array | None,
+    weight: ArrayLike | None,
     label_smoothing: float,
     shift: jax.Array,
     log_norm: jax.Array,
@@ -322,9 +323,29 @@ def _hard_losses(
     losses = product(labels.weight, log_norm - (pick(logits, labels.classes, classes) - shift))
     if not label_smoothing:
         return losses
-    surprise = classes.expand(log_norm) - (logits - classes.expand(shift))
-    uniform = classes.sum(surprise if weight is None else product(weight, surprise))
+    uniform = _sum_of_surprise(logits, classes, weight, shift, log_norm)
     return (1 - label_smoothing) * losses + label_smoothing / classes.count(logits) * uniform
+
+
+def _sum_of_surprise(
+    logits: jax.Array,
+    classes: ClassAxis,
+    weight: ArrayLike | None,
+    shift: jax.Array,
+    log_norm: jax.Array,
+) -> jax.Array:
+    """Returns Σ weight · -log p over the classes, to which the norm adds the same for each."""
+    scores = logits, classes.expand(shift)
+    if weight is None:
+        below = sum_of(lambda logits, shift: shift - logits, scores, classes, are_stored=True)
+        return below + classes.count(logits) * log_norm
+    weight = weight_of_classes(weight, logits, classes).astype(logits.dtype)
+    below = sum_of(_weighted_difference, (*scores, weight), classes, are_stored=True)
+    return below + product(classes.sum(weight), log_norm)
+
+
+def _weighted_difference(logits: jax.Array, shift: jax.Array, weight: jax.Array) -> jax.Array:
+    return product(weight, shift - logits)
 
 
 def _refuse_no_probabilities(targets: jax.Array, logits: jax.Array, ignore_index: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxloss import _softmax, cross_entropy, nll_loss
-from jaxloss._softmax import ClassAxis, log_sum_exp, pick
+from jaxloss._softmax import ClassAxis, log_sum_exp, pick, sum_of
 
 LOGITS = np.random.RandomState(0).randn(4, 5, 3).astype(np.float32)
 LABELS = np.random.RandomState(1).randint(0, 5, (4, 3)).astype(np.int32)
@@ -34,15 +34,51 @@ def test_log_sum_exp_and_its_gradient():
 def test_classes_are_summed_in_steps(shape, size, monkeypatch):
     size = min(size, shape[1])
     logits = np.random.RandomState(0).randn(*shape).astype(np.float32)
-    shift = logits.max(1)
     monkeypatch.setattr(_softmax, "_step", lambda *_: size)
-    in_steps = jax.jit(functools.partial(log_sum_exp, kept=None, classes=AXIS, are_stored=True))
-    assert "slice" in in_steps.lower(logits, shift).as_text()
-    expected = np.log(np.exp(np.float64(logits - shift[:, None])).sum(1))
-    np.testing.assert_allclose(in_steps(logits, shift), expected, rtol=1e-6)
+    in_steps = jax.jit(lambda logits: sum_of(jnp.exp, (logits,), AXIS, are_stored=True))
+    assert "slice" in in_steps.lower(logits).as_text()
+    np.testing.assert_allclose(in_steps(logits), np.exp(np.float64(logits)).sum(1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(4096, 1000), (64, 1000, 8), (8, 21, 64, 64), (4, 100, 640), (4, 80000)])
+def test_a_weighted_sum_in_steps_has_the_derivatives_of_the_sum(monkeypatch):
+    rng = np.random.RandomState(0)
+    logits, weight, shift = rng.randn(2, 70, 3), rng.rand(1, 70, 1), rng.rand(2, 1, 3)
+    monkeypatch.setattr(_softmax, "_step", lambda *_: 8)
+
+    def total(logits, weight):
+        sums = sum_of(
+            lambda logits, shift, weight: weight * (shift - logits), (logits, shift, weight), AXIS, True
+        )
+        return jnp.vdot(sums, np.arange(6.0).reshape(2, 3))
+
+    with jax.enable_x64(True):
+        value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(logits, weight)
+        of_position = np.arange(6.0).reshape(2, 1, 3)
+        np.testing.assert_allclose(value, (of_position * weight * (shift - logits)).sum())
+        np.testing.assert_allclose(gradients[0], -of_position * weight * np.ones_like(logits))
+        np.testing.assert_allclose(
+            gradients[1], (of_position * (shift - logits)).sum((0, 2), keepdims=True), 1e-12
+        )
+
+
+@pytest.mark.parametrize("shape", [(4096, 1000), (64, 1000, 8), (64, 4096, 8), (8, 21, 64, 64), (4, 80000)])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_label_smoothing_writes_no_array_of_the_size_of_the_logits(shape, is_weighted):
+    logits, labels, weight = (
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        jax.ShapeDtypeStruct((shape[0], *shape[2:]), jnp.int32),
+        jax.ShapeDtypeStruct((shape[1],), jnp.float32) if is_weighted else None,
+    )
+    loss = functools.partial(cross_entropy, axis=1, label_smoothing=0.1)
+    for function in (loss, jax.value_and_grad(loss)):
+        lowered = jax.jit(function).lower(logits, labels, weight=weight)
+        assert "slice" in lowered.as_text()
+        assert lowered.compile().memory_analysis().temp_size_in_bytes <= 0.5 * 4 * math.prod(shape)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4096, 1000), (64, 1000, 8), (64, 4096, 8), (8, 21, 64, 64), (4, 100, 640), (4, 80000)]
+)
 def test_logits_worth_it_are_summed_in_steps(shape):
     logits, shift = (
         jax.ShapeDtypeStruct(shape, jnp.float32),
