@@ -49,12 +49,13 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     return summed(*arrays)
 
 
+@jax.custom_jvp
 def in_one_loop(array: jax.Array) -> jax.Array:
-    """Returns the array, which XLA:CPU's library for sums leaves to one loop, as it has no selects.
-
-    For the values of functions with a derivative of their own: through this one it is 0 where the array is.
-    """
+    """Returns the array, which XLA:CPU's library for sums leaves to one loop, as it has no selects."""
     return jnp.where(array == 0, 0, array)
+
+
+in_one_loop.defjvps(lambda tangent, value, array: tangent)
 
 
 def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values, without
 from jaxloss._compiled import compiled
-from jaxloss._elementwise import total
+from jaxloss._elementwise import in_one_loop, total
 from jaxloss._softmax import ClassAxis
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
@@ -66,7 +66,7 @@ def reduce_each(
 
     if reduction == "none":
         losses = of_each(*leaves)
-        return losses if classes is None else classes.sum(losses)
+        return losses if classes is None else classes.sum(in_one_loop(losses))
     summed = total(of_each, *leaves) if are_stored else jnp.sum(of_each(*leaves))
     if classes is not None:
         summed, shape = classes.joined(summed), without(shape, classes.position)

@@ -18,6 +18,7 @@ from jaxloss._arguments import (
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._derivatives import checked_signs, derivatives, product, sign_or_nan
+from jaxloss._elementwise import in_one_loop
 from jaxloss._logarithms import log, log1p_of_fraction
 from jaxloss._reduction import Reduction, reduce_each
 from jaxloss._softmax import ClassAxis, weight_of_classes
@@ -332,7 +333,7 @@ def _curve(logits: jax.Array) -> jax.Array:
 
 @derivatives(jax.nn.sigmoid)
 def _softplus(logits: jax.Array) -> jax.Array:
-    return jnp.maximum(logits, 0) + _curve(logits)
+    return in_one_loop(jnp.maximum(logits, 0) + _curve(logits))
 
 
 @derivatives(
@@ -355,7 +356,7 @@ def _from_logits(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> ja
     no, yes = 1 - targets, factor * targets
     wrong_yes = jnp.where(no == 0, 0, no * jnp.maximum(logits, 0))
     wrong_no = jnp.where(yes == 0, 0, yes * jnp.maximum(-logits, 0))
-    return wrong_yes + wrong_no + (no + yes) * _curve(logits)
+    return in_one_loop(wrong_yes + wrong_no + (no + yes) * _curve(logits))
 
 
 def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:

@@ -273,8 +273,8 @@ def _smooth_l1_slope(error: jax.Array, beta: jax.Array) -> jax.Array:
 )
 def _smooth_l1(error: jax.Array, beta: jax.Array) -> jax.Array:
     magnitude = jnp.abs(error)
-    bounded = jnp.minimum(magnitude, beta)
-    return 0.5 * bounded * (bounded / jnp.where(beta == 0, 1, beta)) + (magnitude - bounded)
+    curved = 0.5 * error * (error / jnp.where(beta == 0, 1, beta))
+    return jnp.where(magnitude < beta, curved, magnitude - 0.5 * beta)
 
 
 @derivatives(
@@ -284,5 +284,4 @@ def _smooth_l1(error: jax.Array, beta: jax.Array) -> jax.Array:
 )
 def _huber(error: jax.Array, delta: jax.Array) -> jax.Array:
     magnitude = jnp.abs(error)
-    bounded = jnp.minimum(magnitude, delta)
-    return bounded * (magnitude - 0.5 * bounded)
+    return jnp.where(magnitude < delta, 0.5 * error * error, delta * (magnitude - 0.5 * delta))
