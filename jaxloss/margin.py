@@ -205,7 +205,12 @@ def _hinge(excess: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.where(others, jnp.maximum(excess, 0), 0)
 
 
-_hinge.defjvps(lambda tangent, value, excess, others: jnp.sign(value) * tangent, None)
+def _hinge_slope(missing: jax.Array) -> jax.Array:
+    """The slope of max(0, excess) where that is `missing`: 0 or 1, and NaN where it is NaN."""
+    return jnp.where(missing > 0, 1, missing)
+
+
+_hinge.defjvps(lambda tangent, value, excess, others: _hinge_slope(value) * tangent, None)
 
 
 def _label_lists(
@@ -247,7 +252,7 @@ def _over_pairs(
         label, listed = right(slot)
         excess = 1 - classes.expand(pick(scores, label, classes)) + scores
         missing = jnp.where(~is_right & classes.expand(listed), jnp.maximum(excess, 0), 0)
-        slope = jnp.sign(missing)
+        slope = _hinge_slope(missing)
         pull = jnp.where(classes.equals(label, scores), classes.expand(classes.sum(slope)), 0)
         return classes.sum(missing), slope - pull
 
