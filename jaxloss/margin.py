@@ -206,8 +206,8 @@ def _hinge(excess: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def _hinge_slope(missing: jax.Array) -> jax.Array:
-    """The slope of max(0, excess) where that is `missing`: 0 or 1, and NaN where it is NaN."""
-    return jnp.where(missing > 0, 1, missing)
+    """The slope of max(0, excess) where that is `missing`: 0 or 1, and NaN where it is NaN; its own is 0."""
+    return jnp.where(missing > 0, 1, lax.stop_gradient(missing))
 
 
 _hinge.defjvps(lambda tangent, value, excess, others: _hinge_slope(value) * tangent, None)
