@@ -61,8 +61,17 @@ def test_a_weighted_sum_in_steps_has_the_derivatives_of_the_sum(monkeypatch):
         )
 
 
-@pytest.mark.parametrize("shape", [(4096, 1000), (64, 1000, 8), (64, 4096, 8), (8, 21, 64, 64), (4, 80000)])
-@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "is_weighted"),
+    [
+        ((4096, 1000), False),
+        ((4096, 1000), True),
+        ((64, 1000, 8), True),
+        ((64, 4096, 8), False),
+        ((8, 21, 64, 64), True),
+        ((4, 80000), True),
+    ],
+)
 def test_label_smoothing_writes_no_array_of_the_size_of_the_logits(shape, is_weighted):
     logits, labels, weight = (
         jax.ShapeDtypeStruct(shape, jnp.float32),

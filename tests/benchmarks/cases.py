@@ -157,6 +157,25 @@ add(
     line=functools.partial(_cross_entropy, axis=1),
     optax=lambda optax, x, y: optax.softmax_cross_entropy_with_integer_labels(x, y, axis=1).mean(),
 )
+
+
+def _smoothed(logits: Any, labels: Any) -> Any:
+    log_probs = jax.nn.log_softmax(logits)
+    right = jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]
+    return -jnp.mean(0.9 * right + 0.1 * jnp.mean(log_probs, -1))
+
+
+add(
+    "cross_entropy",
+    labelled,
+    {"smoothed": (4096, 1000)},
+    ours=functools.partial(jaxloss.cross_entropy, label_smoothing=0.1),
+    line=_smoothed,
+    torch=lambda torch, x, y: torch.nn.functional.cross_entropy(x, y, label_smoothing=0.1),
+    optax=lambda optax, x, y: optax.softmax_cross_entropy(
+        x, optax.smooth_labels(jax.nn.one_hot(y, x.shape[-1]), 0.1)
+    ).mean(),
+)
 add(
     "cross_entropy",
     lambda rng, *shape: (normal(rng, *shape), rng.dirichlet([1] * shape[1], shape[0]).astype(np.float32)),
