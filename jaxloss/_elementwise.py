@@ -51,7 +51,10 @@ def total(loss: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def in_one_loop(array: jax.Array) -> jax.Array:
-    """Returns the array, which XLA:CPU's library for sums leaves to one loop, as it has no selects."""
+    """Returns the array, which XLA:CPU's library for sums leaves to one loop, as it has no selects.
+
+    It is written out then, in full size: not worth it for what the library has all operations for.
+    """
     return jnp.where(array == 0, 0, array)
 
 

@@ -158,7 +158,7 @@ def _sum_at_once(
 
 
 _UNROLLED = 32  # steps: of more that are written out the compiler vectorises none
-_WIDEST = 64 * _UNROLLED  # classes, nor of more unless some but few numbers follow each
+_WIDEST = 64 * _UNROLLED  # classes: nor of wider steps, unless some but few numbers follow each class
 # From how many logits, and of them from a position's first class to its last, a loop over steps is worth it
 # if they are stored, and if they are computed as they are summed.
 _LONG = {True: (2**18, 2**12), False: (2**23, 2**15)}

@@ -333,7 +333,7 @@ def _curve(logits: jax.Array) -> jax.Array:
 
 @derivatives(jax.nn.sigmoid)
 def _softplus(logits: jax.Array) -> jax.Array:
-    return in_one_loop(jnp.maximum(logits, 0) + _curve(logits))
+    return in_one_loop(jnp.maximum(logits, 0) + _curve(logits))  # else slow if summed outside
 
 
 @derivatives(
@@ -356,7 +356,7 @@ def _from_logits(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> ja
     no, yes = 1 - targets, factor * targets
     wrong_yes = jnp.where(no == 0, 0, no * jnp.maximum(logits, 0))
     wrong_no = jnp.where(yes == 0, 0, yes * jnp.maximum(-logits, 0))
-    return in_one_loop(wrong_yes + wrong_no + (no + yes) * _curve(logits))
+    return in_one_loop(wrong_yes + wrong_no + (no + yes) * _curve(logits))  # else slow if summed outside
 
 
 def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:

@@ -160,12 +160,22 @@ def test_no_temporary_of_full_size(loss, count, options):
 
 @pytest.mark.parametrize(
     "loss",
-    [jaxloss.huber_loss, jaxloss.kl_div, jaxloss.binary_cross_entropy, jaxloss.soft_margin_loss],
+    [
+        jaxloss.huber_loss,
+        jaxloss.kl_div,
+        jaxloss.binary_cross_entropy,
+        jaxloss.binary_cross_entropy_with_logits,
+        jaxloss.soft_margin_loss,
+    ],
 )
-def test_under_vmap_losses_are_written_out_once(loss, monkeypatch):
+def test_under_vmap_and_summed_outside_losses_are_written_out_once(loss, monkeypatch):
     # Summed with all that is computed before, selects and terms of a series would be written out each.
     monkeypatch.setattr(_elementwise, "_LEAST", 4096)
     array = jax.ShapeDtypeStruct((1000, 1000), np.float32)
-    for run in (loss, jax.value_and_grad(loss)):
-        compiled = jax.jit(jax.vmap(run)).lower(array, array).compile()
+
+    def summed_outside(*arrays):
+        return jnp.sum(jnp.square(loss(*arrays, reduction="none")))
+
+    for run in (jax.vmap(loss), jax.vmap(jax.value_and_grad(loss)), summed_outside):
+        compiled = jax.jit(run).lower(array, array).compile()
         assert compiled.memory_analysis().temp_size_in_bytes <= 1.05 * 4 * 1000 * 1000
