@@ -251,7 +251,7 @@ def _over_pairs(
     def hinges(slot: int | jax.Array) -> tuple[jax.Array, jax.Array]:
         label, listed = right(slot)
         excess = 1 - classes.expand(pick(scores, label, classes)) + scores
-        missing = jnp.where(~is_right & classes.expand(listed), jnp.maximum(excess, 0), 0)
+        missing = _hinge(excess, ~is_right & classes.expand(listed))
         slope = _hinge_slope(missing)
         pull = jnp.where(classes.equals(label, scores), classes.expand(classes.sum(slope)), 0)
         return classes.sum(missing), slope - pull
