@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values, without
 from jaxloss._compiled import compiled
 from jaxloss._elementwise import in_one_loop, total
-from jaxloss._softmax import ClassAxis
+from jaxloss._softmax import ClassAxis, sum_of
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
 BatchReduction = Literal["none", "mean", "sum", "batchmean", "sum_and_weight"]
@@ -65,8 +65,10 @@ def reduce_each(
         return hide(behind, losses if weight is None else losses * hide(behind, weight))
 
     if reduction == "none":
-        losses = of_each(*leaves)
-        return losses if classes is None else classes.sum(in_one_loop(losses))
+        if classes is None:
+            return of_each(*leaves)
+        # If not in steps of classes, then from one loop.
+        return sum_of(lambda *leaves: in_one_loop(of_each(*leaves)), tuple(leaves), classes, are_stored)
     summed = total(of_each, *leaves) if are_stored else jnp.sum(of_each(*leaves))
     if classes is not None:
         summed, shape = classes.joined(summed), without(shape, classes.position)

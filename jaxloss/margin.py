@@ -114,11 +114,11 @@ def multi_margin_loss(
         missing = _hinge(scores - lead, numbers != labels)
         return product(weight, missing if p == 1 else missing * missing)
 
-    of_positions = [classes.expand(array) for array in (labels.classes, lead, labels.weight)]
+    share = labels.weight / classes.count(wide)
+    of_positions = [classes.expand(array) for array in (labels.classes, lead, share)]
     return reduce_each(
         loss,
         [wide, classes.numbers(wide, labels.classes.dtype), *of_positions],
-        weight=1 / classes.count(wide),
         where=where,
         reduction=reduction,
         classes=classes,

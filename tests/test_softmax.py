@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloss import _softmax, cross_entropy, nll_loss
+from jaxloss import _softmax, cross_entropy, multi_margin_loss, multilabel_soft_margin_loss, nll_loss
 from jaxloss._softmax import ClassAxis, log_sum_exp, pick, sum_of
 
 LOGITS = np.random.RandomState(0).randn(4, 5, 3).astype(np.float32)
@@ -83,6 +83,21 @@ def test_label_smoothing_writes_no_array_of_the_size_of_the_logits(shape, is_wei
         lowered = jax.jit(function).lower(logits, labels, weight=weight)
         assert "slice" in lowered.as_text()
         assert lowered.compile().memory_analysis().temp_size_in_bytes <= 0.5 * 4 * math.prod(shape)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, multi_margin_loss, multilabel_soft_margin_loss])
+def test_losses_that_are_not_reduced_write_no_array_of_the_size_of_the_logits(loss):
+    rng = np.random.RandomState(0)
+    logits, weight, where = np.float32(rng.randn(300, 1000)), np.float32(rng.rand(1000)), rng.rand(300) < 0.8
+    labels, probs = rng.randint(0, 1000, 300), np.float32(rng.dirichlet([1] * 1000, 300))
+    targets = labels if loss is multi_margin_loss else probs
+    lowered = jax.jit(functools.partial(loss, reduction="none")).lower(logits, targets, weight=weight)
+    assert "slice" in lowered.as_text()
+    assert lowered.compile().memory_analysis().temp_size_in_bytes <= 0.1 * logits.nbytes
+    losses = loss(logits, targets, weight=weight, where=where, reduction="none")
+    np.testing.assert_array_equal(losses != 0, where)
+    total = loss(logits, targets, weight=weight, where=where, reduction="sum")
+    np.testing.assert_allclose(np.sum(losses), total, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
