@@ -64,6 +64,12 @@ def tangents_of(function: Callable[..., Any], primals: Sequence[Any], tangents: 
     return jax.jvp(of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])[1]
 
 
+@derivatives(jnp.sign)
+def absolute(number: jax.Array) -> jax.Array:
+    """Returns |number|, of slope 0 at 0, where that of `jnp.abs` is 1."""
+    return jnp.abs(number)
+
+
 @derivatives(lambda factor, magnitude: magnitude, lambda factor, magnitude: factor)
 def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
     """Returns factor · magnitude for magnitude > -∞, with 0 · ∞ = 0: what has no weight adds nothing."""

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import agree, canonical_axis, widened
 from jaxloss._compiled import compiled, not_negative
-from jaxloss._derivatives import tangents_of
+from jaxloss._derivatives import absolute, tangents_of
 
 
 @compiled(static=("p", "keepdim", "axis"), domains={"p": not_negative, "eps": not_negative})
@@ -145,7 +145,7 @@ def norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
         return jnp.sum(vectors != 0, axis, dtype=vectors.dtype)
     if p == 2:
         return _root(jnp.sum(vectors * vectors, axis))
-    magnitudes = vectors * jnp.sign(vectors)  # `jnp.abs` has slope 1 at 0
+    magnitudes = absolute(vectors)
     if p == 1:
         return jnp.sum(magnitudes, axis)
     largest = jnp.max(magnitudes, axis, initial=0)

@@ -119,7 +119,7 @@ def l1_loss(
     """
     arrays = agree(predictions=predictions, targets=targets)
     return reduce_each(
-        _absolute, arrays, weight=weight, where=where, reduction=reduction, is_mean_over_weight=True
+        _absolute_error, arrays, weight=weight, where=where, reduction=reduction, is_mean_over_weight=True
     )
 
 
@@ -255,8 +255,8 @@ def _squared(error: jax.Array) -> jax.Array:
     return error * error
 
 
-@derivatives(jnp.sign, of_difference=True)  # 0 at 0, where that of `jnp.abs` is 1
-def _absolute(error: jax.Array) -> jax.Array:
+@derivatives(jnp.sign, of_difference=True)  # as that of `absolute`
+def _absolute_error(error: jax.Array) -> jax.Array:
     return jnp.abs(error)
 
 
