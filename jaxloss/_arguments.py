@@ -30,6 +30,11 @@ def widened(*arrays: jax.Array) -> list[jax.Array]:
     return [array.astype(dtype) for array in arrays]
 
 
+def of_one_dtype(*arrays: jax.Array) -> list[jax.Array]:
+    """Returns real arrays as they came if they have one dtype, else in that of their arithmetic."""
+    return list(arrays) if len({array.dtype for array in arrays}) == 1 else widened(*arrays)
+
+
 def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
     """Returns float64 where an array is, else float32: bfloat16 and float16 are too narrow to sum in.
 

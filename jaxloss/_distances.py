@@ -13,9 +13,10 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, canonical_axis, widened
+from jaxloss._arguments import agree, arithmetic_dtype, canonical_axis, hide, of_one_dtype, widened
 from jaxloss._compiled import compiled, not_negative
 from jaxloss._derivatives import absolute, tangents_of
+from jaxloss._softmax import ClassAxis, sum_of
 
 
 @compiled(static=("p", "keepdim", "axis"), domains={"p": not_negative, "eps": not_negative})
@@ -70,9 +71,9 @@ def pairwise_distance(
     Source:
         PyTorch documentation: torch.nn.PairwiseDistance, torch.nn.functional.pairwise_distance.
     """
-    x1, x2 = widened(*agree(x1=x1, x2=x2))
+    x1, x2 = agree(x1=x1, x2=x2)
     axis = canonical_axis(axis, "x1", x1.shape)
-    distances = norm(x1 - x2 + jnp.asarray(eps, x1.dtype), p, axis)
+    distances = distance(x1, x2, jnp.asarray(eps, arithmetic_dtype(x1, x2)), p, axis)
     return jnp.expand_dims(distances, axis) if keepdim else distances
 
 
@@ -117,8 +118,9 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: Arra
     Source:
         PyTorch documentation: torch.nn.CosineSimilarity, torch.nn.functional.cosine_similarity.
     """
-    x1, x2 = widened(*agree(x1=x1, x2=x2))
-    return clamped_cosine(x1, x2, jnp.asarray(eps, x1.dtype), canonical_axis(axis, "x1", x1.shape))
+    x1, x2 = of_one_dtype(*agree(x1=x1, x2=x2))
+    least = jnp.asarray(eps, arithmetic_dtype(x1, x2))
+    return clamped_cosine(x1, x2, least, canonical_axis(axis, "x1", x1.shape))
 
 
 # PyTorch smooths with a float32 constant, in every dtype.
@@ -139,15 +141,29 @@ def _root_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.
     return _root(square), slope * tangent
 
 
-def norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
-    """Returns the p-norm along an axis: of slope 0 in a component that is 0, and where all are."""
+def distance(
+    x: jax.Array, y: jax.Array, shift: jax.Array, p: float, axis: int, where: jax.Array | None = None
+) -> jax.Array:
+    """Returns the p-norm of x - y + shift along an axis, of x and y that are 0 behind a mask of the vectors.
+
+    Its slope is 0 in a component that is 0, and where all are.
+    """
+    arrays = x, y, _rows(where, x.ndim, axis), shift.reshape([1] * x.ndim)
+
+    def difference(x: jax.Array, y: jax.Array, rows: jax.Array, shift: jax.Array) -> jax.Array:
+        x, y = _hidden(x, y, rows)
+        return x - y + shift
+
+    def total(terms: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return _sum(lambda *arrays: terms(difference(*arrays)), arrays, axis)
+
     if p == 0:
-        return jnp.sum(vectors != 0, axis, dtype=vectors.dtype)
-    if p == 2:
-        return _root(jnp.sum(vectors * vectors, axis))
-    magnitudes = absolute(vectors)
+        return total(lambda components: (components != 0).astype(components.dtype))
     if p == 1:
-        return jnp.sum(magnitudes, axis)
+        return total(absolute)
+    if p == 2:
+        return _root(total(jnp.square))
+    magnitudes = absolute(difference(*arrays))
     largest = jnp.max(magnitudes, axis, initial=0)
     if p == jnp.inf:
         return largest
@@ -199,16 +215,16 @@ def _products_jvp(
 
 
 def _products_of(x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
-    return [jnp.sum(product, axis) for product in (x * x, y * y, x * y)]
+    return [_product(*pair, axis) for pair in ((x, x), (y, y), (x, y))]
 
 
 def _products_by(scales: Sequence[jax.Array], x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
-    x_scale, y_scale = (jnp.expand_dims(scale, axis) for scale in scales)
-    return _products_of(x * x_scale, y * y_scale, axis)
+    x, y = (array * jnp.expand_dims(scale, axis) for array, scale in zip(widened(x, y), scales, strict=True))
+    return [jnp.sum(product, axis) for product in (x * x, y * y, x * y)]
 
 
 def _scaled_products(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> tuple[jax.Array, ...]:
-    largest = [jnp.max(jnp.abs(vectors), axis, initial=0) for vectors in (x, y)]
+    largest = [jnp.max(jnp.abs(vectors), axis, initial=0) for vectors in widened(x, y)]
     scales = [1 / _unit(jnp.maximum(magnitude, eps)) for magnitude in largest]
     x_square, y_square, _ = _products_by(scales, x, y, axis)
     # What two sums shared XLA:CPU would write out in full size.
@@ -229,10 +245,11 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
         if x.size < _LEAST or jax.device_count() > 1:  # devices would have to agree on the choice
             return scaled(x, y, eps)
         x_square, y_square, inner = _products_of(x, y, axis)
-        least = math.sqrt(jnp.finfo(x.dtype).tiny)  # also the square of a product of lengths has a reciprocal
+        # Also the square of a product of lengths has a reciprocal.
+        least = math.sqrt(jnp.finfo(eps.dtype).tiny)
         clamped = jnp.maximum(jnp.stack([x_square, y_square]), eps * eps)
         is_safe = (clamped >= least) & (clamped <= 1 / least)
-        one = jnp.ones(inner.shape, x.dtype)
+        one = jnp.ones_like(inner)
         return lax.cond(jnp.all(is_safe), lambda *_: (one, one, x_square, y_square, inner), scaled, x, y, eps)
 
     @products.def_vmap
@@ -250,34 +267,61 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
 
 
 @jax.custom_jvp
-def smoothed_cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns x·y / √((‖x‖² + 1e-12) · (‖y‖² + 1e-12)) along the last axis.
+def smoothed_cosine(x: jax.Array, y: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Returns x·y / √((‖x‖² + 1e-12) · (‖y‖² + 1e-12)) along the last axis, of 0 behind a mask of vectors.
 
     The two roots are kept apart, and in the derivative, too: the product of the squares would overflow early.
     """
-    return jnp.sum(x * y, -1) / (_smoothed_length(x) * _smoothed_length(y))
+    return _product(x, y, x.ndim - 1, where) / (_smoothed_length(x, where) * _smoothed_length(y, where))
 
 
 @functools.partial(smoothed_cosine.defjvp, symbolic_zeros=True)
 def _smoothed_cosine_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-    x, y = primals
-    cosine = smoothed_cosine(x, y)
+    x, y, where = primals
+    cosine = smoothed_cosine(x, y, where)
     terms = [
-        _turn(cosine, vector, other, tangent)
+        _turn(cosine, vector, other, where, tangent)
         for vector, other, tangent in ((x, y, tangents[0]), (y, x, tangents[1]))
         if not isinstance(tangent, SymbolicZero)
     ]
     return cosine, functools.reduce(jnp.add, terms)
 
 
-def _turn(cosine: jax.Array, vector: jax.Array, other: jax.Array, tangent: jax.Array) -> jax.Array:
+def _turn(
+    cosine: jax.Array, vector: jax.Array, other: jax.Array, where: jax.Array | None, tangent: jax.Array
+) -> jax.Array:
     """Returns how the cosine changes with the one vector: it grows towards the other, across the one."""
-    scale = 1 / _smoothed_length(vector)
-    towards = jnp.expand_dims(1 / _smoothed_length(other), -1) * other
-    along = jnp.expand_dims(cosine * scale, -1) * vector
-    return scale * jnp.sum((towards - along) * tangent, -1)
+    scale = 1 / _smoothed_length(vector, where)
+    reach = 1 / _smoothed_length(other, where)
+    vector, other = _hidden(vector, other, _rows(where, vector.ndim, -1))
+    slope = jnp.expand_dims(reach, -1) * other - jnp.expand_dims(cosine * scale, -1) * vector
+    return scale * jnp.sum(slope * tangent.astype(slope.dtype), -1)
 
 
-def _smoothed_length(vectors: jax.Array) -> jax.Array:
-    square = jnp.sum(vectors * vectors, -1)
+def _smoothed_length(vectors: jax.Array, where: jax.Array | None) -> jax.Array:
+    square = _product(vectors, vectors, vectors.ndim - 1, where)
     return jnp.sqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0
+
+
+def _product(x: jax.Array, y: jax.Array, axis: int, where: jax.Array | None = None) -> jax.Array:
+    """Returns x·y along an axis, of x and y that are 0 behind a mask of the vectors."""
+
+    def terms(x: jax.Array, y: jax.Array, rows: jax.Array) -> jax.Array:
+        x, y = _hidden(x, y, rows)
+        return x * y
+
+    return _sum(terms, (x, y, _rows(where, x.ndim, axis)), axis)
+
+
+def _rows(where: jax.Array | None, ndim: int, axis: int) -> jax.Array:
+    """Returns a mask of vectors, or one that hides nothing, which stretches along their axis."""
+    return jnp.ones([1] * ndim, bool) if where is None else jnp.expand_dims(where, axis)
+
+
+def _hidden(x: jax.Array, y: jax.Array, rows: jax.Array) -> list[jax.Array]:
+    return [hide(rows, array) for array in widened(x, y)]
+
+
+def _sum(terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], axis: int) -> jax.Array:
+    """Returns the sum along an axis of elementwise terms, which may hide and widen without writing it out."""
+    return sum_of(terms, arrays, ClassAxis(axis, None), are_stored=False)

@@ -62,16 +62,20 @@ in_one_loop.defjvps(lambda tangent, value, array: tangent)
 
 
 def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:
-    # Blocks of arrays that are split over devices would have to be gathered. And ahead of a loop over narrow
-    # arrays the older compilers widen them as a whole.
+    # Blocks of arrays that are split over devices would have to be gathered.
     shape = _shape(arrays)
-    is_narrow = any(jnp.issubdtype(array.dtype, jnp.floating) and array.itemsize < 4 for array in arrays)
     return (
         math.prod(shape) >= _LEAST
         and math.prod(shape[: _count_of_row_axes(arrays)]) >= _BLOCKS
         and jax.device_count() == 1
-        and not (is_narrow and jax.__version_info__ < (0, 12))
+        and not are_widened_ahead_of_a_loop(*arrays)
     )
+
+
+def are_widened_ahead_of_a_loop(*arrays: jax.Array) -> bool:
+    """Whether the compiler would write an array out in full size, in a wider dtype, for a loop over it."""
+    is_narrow = any(jnp.issubdtype(array.dtype, jnp.floating) and array.itemsize < 4 for array in arrays)
+    return is_narrow and jax.__version_info__ < (0, 12)
 
 
 def _shape(arrays: tuple[jax.Array, ...]) -> tuple[int, ...]:

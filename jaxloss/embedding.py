@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, as_array, hide, mask, values, widened
+from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, of_one_dtype, values, widened
 from jaxloss._compiled import compiled, finite, not_negative, positive
 from jaxloss._derivatives import checked_signs, derivatives, sign_or_nan
-from jaxloss._distances import norm, pairwise_distance, smoothed_cosine
+from jaxloss._distances import distance, pairwise_distance, smoothed_cosine
 from jaxloss._reduction import Reduction, reduce_each, reduce_weighted
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -201,8 +201,8 @@ def cosine_embedding_loss(
             f"got shape {targets.shape}"
         )
     targets = hide(where, checked_signs(targets, where), 1)
-    sign = sign_or_nan(lax.stop_gradient(targets).astype(embeddings[0].dtype))
-    agreement = sign * smoothed_cosine(*embeddings)
+    sign = sign_or_nan(lax.stop_gradient(targets).astype(arithmetic_dtype(*embeddings)))
+    agreement = sign * smoothed_cosine(*embeddings, where)
     apart = _hinge(-agreement - jnp.asarray(margin, sign.dtype))
     return reduce_weighted(jnp.where(sign > 0, 1 - agreement, apart), None, where, reduction)
 
@@ -281,8 +281,8 @@ def triplet_margin_loss(
         torch.nn.functional.triplet_margin_loss.
     """
     embeddings, where = _rows(where, anchors=anchors, positives=positives, negatives=negatives)
-    shift = jnp.asarray(eps, embeddings[0].dtype)
-    losses = _triplet(lambda x, y: norm(x - y + shift, p, -1), embeddings, margin, swap)
+    axis, shift = embeddings[0].ndim - 1, jnp.asarray(eps, arithmetic_dtype(*embeddings))
+    losses = _triplet(lambda x, y: distance(x, y, shift, p, axis, where), embeddings, margin, swap)
     return reduce_weighted(losses, None, where, reduction)
 
 
@@ -372,13 +372,11 @@ def triplet_margin_with_distance_loss(
 
 
 def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Array], jax.Array | None]:
-    """Returns embeddings of one shape, 0 where their row is masked, and the mask of the rows."""
-    arrays = agree(**embeddings)
+    """Returns embeddings of one shape and dtype, and the mask of their rows."""
+    arrays = of_one_dtype(*agree(**embeddings))
     if not arrays[0].ndim:
         raise ValueError(f"{' and '.join(embeddings)} must have an axis of features, got shape ()")
-    where = mask(where, arrays[0].shape[:-1])
-    rows = where if where is None else jnp.expand_dims(where, -1)
-    return widened(*(hide(rows, array) for array in arrays)), where
+    return arrays, mask(where, arrays[0].shape[:-1])
 
 
 def _active(gap: jax.Array, slope: jax.Array) -> jax.Array:

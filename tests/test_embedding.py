@@ -1,6 +1,8 @@
 """Distances, and losses on embeddings, their distances and the order of scores: what the catalogue leaves."""
 
 import copy
+import functools
+import math
 import pickle
 
 import jax
@@ -390,22 +392,69 @@ def test_triplets_without_an_axis_are_refused(loss):
         loss(1.0, 1.0, 1.0)
 
 
+# Many vectors.
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("loss", "count"),
+    [
+        (jaxloss.cosine_embedding_loss, 2),
+        (jaxloss.triplet_margin_loss, 3),
+        (functools.partial(jaxloss.triplet_margin_loss, p=1, swap=True), 3),
+    ],
+)
+def test_a_mask_of_many_rows_is_slicing(loss, count, dtype):
+    rng = np.random.RandomState(0)
+    where = rng.rand(700) < 0.8
+    vectors = [jnp.asarray(rng.randn(700, 130), dtype) for _ in range(count)]
+    spoilt = [jnp.where(where[:, None], array, jnp.asarray(np.nan, dtype)) for array in vectors]
+    targets = jnp.asarray(np.sign(rng.randn(700)), jnp.float32)
+
+    def value_and_gradients(vectors, targets, **options):
+        given = [targets] if count == 2 else []
+        return jax.value_and_grad(lambda *vectors: loss(*vectors, *given, **options), range(count))(*vectors)
+
+    masked = jax.jit(value_and_gradients)(spoilt, targets, where=where)
+    value, gradients = value_and_gradients([array[where] for array in vectors], targets[where])
+    np.testing.assert_allclose(masked[0], value, rtol=1e-6)
+    np.testing.assert_allclose(loss(*spoilt, *[targets][: 3 - count], where=where), value, rtol=1e-6)
+    for found, expected in zip(masked[1], gradients, strict=True):
+        np.testing.assert_array_equal(found[~where], 0)
+        found, expected = (np.float32(array) for array in (found[where], expected))
+        np.testing.assert_allclose(found, expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-8)
+
+
 # Memory.
 
 
 @pytest.mark.parametrize("of_gradient", [False, True])
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("shape", [(8192, 256), (2048, 128)])
 @pytest.mark.parametrize(
     ("loss", "inputs"),
     [
         (jaxloss.cosine_embedding_loss, "xxr"),
         (jaxloss.triplet_margin_loss, "xxx"),
-        (lambda x1, x2: jnp.sum(jaxloss.cosine_similarity(x1, x2)), "xx"),
+        (functools.partial(jaxloss.triplet_margin_loss, p=1, swap=True), "xxx"),
     ],
 )
-def test_losses_of_rows_write_no_temporary_of_full_size(loss, inputs, of_gradient):
-    rows, width = 8192, 256
-    shapes = {"x": (rows, width), "r": (rows,)}
+def test_losses_of_rows_write_no_temporary_of_full_size(loss, inputs, shape, is_masked, of_gradient):
+    shapes = {"x": shape, "r": shape[:1]}
     arrays = [jax.ShapeDtypeStruct(shapes[kind], jnp.float32) for kind in inputs]
+    options = {"where": jax.ShapeDtypeStruct(shape[:1], bool)} if is_masked else {}
     function = jax.value_and_grad(loss, (0, 1)) if of_gradient else loss
-    compiled = jax.jit(function).lower(*arrays).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.05 * 4 * rows * width
+    compiled = jax.jit(function).lower(*arrays, **options).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.5 * 4 * math.prod(shape)
+
+
+@pytest.mark.parametrize("of_gradient", [False, True])
+def test_similarities_write_no_temporary_of_full_size(of_gradient):
+    vectors = jax.ShapeDtypeStruct((8192, 256), jnp.float32)
+
+    def total(x1, x2):
+        return jnp.sum(jaxloss.cosine_similarity(x1, x2))
+
+    function = jax.value_and_grad(total, (0, 1)) if of_gradient else total
+    compiled = jax.jit(function).lower(vectors, vectors).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.25 * 4 * vectors.size
