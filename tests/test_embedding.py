@@ -409,17 +409,13 @@ def test_a_mask_of_many_rows_is_slicing(loss, count, dtype):
     where = rng.rand(700) < 0.8
     vectors = [jnp.asarray(rng.randn(700, 130), dtype) for _ in range(count)]
     spoilt = [jnp.where(where[:, None], array, jnp.asarray(np.nan, dtype)) for array in vectors]
-    targets = jnp.asarray(np.sign(rng.randn(700)), jnp.float32)
-
-    def value_and_gradients(vectors, targets, **options):
-        given = [targets] if count == 2 else []
-        return jax.value_and_grad(lambda *vectors: loss(*vectors, *given, **options), range(count))(*vectors)
-
-    masked = jax.jit(value_and_gradients)(spoilt, targets, where=where)
-    value, gradients = value_and_gradients([array[where] for array in vectors], targets[where])
-    np.testing.assert_allclose(masked[0], value, rtol=1e-6)
-    np.testing.assert_allclose(loss(*spoilt, *[targets][: 3 - count], where=where), value, rtol=1e-6)
-    for found, expected in zip(masked[1], gradients, strict=True):
+    targets = [np.sign(np.float32(rng.randn(700)))] if count == 2 else []
+    value_and_gradients = jax.value_and_grad(loss, range(count))
+    value, gradients = value_and_gradients(*(array[where] for array in vectors + targets))
+    np.testing.assert_allclose(loss(*spoilt, *targets, where=where), value, rtol=1e-6)
+    masked_value, masked_gradients = value_and_gradients(*spoilt, *targets, where=where)
+    np.testing.assert_allclose(masked_value, value, rtol=1e-6)
+    for found, expected in zip(masked_gradients, gradients, strict=True):
         np.testing.assert_array_equal(found[~where], 0)
         found, expected = (np.float32(array) for array in (found[where], expected))
         np.testing.assert_allclose(found, expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-8)
