@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import math
 import pickle
 
 import jax
@@ -426,7 +425,6 @@ def test_a_mask_of_many_rows_is_slicing(loss, count, dtype):
 
 @pytest.mark.parametrize("of_gradient", [False, True])
 @pytest.mark.parametrize("is_masked", [False, True])
-@pytest.mark.parametrize("shape", [(8192, 256), (2048, 128)])
 @pytest.mark.parametrize(
     ("loss", "inputs"),
     [
@@ -435,13 +433,14 @@ def test_a_mask_of_many_rows_is_slicing(loss, count, dtype):
         (functools.partial(jaxloss.triplet_margin_loss, p=1, swap=True), "xxx"),
     ],
 )
-def test_losses_of_rows_write_no_temporary_of_full_size(loss, inputs, shape, is_masked, of_gradient):
-    shapes = {"x": shape, "r": shape[:1]}
+def test_losses_of_rows_write_no_temporary_of_full_size(loss, inputs, is_masked, of_gradient):
+    rows, width = 2048, 128
+    shapes = {"x": (rows, width), "r": (rows,)}
     arrays = [jax.ShapeDtypeStruct(shapes[kind], jnp.float32) for kind in inputs]
-    options = {"where": jax.ShapeDtypeStruct(shape[:1], bool)} if is_masked else {}
+    options = {"where": jax.ShapeDtypeStruct((rows,), bool)} if is_masked else {}
     function = jax.value_and_grad(loss, (0, 1)) if of_gradient else loss
     compiled = jax.jit(function).lower(*arrays, **options).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.5 * 4 * math.prod(shape)
+    assert compiled.memory_analysis().temp_size_in_bytes <= 0.5 * 4 * rows * width
 
 
 @pytest.mark.parametrize("of_gradient", [False, True])
