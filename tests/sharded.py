@@ -52,7 +52,7 @@ def compare(case: Case, mesh: Mesh, split: bool, label: str) -> None:
     placed = {name: jax.device_put(array, NamedSharding(mesh, specs[name])) for name, array in arrays.items()}
     expected = case.answer(arrays)
     answers = {"jit": case.answer}
-    if split and AxisType.Explicit not in mesh.axis_types:  # of no account in `shard_map`
+    if split:
         answers["shard_map"] = per_shard(case, mesh, specs)
     for way, answer in answers.items():
         compiled = jax.jit(answer).lower(placed).compile()

@@ -186,7 +186,7 @@ def mean_of(case: Case, arrays: dict[str, Any]) -> dict[str, jax.Array]:
     return case.answers(arrays, REDUCTIONS)["mean"]
 
 
-@every_loss
+@every_kind
 def test_jit_changes_nothing(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)

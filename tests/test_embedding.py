@@ -440,7 +440,7 @@ def test_losses_of_rows_write_no_temporary_of_full_size(loss, inputs, is_masked,
     options = {"where": jax.ShapeDtypeStruct((rows,), bool)} if is_masked else {}
     function = jax.value_and_grad(loss, (0, 1)) if of_gradient else loss
     compiled = jax.jit(function).lower(*arrays, **options).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.5 * 4 * rows * width
+    assert compiled.memory_analysis().temp_size_in_bytes <= (0.15 if of_gradient else 0.4) * 4 * rows * width
 
 
 @pytest.mark.parametrize("of_gradient", [False, True])
@@ -452,4 +452,4 @@ def test_similarities_write_no_temporary_of_full_size(of_gradient):
 
     function = jax.value_and_grad(total, (0, 1)) if of_gradient else total
     compiled = jax.jit(function).lower(vectors, vectors).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes <= 0.25 * 4 * vectors.size
+    assert compiled.memory_analysis().temp_size_in_bytes <= (0.08 if of_gradient else 0.2) * 4 * vectors.size
