@@ -73,7 +73,7 @@ def pairwise_distance(
     """
     x1, x2 = agree(x1=x1, x2=x2)
     axis = canonical_axis(axis, "x1", x1.shape)
-    distances = distance(x1, x2, jnp.asarray(eps, arithmetic_dtype(x1, x2)), p, axis)
+    distances = distance(x1, x2, eps, p, axis)
     return jnp.expand_dims(distances, axis) if keepdim else distances
 
 
@@ -142,13 +142,14 @@ def _root_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.
 
 
 def distance(
-    x: jax.Array, y: jax.Array, shift: jax.Array, p: float, axis: int, where: jax.Array | None = None
+    x: jax.Array, y: jax.Array, eps: ArrayLike, p: float, axis: int, where: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the p-norm of x - y + shift along an axis, of x and y that are 0 behind a mask of the vectors.
+    """Returns the p-norm of x - y + eps along an axis, of x and y that are 0 behind a mask of the vectors.
 
     Its slope is 0 in a component that is 0, and where all are.
     """
-    arrays = x, y, _rows(where, x.ndim, axis), shift.reshape([1] * x.ndim)
+    shift = jnp.asarray(eps, arithmetic_dtype(x, y)).reshape([1] * x.ndim)
+    arrays = x, y, _stretched(where, x.ndim, axis), shift
 
     def difference(x: jax.Array, y: jax.Array, rows: jax.Array, shift: jax.Array) -> jax.Array:
         x, y = _hidden(x, y, rows)
@@ -214,12 +215,9 @@ def _products_jvp(
     return products, (*map(jnp.zeros_like, scales), *moved)
 
 
-def _products_of(x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
-    return [_product(*pair, axis) for pair in ((x, x), (y, y), (x, y))]
-
-
 def _products_by(scales: Sequence[jax.Array], x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
     x, y = (array * jnp.expand_dims(scale, axis) for array, scale in zip(widened(x, y), scales, strict=True))
+    # Not in steps, for which what is scaled would be written out in full size.
     return [jnp.sum(product, axis) for product in (x * x, y * y, x * y)]
 
 
@@ -244,7 +242,7 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
     def products(x: jax.Array, y: jax.Array, eps: jax.Array) -> tuple[jax.Array, ...]:
         if x.size < _LEAST or jax.device_count() > 1:  # devices would have to agree on the choice
             return scaled(x, y, eps)
-        x_square, y_square, inner = _products_of(x, y, axis)
+        x_square, y_square, inner = (_product(*pair, axis) for pair in ((x, x), (y, y), (x, y)))
         # Also the square of a product of lengths has a reciprocal.
         least = math.sqrt(jnp.finfo(eps.dtype).tiny)
         clamped = jnp.maximum(jnp.stack([x_square, y_square]), eps * eps)
@@ -272,7 +270,7 @@ def smoothed_cosine(x: jax.Array, y: jax.Array, where: jax.Array | None) -> jax.
 
     The two roots are kept apart, and in the derivative, too: the product of the squares would overflow early.
     """
-    return _product(x, y, x.ndim - 1, where) / (_smoothed_length(x, where) * _smoothed_length(y, where))
+    return _product(x, y, -1, where) / (_smoothed_length(x, where) * _smoothed_length(y, where))
 
 
 @functools.partial(smoothed_cosine.defjvp, symbolic_zeros=True)
@@ -293,13 +291,13 @@ def _turn(
     """Returns how the cosine changes with the one vector: it grows towards the other, across the one."""
     scale = 1 / _smoothed_length(vector, where)
     reach = 1 / _smoothed_length(other, where)
-    vector, other = _hidden(vector, other, _rows(where, vector.ndim, -1))
+    vector, other = _hidden(vector, other, _stretched(where, vector.ndim, -1))
     slope = jnp.expand_dims(reach, -1) * other - jnp.expand_dims(cosine * scale, -1) * vector
     return scale * jnp.sum(slope * tangent.astype(slope.dtype), -1)
 
 
 def _smoothed_length(vectors: jax.Array, where: jax.Array | None) -> jax.Array:
-    square = _product(vectors, vectors, vectors.ndim - 1, where)
+    square = _product(vectors, vectors, -1, where)
     return jnp.sqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0
 
 
@@ -310,10 +308,10 @@ def _product(x: jax.Array, y: jax.Array, axis: int, where: jax.Array | None = No
         x, y = _hidden(x, y, rows)
         return x * y
 
-    return _sum(terms, (x, y, _rows(where, x.ndim, axis)), axis)
+    return _sum(terms, (x, y, _stretched(where, x.ndim, axis)), axis)
 
 
-def _rows(where: jax.Array | None, ndim: int, axis: int) -> jax.Array:
+def _stretched(where: jax.Array | None, ndim: int, axis: int) -> jax.Array:
     """Returns a mask of vectors, or one that hides nothing, which stretches along their axis."""
     return jnp.ones([1] * ndim, bool) if where is None else jnp.expand_dims(where, axis)
 
@@ -324,4 +322,4 @@ def _hidden(x: jax.Array, y: jax.Array, rows: jax.Array) -> list[jax.Array]:
 
 def _sum(terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], axis: int) -> jax.Array:
     """Returns the sum along an axis of elementwise terms, which may hide and widen without writing it out."""
-    return sum_of(terms, arrays, ClassAxis(axis, None), are_stored=False)
+    return sum_of(terms, arrays, ClassAxis(axis % arrays[0].ndim, None), are_stored=False)

@@ -281,8 +281,7 @@ def triplet_margin_loss(
         torch.nn.functional.triplet_margin_loss.
     """
     embeddings, where = _rows(where, anchors=anchors, positives=positives, negatives=negatives)
-    axis, shift = embeddings[0].ndim - 1, jnp.asarray(eps, arithmetic_dtype(*embeddings))
-    losses = _triplet(lambda x, y: distance(x, y, shift, p, axis, where), embeddings, margin, swap)
+    losses = _triplet(lambda x, y: distance(x, y, eps, p, -1, where), embeddings, margin, swap)
     return reduce_weighted(losses, None, where, reduction)
 
 
