@@ -70,18 +70,21 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         _check_divides(mesh, spec, name, parameter.shape)
         specs[name] = parameter.shape, spec
 
-    def place(path: Any, array: jax.Array) -> jax.Array:
-        spec = _of_parameter(specs, keystr(path, simple=True, separator="/"), array.shape)
-        return _put(array, NamedSharding(mesh, spec))
+    def put(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+        # A copy first: a device that holds the array shares it with the result, which a step donates.
+        return _put(jnp.copy(array), NamedSharding(mesh, spec))
 
-    whole = NamedSharding(mesh, PartitionSpec())
+    def place(path: Any, array: jax.Array) -> jax.Array:
+        return put(array, _of_parameter(specs, keystr(path, simple=True, separator="/"), array.shape))
+
+    whole = PartitionSpec()
     collecting = mesh if isinstance(split, str) else None
     return state.replace(
-        step=_put(state.step, whole),
+        step=put(state.step, whole),
         apply_fn=_collect(state.apply_fn, collecting),
         params=jax.tree_util.tree_map_with_path(place, state.params),
         opt_state=jax.tree_util.tree_map_with_path(place, state.opt_state),
-        model_state=jax.tree.map(lambda array: _put(array, whole), state.model_state),
+        model_state=jax.tree.map(lambda array: put(array, whole), state.model_state),
         eval_fn=state.eval_fn and _collect(state.eval_fn, collecting),
     )
 

@@ -153,6 +153,19 @@ def check_sizes(mesh: Mesh) -> Iterator[str]:
         yield f"what belongs to a lone parameter lies as {spec}"
 
 
+def check_copies(mesh: Mesh) -> Iterator[str]:
+    """A step takes nothing of the state that was placed on the mesh, nor of one that was placed anew."""
+    batch = shard_batch((INPUTS, LABELS), mesh, "data")
+    for first, second in ((None, None), (None, "data"), ("data", None), ("data", "data")):
+        given = noisy()
+        placed = shard_train_state(given, mesh, first)
+        again = shard_train_state(placed, mesh, second)
+        for state, former in ((again, placed), (placed, given)):
+            jax.block_until_ready(train_step(state, *batch, loss=cross_entropy))
+            if any(array.is_deleted() for array in jax.tree.leaves(former)):
+                yield f"a step takes what was placed with {first} and then {second}"
+
+
 def check_checkpoint(mesh: Mesh, folder: str) -> Iterator[str]:
     """What was saved on the mesh comes back to it, and also to one device."""
     new = noisy()
@@ -238,7 +251,8 @@ def main() -> None:
             case _:
                 chosen = layouts()
                 problems = [*check_misfits(chosen[0][1]), *check_epochs(chosen[0][1])]
-        problems += [*check_sizes(chosen[0][1]), *check_checkpoint(chosen[0][1], folder)]
+        problems += [*check_copies(chosen[0][1]), *check_sizes(chosen[0][1])]
+        problems += check_checkpoint(chosen[0][1], folder)
         for layout in chosen:
             problems += compare(*layout)
     sys.exit("\n".join(problems) or None)
