@@ -20,11 +20,19 @@ __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """A folder of checkpoints of one training.
+    """A folder of checkpoints of one training, to be used in a `with` statement.
+
+    At its end the statement waits until what was saved is on disk. Without one, `close` does so; a program
+    that ends before may lose its last checkpoint.
 
     Args:
-        directory: The folder; it is made if it is not there. In a program of several processes, all see it.
-        keep: How many checkpoints stay; older ones are removed once a newer one is complete.
+        directory: The folder, a local or mounted one; it is made if it is not there. In a program of several
+            processes, all see it.
+        keep: How many checkpoints stay, at least 1; older ones are removed once a newer one is complete.
+
+    Raises:
+        ValueError: If `keep` is less than 1, or `directory` is a URL.
+        NotADirectoryError: If `directory` is a file.
 
     Example:
         >>> import tempfile
@@ -51,7 +59,13 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | PathLike[str], *, keep: int = 2):
-        self._directory = pathlib.Path(directory).absolute()
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        if "://" in str(directory):
+            raise ValueError(f"directory must be a local or mounted folder, got {directory}")
+        self._directory = pathlib.Path(directory).expanduser().absolute()
+        if self._directory.is_file():
+            raise NotADirectoryError(f"directory must be a folder, got the file {self._directory}")
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
@@ -64,24 +78,33 @@ class Checkpoints:
 
     def __exit__(self, *error: object) -> None:
         """Waits until what was saved is on disk."""
+        self.close()
+
+    def close(self) -> None:
+        """Waits until what was saved is on disk; nothing can be saved or restored after that."""
         self._manager.close()
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest complete checkpoint, None where there is none."""
+        """The step of the newest checkpoint, None where there is none.
+
+        Waits until what was saved is complete.
+        """
+        self._manager.wait_until_finished()
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
         """Saves a state under the number of its step.
 
         Waits for the device and for a copy in memory. The rest happens in the background, while the next
-        steps run; the checkpoint counts once it is complete. A step that is already there is not saved again.
+        steps run; the checkpoint counts once it is complete. The newest step is not saved again.
 
         Args:
             state: The state from a step.
 
         Raises:
             FloatingPointError: If a parameter is NaN or infinite. The checkpoints stay as they are.
+            ValueError: If the folder has a later step, as when another training wrote it.
         """
         step = int(state.step)
         sound = _finite(state.params)
@@ -91,11 +114,19 @@ class Checkpoints:
                 f"the parameters {', '.join(broken)} are not finite at step {step}, so they are not saved; "
                 f"the newest checkpoint in {self._directory} is of step {self.newest}"
             )
-        if step not in self._manager.all_steps():
+        latest = self._manager.latest_step()  # complete or under way
+        if latest is not None and step < latest:
+            raise ValueError(
+                f"the newest checkpoint in {self._directory} is of step {latest}, after step {step}: restore "
+                "it, or use another folder"
+            )
+        if step != latest:
             self._manager.save(step, args=ocp.args.StandardSave(_arrays(state)))
 
     def restore(self, state: TrainState) -> TrainState:
-        """Returns the newest complete checkpoint, or `state` where there is none.
+        """Returns the newest checkpoint, or `state` where there is none.
+
+        Waits until what was saved is complete.
 
         Args:
             state: A state of the same model and optimizer, such as that before the first step. What is read

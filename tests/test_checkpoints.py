@@ -166,6 +166,49 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
         assert checkpoints.newest == 0
 
 
+def test_what_was_just_saved_is_waited_for(tmp_path):
+    first = new_state()
+    second = first.replace(step=first.step + 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first)
+        assert (tmp_path / str(checkpoints.newest)).is_dir()
+        checkpoints.save(second)
+        equal(checkpoints.restore(new_state()), second)
+
+
+def test_a_folder_that_is_closed_is_complete(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(new_state())
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_step_before_the_newest_is_refused(tmp_path):
+    state = small(6, 5, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (20, 30):
+            checkpoints.save(state.replace(step=jnp.int32(step)))
+        for step in (10, 20):
+            with pytest.raises(ValueError, match=rf"newest .* is of step 30, after step {step}: restore it"):
+                checkpoints.save(state.replace(step=jnp.int32(step)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "30"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "error", "message"),
+    [
+        ("folder", 0, ValueError, "keep must be at least 1, got 0"),
+        ("gs://bucket/run", 2, ValueError, "local or mounted folder, got gs://bucket/run"),
+        (__file__, 2, NotADirectoryError, "must be a folder, got the file .*test_checkpoints.py"),
+    ],
+)
+def test_what_can_hold_no_checkpoints_is_refused(name, keep, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        Checkpoints(name, keep=keep)
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_so_many_are_kept(tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
