@@ -8,21 +8,32 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
+from jaxloss._arguments import widened
+
 
 def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
     """Returns a loss that passes through `jit`: the function is static, the arrays bound to it are traced."""
     if not callable(loss):
         raise TypeError(f"loss must be a callable (outputs, targets) -> scalar; got {reprlib.repr(loss)}")
-    return loss if isinstance(loss, Partial) else Partial(loss)
+    if not isinstance(loss, Partial):
+        return Partial(loss)
+    for path, leaf in tree_leaves_with_path(loss):
+        if isinstance(leaf, str):
+            raise TypeError(
+                "jax.tree_util.Partial binds arrays to a loss, functools.partial what Python must know; got "
+                f"{leaf!r} for loss{keystr(path)}"
+            )
+    return loss
 
 
 def value_and_weight(value: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Returns what a loss returned as a mean and None, or as a sum and its weight."""
+    """Returns what a loss returned as a mean and None, or as a sum and its weight, of one dtype."""
     match jax.tree.map(jnp.shape, value):
         case ():
             return value, None
         case ((), ()):
-            return value[0], jnp.asarray(value[1], jnp.result_type(value[0]))
+            total, weight = widened(*map(jnp.asarray, value))
+            return total, weight
         case shape:
             raise ValueError(
                 "loss must return a scalar, as with reduction='mean', or the pair (sum, weight) of "

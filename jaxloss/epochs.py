@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxloss._objective import no_pair, sample_count, traceable, value_and_weight
 from jaxloss._reduction import mean
-from jaxloss.training import TrainState, train_step
+from jaxloss.training import TrainState, refuse_other_than_state, train_step
 
 __all__ = ["evaluate", "read_losses", "train_epoch"]
 
@@ -75,6 +75,7 @@ def train_epoch(
         >>> bool(losses[-1] < 0.1)
         True
     """
+    refuse_other_than_state(state)
     state, losses = _train_epoch(state, inputs, targets, key, traceable(loss), batch_size, micro_batches)
     if not allow_non_finite:
         read_losses(losses, state, loss=loss)
@@ -92,8 +93,10 @@ def _train_epoch(
     micro_batches: int,
 ) -> tuple[TrainState, jax.Array]:
     count = sample_count(inputs, targets)
-    if not 1 <= batch_size <= count:
-        raise ValueError(f"batch_size must lie in [1, {count}], the number of samples; got {batch_size}")
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= count:
+        raise ValueError(
+            f"batch_size must be an integer in [1, {count}], the number of samples; got {batch_size}"
+        )
     whole = count - count % batch_size
     batches = jax.random.permutation(key, count)[:whole].reshape(-1, batch_size)
 
@@ -147,6 +150,7 @@ def evaluate(
         >>> evaluate(state, inputs, labels, loss=accuracy, batch_size=64)
         Array(0.5, dtype=float32)
     """
+    refuse_other_than_state(state)
     if state.eval_fn is None:
         raise ValueError(
             "evaluate must know how a model with a model_state runs outside training: "
@@ -160,8 +164,10 @@ def _evaluate(
     state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], batch_size: int
 ) -> jax.Array:
     count = sample_count(inputs, targets)
-    if batch_size < 1 or not count:
-        raise ValueError(f"evaluate needs samples and a batch_size >= 1; got {count} and {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1 or not count:
+        raise ValueError(
+            f"evaluate needs samples and an integer batch_size >= 1; got {count} and {batch_size}"
+        )
     eval_fn: Any = state.eval_fn
     model_state = () if state.model_state is None else (state.model_state,)
 
@@ -187,16 +193,17 @@ def read_losses(
     """Waits for the losses of the last steps, checks them, and returns them as numbers.
 
     Reading a loss waits for its step, and the device idles until the next one is sent. So keep the losses of
-    `train_step` as they come, and read them now and then: a loss that is NaN or infinite is noticed then. It
-    costs a step nothing, and what `jaxloss.checkpoints` keeps is of before.
+    `train_step` as they come, and read them now and then: a loss that is NaN or infinite is noticed then, and
+    costs a step nothing. Meanwhile `jaxloss.checkpoints` saves no parameters that are not finite.
 
     Args:
-        losses: The losses of the last steps, oldest first: scalars, or one array.
+        losses: The losses of the last steps, oldest first: an array of any shape, such as a scalar or what
+            `train_epoch` returns, or a list of them.
         state: The state after the last of them.
         loss: What returned them, which is named in the error.
 
     Returns:
-        The losses as an array.
+        The losses as an array with one axis.
 
     Raises:
         FloatingPointError: If a loss is NaN or infinite. It names the loss and the step; the first is 1.
@@ -215,7 +222,8 @@ def read_losses(
         >>> read_losses(losses, state, loss=mse_loss).tolist()
         [1.0, 0.64, 0.41]
     """
-    values = np.asarray(jax.device_get(losses))
+    parts = [np.zeros(0, np.float32), *map(np.ravel, jax.tree.leaves(jax.device_get(losses)))]
+    values = np.concatenate(parts)
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
         named: Any = loss
         # `func` is what a functools.partial holds, and `fun` what JAX's own puts around one.

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 
-from jaxloss.training import TrainState
+from jaxloss.training import TrainState, refuse_other_than_state
 
 __all__ = ["shard_batch", "shard_train_state"]
 
@@ -47,7 +47,7 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
 
     Raises:
         ValueError: If the mesh has no such axis, or an axis does not divide what is split over it.
-        TypeError: If `split` is none of the above.
+        TypeError: If `state` is no `TrainState`, or `split` is none of the above.
 
     Example:
         >>> import jax, optax
@@ -62,6 +62,7 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         >>> state.opt_state[0].mu["linear"]["kernel"].sharding.spec[0]
         'data'
     """
+    refuse_other_than_state(state)
     rule = _rule(mesh, split)
     specs: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {}
     for path, parameter in jax.tree_util.tree_leaves_with_path(state.params):

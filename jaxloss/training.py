@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx, struct
+from flax import linen, nnx, struct
 from flax.training import train_state
 from jax.typing import DTypeLike
 
+from jaxloss._arguments import arithmetic_dtype, widened
 from jaxloss._objective import no_pair, sample_count, traceable, value_and_weight
 from jaxloss._reduction import mean
 from jaxloss._trees import differences, kinds
@@ -128,7 +129,9 @@ def create_train_state(
                       return outputs, {"dropout": key, **updates}
 
         optimizer: An Optax optimizer. Make it once: each call of, say, `optax.adam` is another optimizer to
-            JAX, and a state that holds it compiles `train_step` anew.
+            JAX, and a state that holds it compiles `train_step` anew. One that asks for the loss, as
+            `optax.contrib.reduce_on_plateau` does, is given that of the batch; one that evaluates the model
+            itself, as the line search of `optax.lbfgs` does, is not supported.
         eval_fn: The model as `evaluate` calls it: `eval_fn(params, inputs) -> outputs`, and of a triple
             `eval_fn(params, model_state, inputs) -> outputs`. Default: an NNX module after `eval()`, or the
             `apply_fn` of a pair.
@@ -142,7 +145,8 @@ def create_train_state(
         The state before the first step.
 
     Raises:
-        TypeError: If `model` is none of the above, or `compute_dtype` is not a floating-point dtype.
+        TypeError: If `model` or `optimizer` is none of the above, or `compute_dtype` is not a floating-point
+            dtype.
 
     Example:
         >>> import optax
@@ -163,6 +167,8 @@ def create_train_state(
             evaluated = nnx.merge(graphdef, variables, others)
             evaluated.eval()
             eval_fn = eval_fn or _ApplyModule(nnx.graphdef(evaluated), evaluates=True)
+        case (linen.Module(), *_):
+            raise TypeError("a Linen module is given as the pair (module.apply, variables), got the module")
         case (apply_fn, params) if callable(apply_fn):
             eval_fn = eval_fn or apply_fn
         case (apply_fn, params, model_state) if callable(apply_fn):
@@ -172,6 +178,8 @@ def create_train_state(
                 "model must be a Flax NNX module, a pair (apply_fn, params) or a triple "
                 f"(apply_fn, params, model_state) with a callable apply_fn; got {reprlib.repr(model)}"
             )
+    if not hasattr(optimizer, "init"):
+        raise TypeError(f"optimizer must be Optax's, such as optax.sgd(0.01); got {reprlib.repr(optimizer)}")
     if compute_dtype is not None:
         dtype = jnp.dtype(compute_dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -187,8 +195,9 @@ def create_train_state(
         eval_fn=eval_fn,
     )
     # Donation deletes buffers. After this copy none of them is the caller's, and none is in the state twice,
-    # as with an optimizer whose state starts as the parameters themselves.
-    return jax.tree.map(jnp.copy, state)
+    # as with an optimizer whose state starts as the parameters themselves. A dtype that is said is not weak,
+    # as the one that a step returns: it compiles once.
+    return jax.tree.map(lambda array: jnp.array(array, jnp.result_type(array)), state)
 
 
 def train_step(
@@ -197,8 +206,8 @@ def train_step(
     """Takes one optimizer step and returns the new state with the loss before it.
 
     A pure function, compiled once per model, optimizer, loss and shapes. It donates `state`: the old state's
-    arrays become the new one's and are gone, so write `state, value = train_step(state, ...)`. A call that
-    raises takes nothing.
+    arrays become the new one's and are gone, so write `state, value = train_step(state, ...)`. A call that is
+    refused takes nothing.
 
     Args:
         state: The state from `create_train_state` or from the step before.
@@ -213,15 +222,16 @@ def train_step(
             intermediate values of one part only; part i has the samples i, i + micro_batches, and so on, so
             that a batch that is split over devices stays where it is. The loss then returns a pair: sums and
             weights add up to the mean of the whole batch, however unevenly masks leave the parts filled.
-            `model_state` passes from part to part.
+            `model_state` passes from part to part, and gradients are added up in at least float32.
 
     Returns:
         `(state, value)`: the state after the step, and the scalar loss of this batch at the parameters before
         the step. Nothing waits for the device until `value` is read.
 
     Raises:
-        TypeError: If `loss` is not callable, or if `apply_fn` is given a `model_state` and does not return a
-            pair `(outputs, model_state)` with a `model_state` of the same structure, shapes and dtypes.
+        TypeError: If `state` is no `TrainState`, `loss` is not callable, or `apply_fn` is given a
+            `model_state` and does not return a pair `(outputs, model_state)` with a `model_state` of the same
+            structure, shapes and dtypes.
         ValueError: If `loss` returns something else, the batch does not divide by `micro_batches`, or the
             parts of `state` are of different models.
 
@@ -240,11 +250,20 @@ def train_step(
         >>> bool(second < first)
         True
     """
+    refuse_other_than_state(state)
     try:
         return _train_step(state, inputs, targets, traceable(loss), micro_batches)
     except (AttributeError, TypeError, ValueError):
         _refuse_foreign_parts(state)
         raise
+
+
+def refuse_other_than_state(state: TrainState) -> None:
+    """Says so where something else is given, such as a model, or the pair that a step returns."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"state must be a TrainState, as create_train_state returns it; got {reprlib.repr(state)}"
+        )
 
 
 def _refuse_foreign_parts(state: TrainState) -> None:
@@ -266,13 +285,20 @@ def _train_step(
         value = mean(value, weight)
         # The mean over no weight is NaN with a gradient of 0, as in the losses.
         scale = jnp.where(weight == 0, 1, weight)
-        gradients = jax.tree.map(lambda g: (g.astype(scale.dtype) / scale).astype(g.dtype), gradients)
+        gradients = jax.tree.map(functools.partial(_quotient, scale), gradients, state.params)
+    optimizer = optax.with_extra_args_support(state.tx)
     # Optax computes `decay**count`, a float to the power of an int32, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
     state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state)
     return state, value
+
+
+def _quotient(scale: jax.Array, gradient: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Returns the gradient divided by the scale, in the dtype of the parameter."""
+    gradient, scale = widened(gradient, scale)
+    return (gradient / scale).astype(parameter.dtype)
 
 
 def _gradients(
@@ -294,7 +320,7 @@ def _accumulated(
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
     """The sums of what `_gradients` returns for each part of the batch."""
     count = sample_count(inputs, targets)
-    if micro_batches < 1 or count % micro_batches:
+    if not isinstance(micro_batches, int) or micro_batches < 1 or count % micro_batches:
         raise ValueError(f"micro_batches must divide the batch of {count} samples, got {micro_batches}")
 
     def split(array: Any) -> jax.Array:
@@ -307,9 +333,11 @@ def _accumulated(
         )
         if weight is None:
             raise no_pair("micro_batches")
-        return (model_state, jax.tree.map(jnp.add, sums, gradients)), (value, weight)
+        sums = jax.tree.map(lambda total, gradient: total + gradient.astype(total.dtype), sums, gradients)
+        return (model_state, sums), (value, weight)
 
-    start = (state.model_state, jax.tree.map(jnp.zeros_like, state.params))
+    zeros = jax.tree.map(lambda array: jnp.zeros_like(array, arithmetic_dtype(array)), state.params)
+    start = (state.model_state, zeros)
     (model_state, gradients), pairs = jax.lax.scan(add, start, jax.tree.map(split, (inputs, targets)))
     total, weight = jax.tree.map(jnp.sum, pairs)
     return total, weight, model_state, gradients
@@ -322,10 +350,12 @@ def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
     match state.apply_fn(params, state.model_state, inputs):
         # Only a tuple will do: a batch of two outputs unpacks as well, and its second row would be the state.
         case tuple() as pair if len(pair) == 2:
-            if found := differences(kinds(pair[1]), kinds(state.model_state)):
+            found = differences(kinds(pair[1]), kinds(state.model_state))
+            came, expected = map(jax.tree.structure, (pair[1], state.model_state))
+            if found or came != expected:
                 raise TypeError(
-                    "apply_fn must return a model_state of the structure, shapes and dtypes that it is "
-                    f"given; model_state{found}"
+                    "a model must return a model_state of the structure, shapes and dtypes that it is given; "
+                    f"model_state{found or f' is {came}, expected {expected}'}"
                 )
             return pair
         case other:

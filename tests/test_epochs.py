@@ -82,6 +82,13 @@ def test_losses_are_checked_when_they_are_read():
     with pytest.raises(FloatingPointError, match=r"^mse_loss is nan at step 19$"):
         read_losses(losses, state, loss=jax.tree_util.Partial(functools.partial(mse_loss), where=True))
     np.testing.assert_array_equal(read_losses(losses[::2], state, loss=mse_loss), [0.5, 0.25])
+    np.testing.assert_array_equal(read_losses([], state, loss=mse_loss), [])
+    np.testing.assert_array_equal(read_losses(losses[0], state, loss=mse_loss), [0.5])
+    with pytest.raises(FloatingPointError, match=r"^mse_loss is nan at step 20$"):
+        read_losses(losses[1], state, loss=mse_loss)
+    epochs = [jnp.array([1.0, np.inf]), jnp.ones(3)]
+    with pytest.raises(FloatingPointError, match=r"^mse_loss is inf at step 17$"):
+        read_losses(epochs, state, loss=mse_loss)
 
 
 # Evaluation
@@ -103,6 +110,19 @@ def test_any_measure_is_evaluated():
     right = np.argmax(state.apply_fn(state.params, INPUTS), axis=-1) == LABELS
     value = evaluate(state, INPUTS, LABELS, loss=accuracy, batch_size=4)
     np.testing.assert_allclose(value, right.sum() / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11])
+def test_a_count_is_divided_by_weights_that_are_not_whole(batch_size):
+    def weighted(logits, labels):
+        weight = jnp.where(labels == 0, 0.5, 1.0)
+        return (logits.argmax(axis=-1) == labels).sum(), weight.sum()
+
+    state = new_state()
+    right = np.asarray(state.apply_fn(state.params, INPUTS)).argmax(axis=-1) == LABELS
+    expected = right.sum() / np.where(LABELS == 0, 0.5, 1.0).sum()
+    value = evaluate(state, INPUTS, LABELS, loss=weighted, batch_size=batch_size)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 class Noisy(nnx.Module):
@@ -150,8 +170,9 @@ def test_how_a_function_with_state_is_evaluated_must_be_said():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 12}, r"batch_size must lie in \[1, 11\], the number of samples; got 12"),
-        ({"batch_size": 0}, r"batch_size must lie in \[1, 11\]"),
+        ({"batch_size": 12}, r"batch_size must be an integer in \[1, 11\], the number of samples; got 12"),
+        ({"batch_size": 0}, r"batch_size must be an integer in \[1, 11\], .*; got 0"),
+        ({"batch_size": 4.0}, r"batch_size must be an integer in \[1, 11\], .*; got 4.0"),
         ({"targets": LABELS[:10]}, "equally many samples.*; got inputs 11, targets 10"),
         ({"targets": (LABELS, 1.0)}, r"got inputs 11, targets\[0\] 11, targets\[1\] a scalar"),
         ({"micro_batches": 3, "loss": PAIR}, "micro_batches must divide the batch of 4 samples, got 3"),
@@ -170,8 +191,9 @@ def test_an_epoch_that_does_not_fit_is_refused(options, message):
             {"loss": cross_entropy},
             r"loss must return the pair \(sum, weight\) for evaluate, .*; got a scalar",
         ),
-        ({"batch_size": 0}, "samples and a batch_size >= 1; got 11 and 0"),
-        ({"inputs": INPUTS[:0], "targets": LABELS[:0]}, "samples and a batch_size >= 1; got 0 and 4"),
+        ({"batch_size": 0}, "samples and an integer batch_size >= 1; got 11 and 0"),
+        ({"batch_size": 4.0}, "samples and an integer batch_size >= 1; got 11 and 4.0"),
+        ({"inputs": INPUTS[:0], "targets": LABELS[:0]}, "an integer batch_size >= 1; got 0 and 4"),
         ({"targets": LABELS[:10]}, "equally many samples.*; got inputs 11, targets 10"),
         ({"loss": None}, "loss must be a callable .* got None"),
     ],

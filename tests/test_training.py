@@ -11,10 +11,13 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from jax.sharding import AxisType
 from jax.tree_util import Partial
 
 from jaxloss import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from jaxloss.epochs import evaluate, train_epoch
 from jaxloss.models import BinaryClassifier, Classifier, LinearRegression
+from jaxloss.placement import shard_train_state
 from jaxloss.training import create_train_state, train_step
 from tests.torch_trajectories import DTYPES, RUNS, ask_torch, batches, initial_parameters, recorded
 
@@ -246,6 +249,16 @@ def test_steps_share_one_compilation(traced_loss):
     assert traced_loss.traces == 1
 
 
+def test_a_parameter_of_a_weak_type_compiles_once(traced_loss):
+    def apply(params, inputs):
+        return params["temperature"] * inputs[:, :3]
+
+    # A learned temperature, as a Python number and as JAX makes one of it.
+    for number in (10.0, jnp.log(10.0)):
+        train(create_train_state((apply, {"temperature": number}), optax.adam(0.1)), traced_loss)
+    assert traced_loss.traces == 2
+
+
 def test_another_architecture_compiles_anew(traced_loss):
     train(create_train_state(nnx_model(), SGD), traced_loss)
     train(create_train_state(Classifier(6, 4, 3, rngs=nnx.Rngs(0)), SGD), traced_loss)
@@ -385,6 +398,43 @@ def test_a_wrong_model_is_named(model):
         TypeError, match=r"model must be a Flax NNX module, a pair \(apply_fn, params\) or.*; got "
     ):
         create_train_state(model, SGD)
+
+
+def test_a_module_in_place_of_its_function_is_named():
+    module = linen.Dense(3)
+    with pytest.raises(TypeError, match=r"as the pair \(module.apply, variables\), got the module"):
+        create_train_state((module, module.init(jax.random.key(0), INPUTS)), SGD)
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd, None, nnx.Optimizer(nnx_model(), SGD, wrt=nnx.Param)])
+def test_a_wrong_optimizer_is_named(optimizer):
+    with pytest.raises(TypeError, match=r"optimizer must be Optax's, such as optax.sgd\(0.01\); got "):
+        create_train_state(nnx_model(), optimizer)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        functools.partial(train_step, inputs=INPUTS, targets=TARGETS, loss=cross_entropy),
+        functools.partial(
+            train_epoch,
+            inputs=INPUTS,
+            targets=TARGETS,
+            loss=cross_entropy,
+            batch_size=8,
+            key=jax.random.key(0),
+        ),
+        functools.partial(evaluate, inputs=INPUTS, targets=TARGETS, loss=cross_entropy, batch_size=8),
+        functools.partial(shard_train_state, mesh=jax.make_mesh((1,), ("data",), (AxisType.Auto,))),
+    ],
+    ids=["train_step", "train_epoch", "evaluate", "shard_train_state"],
+)
+def test_what_is_no_state_is_named(use):
+    for other in (nnx_model(), (create_train_state(nnx_model(), SGD), jnp.float32(1))):
+        with pytest.raises(
+            TypeError, match="state must be a TrainState, as create_train_state returns it; got"
+        ):
+            use(other)
 
 
 def test_a_loss_that_is_no_scalar_is_named():

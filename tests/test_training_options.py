@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.tree_util import Partial
 
 from jaxloss import cross_entropy, mse_loss
 from jaxloss.models import Classifier, LinearRegression
@@ -150,7 +151,26 @@ def test_a_dtype_that_cannot_be_computed_in_is_named(dtype):
         new_state(compute_dtype=dtype)
 
 
+def test_low_precision_gradients_are_added_up_in_float32():
+    """In bfloat16 256 + 1 is 256."""
+
+    def pair(outputs, _):
+        return outputs.astype(jnp.float32).sum(), jnp.float32(1 / 512)
+
+    ones = np.ones(512, np.float32).astype(jnp.bfloat16)
+    state = create_train_state((lambda w, x: w * x, jnp.zeros((), jnp.bfloat16)), optax.sgd(1.0))
+    state, _ = train(state, pair, steps=1, inputs=ones, targets=ones, micro_batches=512)
+    assert state.params.dtype == jnp.bfloat16
+    assert state.params == -512
+
+
 # Optax does the rest
+
+
+def test_an_optimizer_that_asks_for_the_loss_is_given_it():
+    optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1, factor=0.5))
+    state, losses = train(new_state(optimizer), PAIR, steps=2)
+    assert state.opt_state[1].best_value == losses.min()
 
 
 def test_clipping_and_schedules_come_from_optax():
@@ -181,6 +201,11 @@ def test_clipping_and_schedules_come_from_optax():
         ({"micro_batches": 3}, r"loss must return the pair \(sum, weight\) for micro_batches.*got a scalar"),
         ({"micro_batches": 5, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 5"),
         ({"micro_batches": 0, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 0"),
+        ({"micro_batches": 2.0, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 2.0"),
+        (
+            {"loss": Partial(cross_entropy, reduction="sum")},
+            r"functools.partial what Python must know; got 'sum' for loss.*reduction",
+        ),
         (
             {"micro_batches": 3, "loss": PAIR, "targets": TARGETS[:9]},
             r"inputs and targets must have equally many samples.*; got inputs 12, targets 9",
@@ -199,17 +224,18 @@ def test_a_call_that_fails_takes_nothing(options, message):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda count: count.astype(jnp.float32),
-        lambda count: count[None],
+        lambda count: (count.astype(jnp.float32),),
+        lambda count: (count[None],),
         lambda count: {"count": count},
         lambda count: None,
+        lambda count: [count],
     ],
 )
 def test_a_model_state_that_changes_its_kind_is_named(change):
-    def apply(params, count, inputs):
-        return params * inputs, change(count)
+    def apply(params, model_state, inputs):
+        return params * inputs, change(*model_state)
 
-    state = create_train_state((apply, jnp.ones(6), jnp.zeros((), jnp.int32)), ADAM)
+    state = create_train_state((apply, jnp.ones(6), (jnp.zeros((), jnp.int32),)), ADAM)
     with pytest.raises(
         TypeError, match=r"must return a model_state of the structure, .*; model_state.* expected "
     ):
