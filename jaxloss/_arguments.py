@@ -3,7 +3,9 @@
 Everything here runs while a loss is traced, so it costs nothing per call.
 """
 
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,8 +98,25 @@ def hide(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Arra
     return array if where is None else jnp.where(where, array, jnp.asarray(fill, array.dtype))
 
 
+def integer(name: str, value: Any) -> int:
+    """Returns a Python integer that is known while tracing, or a TypeError that names the argument."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def class_axis(axis: int, scores: str, shape: tuple[int, ...]) -> int:
+    """Returns the class axis counted from the front, or refuses scores of no class."""
+    position = canonical_axis(axis, scores, shape)
+    if not shape[position]:
+        raise ValueError(f"{scores} must have at least one class, got {scores} {shape} with axis={axis}")
+    return position
+
+
 def canonical_axis(axis: int, scores: str, shape: tuple[int, ...]) -> int:
-    """Returns the class axis counted from the front."""
+    """Returns an axis counted from the front."""
+    axis = integer("axis", axis)
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"axis must be an axis of {scores}, got axis={axis} for {scores} {shape}")
     return axis % len(shape)

@@ -49,7 +49,7 @@ def compiled(
     limits = dict(domains or {})
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        name = function.__name__
+        name, parameters = function.__name__, inspect.signature(function).parameters
 
         @functools.wraps(function)
         def traced(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -63,8 +63,8 @@ def compiled(
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             for option, number in kwargs.items():
-                if option in limits and isinstance(number, _NUMBER):
-                    _refuse_outside(limits[option], number, f"{name}: {option}")
+                if option in limits and number is not parameters[option].default:
+                    _refuse_outside(limits[option], number, name, option)
             try:
                 return jitted(*args, **kwargs)
             except (TypeError, ValueError):
@@ -87,9 +87,12 @@ def _within(domain: Domain, value: Any, option: str) -> jax.Array:
     return jnp.where(domain.contains(number), number, jnp.nan)
 
 
-def _refuse_outside(domain: Domain, number: Any, argument: str) -> None:
-    if not domain.contains(number):
-        raise ValueError(f"{argument} must be {domain.description}, got {number}")
+def _refuse_outside(domain: Domain, number: Any, name: str, option: str) -> None:
+    if isinstance(number, _NUMBER):
+        if not domain.contains(number):
+            raise ValueError(f"{name}: {option} must be {domain.description}, got {number}")
+    elif not isinstance(number, jax.Array | np.ndarray):
+        raise TypeError(f"{name}: {option} must be {domain.description}, got {number!r}")
 
 
 def _refuse_misfit(

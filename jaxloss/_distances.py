@@ -82,8 +82,8 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: Arra
     """Measures how alike in direction the vectors of two arrays are, each to its partner.
 
     similarity = x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps)) along `axis`: the cosine of the angle, 1 for the
-    same direction, 0 at right angles, -1 for opposite directions, and 0 beside a vector that is 0. As in
-    PyTorch derivatives pass the two bounds as if they were not there.
+    same direction, 0 at right angles, -1 for opposite directions, and 0 beside a vector that is 0, unless
+    `eps` is 0, too. As in PyTorch derivatives pass the two bounds as if they were not there.
 
     Args:
         x1: Vectors of real numbers along one axis of an array of any shape.
@@ -226,7 +226,7 @@ def _scaled_products(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> t
     scales = [1 / _unit(jnp.maximum(magnitude, eps)) for magnitude in largest]
     x_square, y_square, _ = _products_by(scales, x, y, axis)
     # What two sums shared XLA:CPU would write out in full size.
-    scales, x, y = lax.optimization_barrier((scales, x, y))
+    scales, x, y = jax.tree.map(lax.optimization_barrier, (scales, x, y))
     *_, inner = _products_by(scales, x, y, axis)
     return *scales, x_square, y_square, inner
 

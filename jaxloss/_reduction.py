@@ -52,6 +52,8 @@ def reduce_each(
     """
     _refuse_unknown(reduction, words)
     shape, dtype = arrays[0].shape, arithmetic_dtype(*arrays)
+    # What stretches has a gradient that is a sum, which is rounded once.
+    arrays = [array if array.shape == shape else array.astype(dtype) for array in arrays]
     where = mask(where, shape if classes is None else without(shape, classes.position))
     behind = where if where is None or classes is None else classes.expand(where)
     if weight is not None:
@@ -124,17 +126,22 @@ def _total_weight(
     shape: tuple[int, ...], dtype: Any, weight: jax.Array | None, where: jax.Array | None
 ) -> jax.Array:
     given = [array for array in (where, weight) if array is not None]
-    if not given:
-        return jnp.asarray(math.prod(shape), dtype)
-
-    def counted(*given: jax.Array) -> jax.Array:
-        if weight is None:
-            return given[0].astype(int)  # as integers: exact above 2**24
-        return given[0] if where is None else hide(given[0], given[1])
-
+    if not given or not math.prod(shape):
+        return jnp.asarray(float(math.prod(shape)), dtype)
     # What repeats itself is added up once.
     size = math.prod(np.broadcast_shapes(*(array.shape for array in given)))
-    return (total(counted, *given) * (math.prod(shape) // max(1, size))).astype(dtype)
+    if weight is None:
+        added = _count(given[0]).astype(dtype)
+    else:
+        added = total(lambda *given: given[0] if where is None else hide(*given), *given).astype(dtype)
+    return added * float(math.prod(shape) // size)
+
+
+def _count(where: jax.Array) -> jax.Array:
+    """Returns how often a mask is True: as an integer, exact above 2**24, while that holds its size."""
+    if where.size < 2**31:
+        return total(lambda where: where.astype(int), where)
+    return jnp.sum(jnp.sum(where, -1, dtype=int).astype(float))
 
 
 @overload

@@ -9,7 +9,7 @@ from jaxloss._arguments import (
     agree,
     arithmetic_dtype,
     as_array,
-    canonical_axis,
+    class_axis,
     hide,
     mask,
     stretchable,
@@ -266,7 +266,7 @@ def multilabel_soft_margin_loss(
     """
     arrays = agree(logits=logits, targets=targets)
     shape = arrays[0].shape
-    classes = ClassAxis(canonical_axis(axis, "logits", shape), axis_name)
+    classes = ClassAxis(class_axis(axis, "logits", shape), axis_name)
     factor = weight_of_classes(weight, arrays[0], classes).astype(arithmetic_dtype(*arrays))
 
     def loss(logits: jax.Array, targets: jax.Array, factor: jax.Array, one: jax.Array) -> jax.Array:
@@ -345,8 +345,14 @@ def _excess_of_yes(logits: jax.Array, factor: jax.Array) -> jax.Array:
     return factor * jnp.maximum(-logits, 0) - jnp.maximum(logits, 0) + (factor - 1) * _curve(logits)
 
 
+def _slope(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
+    """(1 - targets) · sigmoid(logits) - factor · targets · sigmoid(-logits), in which nothing cancels."""
+    no, yes, odds = 1 - targets, factor * targets, jnp.exp(-jnp.abs(logits))
+    return jnp.where(logits >= 0, no - yes * odds, no * odds - yes) / (1 + odds)
+
+
 @derivatives(
-    lambda logits, targets, factor: (1 + (factor - 1) * targets) * jax.nn.sigmoid(logits) - factor * targets,
+    _slope,
     lambda logits, targets, factor: _excess_of_yes(logits, factor),
     lambda logits, targets, factor: product(targets, _softplus(-logits)),
 )

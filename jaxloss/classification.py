@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, as_array, canonical_axis, hide, mask, values, widened, without
+from jaxloss._arguments import agree, as_array, class_axis, hide, mask, values, widened, without
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled, fraction, not_negative, positive
 from jaxloss._derivatives import derivatives, product
@@ -122,7 +122,7 @@ def cross_entropy(
     given, targets = as_array("logits", logits), as_array("targets", targets)
     are_soft = jnp.issubdtype(targets.dtype, jnp.floating)
     (wide, *_) = widened(given, targets) if are_soft else widened(given)
-    classes = ClassAxis(canonical_axis(axis, "logits", wide.shape), axis_name)
+    classes = ClassAxis(class_axis(axis, "logits", wide.shape), axis_name)
     where = mask(where, without(wide.shape, classes.position))
     logits = capped(classes.hide(where, wide), soft_cap)
     are_stored = soft_cap is None and given.dtype.itemsize >= 4
@@ -221,7 +221,7 @@ def nll_loss(
         PyTorch documentation: torch.nn.NLLLoss, torch.nn.functional.nll_loss.
     """
     (log_probs,) = values(log_probs=log_probs)
-    classes = ClassAxis(canonical_axis(axis, "log_probs", log_probs.shape), axis_name)
+    classes = ClassAxis(class_axis(axis, "log_probs", log_probs.shape), axis_name)
     where = mask(where, without(log_probs.shape, classes.position))
     log_probs = classes.hide(where, log_probs)
     weight = class_weight(weight, log_probs, classes)

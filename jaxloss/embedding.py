@@ -355,6 +355,8 @@ def triplet_margin_with_distance_loss(
         torch.nn.functional.triplet_margin_with_distance_loss.
     """
     function = pairwise_distance if distance_function is None else distance_function
+    if not callable(function):
+        raise TypeError(f"distance_function must be a function of two arrays, got {function!r}")
 
     def distance(x: jax.Array, y: jax.Array) -> jax.Array:
         return values(distances=function(x, y))[0]

@@ -88,8 +88,9 @@ def poisson_nll_loss(
         predictions = checked(predictions, valid, "predictions: expected rates >= -eps")
 
     def loss(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
+        predictions, targets = widened(predictions, targets)  # once, and the gradient is rounded once
         short = _from_log_rates(predictions, targets) if log_input else _from_rates(predictions, targets, eps)
-        return short + _stirling(targets.astype(short.dtype)) if full else short
+        return short + _stirling(targets) if full else short
 
     return reduce_each(loss, [predictions, targets], [eps], where=where, reduction=reduction)
 

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxloss._arguments import (
     agree,
     as_array,
-    canonical_axis,
+    class_axis,
     hide,
     mask,
     values,
@@ -99,7 +99,7 @@ def multi_margin_loss(
         raise ValueError(f"p must be 1 or 2, got {p}")
     given = as_array("scores", scores)
     (wide,) = widened(given)
-    classes = ClassAxis(canonical_axis(axis, "scores", wide.shape), axis_name)
+    classes = ClassAxis(class_axis(axis, "scores", wide.shape), axis_name)
     where = mask(where, without(wide.shape, classes.position))
     scores = classes.hide(where, wide)
     weight = class_weight(weight, scores, classes)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, widened_integers
+from jaxloss._arguments import arithmetic_dtype, as_array, hide, integer, mask, widened_integers
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._reduction import Reduction, reduce_weighted
@@ -107,7 +107,7 @@ def ctc_loss(
     input_lengths = _lengths("input_lengths", input_lengths, samples)
     target_lengths = _lengths("target_lengths", target_lengths, samples)
     spelling = _spelling(log_probs, targets, input_lengths, target_lengths, blank, where)
-    losses = _without_rounding(-_log_likelihood(log_probs, spelling), log_probs) * spelling.validity
+    losses = _without_rounding(-_log_likelihood(log_probs, spelling), spelling) * spelling.validity
     if zero_infinity:
         losses = jnp.where(losses == jnp.inf, 0, losses)
     if reduction in ("mean", "sum_and_weight"):
@@ -120,7 +120,7 @@ def _log_probs(log_probs: ArrayLike, blank: int) -> jax.Array:
     converted = as_array("log_probs", log_probs)
     if converted.ndim not in (2, 3):
         raise ValueError(f"log_probs must have shape (T, N, C) or (T, C), got shape {converted.shape}")
-    if not 0 <= blank < converted.shape[-1]:
+    if not 0 <= integer("blank", blank) < converted.shape[-1]:
         raise ValueError(f"blank must be a class in [0, {converted.shape[-1]}), got {blank}")
     is_floating = jnp.issubdtype(converted.dtype, jnp.floating)
     return converted if is_floating else converted.astype(arithmetic_dtype(converted))
@@ -285,9 +285,9 @@ def _finite(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, jnp.finfo(x.dtype).min)
 
 
-def _without_rounding(losses: jax.Array, log_probs: jax.Array) -> jax.Array:
+def _without_rounding(losses: jax.Array, spelling: _Spelling) -> jax.Array:
     """Returns 0 for what rounding may have left of it below 0, of unchanged derivative."""
-    rounding = 8 * log_probs.shape[0] * float(jnp.finfo(log_probs.dtype).eps)
+    rounding = 8 * spelling.input_lengths.astype(losses.dtype) * float(jnp.finfo(losses.dtype).eps)
     below = jnp.where((losses <= 0) & (losses >= -rounding), losses, 0)
     return losses - lax.stop_gradient(below)
 
