@@ -73,8 +73,8 @@ def pairwise_distance(
     """
     x1, x2 = agree(x1=x1, x2=x2)
     axis = canonical_axis(axis, "x1", x1.shape)
-    distances = distance(x1, x2, eps, p, axis)
-    return jnp.expand_dims(distances, axis) if keepdim else distances
+    (found,) = distances((x1, x2), [(0, 1)], eps, p, axis)
+    return jnp.expand_dims(found, axis) if keepdim else found
 
 
 @compiled(static=("axis",), domains={"eps": not_negative})
@@ -141,30 +141,40 @@ def _root_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.
     return _root(square), slope * tangent
 
 
-def distance(
-    x: jax.Array, y: jax.Array, eps: ArrayLike, p: float, axis: int, where: jax.Array | None = None
-) -> jax.Array:
-    """Returns the p-norm of x - y + eps along an axis, of x and y that are 0 behind a mask of the vectors.
+def distances(
+    vectors: Sequence[jax.Array],
+    pairs: Sequence[tuple[int, int]],
+    eps: ArrayLike,
+    p: float,
+    axis: int,
+    where: jax.Array | None = None,
+) -> list[jax.Array]:
+    """Returns the p-norms of x - y + eps along an axis for pairs of arrays, of 0 behind a mask of vectors.
 
-    Its slope is 0 in a component that is 0, and where all are.
+    Its slope is 0 in a component that is 0, and where all are. The gradient of an array that is in several
+    pairs is rounded to its dtype once.
     """
-    shift = jnp.asarray(eps, arithmetic_dtype(x, y)).reshape([1] * x.ndim)
-    arrays = x, y, _stretched(where, x.ndim, axis), shift
+    shift = jnp.asarray(eps, arithmetic_dtype(*vectors)).reshape([1] * vectors[0].ndim)
+    arrays = *vectors, _stretched(where, vectors[0].ndim, axis), shift
 
-    def difference(x: jax.Array, y: jax.Array, rows: jax.Array, shift: jax.Array) -> jax.Array:
-        x, y = _hidden(x, y, rows)
-        return x - y + shift
+    def differences(*arrays: jax.Array) -> list[jax.Array]:
+        *vectors, rows, shift = arrays
+        vectors = _hidden(rows, *vectors)
+        return [vectors[i] - vectors[j] + shift for i, j in pairs]
 
-    def total(terms: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        return _sum(lambda *arrays: terms(difference(*arrays)), arrays, axis)
+    def totals(terms: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
+        return _sum(lambda *arrays: list(map(terms, differences(*arrays))), arrays, axis)
 
     if p == 0:
-        return total(lambda components: (components != 0).astype(components.dtype))
+        return totals(lambda components: (components != 0).astype(components.dtype))
     if p == 1:
-        return total(absolute)
+        return totals(absolute)
     if p == 2:
-        return _root(total(jnp.square))
-    magnitudes = absolute(difference(*arrays))
+        return list(map(_root, totals(jnp.square)))
+    return [_norm(absolute(difference), p, axis) for difference in differences(*arrays)]
+
+
+def _norm(magnitudes: jax.Array, p: float, axis: int) -> jax.Array:
     largest = jnp.max(magnitudes, axis, initial=0)
     if p == jnp.inf:
         return largest
@@ -291,7 +301,7 @@ def _turn(
     """Returns how the cosine changes with the one vector: it grows towards the other, across the one."""
     scale = 1 / _smoothed_length(vector, where)
     reach = 1 / _smoothed_length(other, where)
-    vector, other = _hidden(vector, other, _stretched(where, vector.ndim, -1))
+    vector, other = _hidden(_stretched(where, vector.ndim, -1), vector, other)
     slope = jnp.expand_dims(reach, -1) * other - jnp.expand_dims(cosine * scale, -1) * vector
     return scale * jnp.sum(slope * tangent.astype(slope.dtype), -1)
 
@@ -305,7 +315,7 @@ def _product(x: jax.Array, y: jax.Array, axis: int, where: jax.Array | None = No
     """Returns x·y along an axis, of x and y that are 0 behind a mask of the vectors."""
 
     def terms(x: jax.Array, y: jax.Array, rows: jax.Array) -> jax.Array:
-        x, y = _hidden(x, y, rows)
+        x, y = _hidden(rows, x, y)
         return x * y
 
     return _sum(terms, (x, y, _stretched(where, x.ndim, axis)), axis)
@@ -316,10 +326,10 @@ def _stretched(where: jax.Array | None, ndim: int, axis: int) -> jax.Array:
     return jnp.ones([1] * ndim, bool) if where is None else jnp.expand_dims(where, axis)
 
 
-def _hidden(x: jax.Array, y: jax.Array, rows: jax.Array) -> list[jax.Array]:
-    return [hide(rows, array) for array in widened(x, y)]
+def _hidden(rows: jax.Array, *vectors: jax.Array) -> list[jax.Array]:
+    return [hide(rows, array) for array in widened(*vectors)]
 
 
-def _sum(terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], axis: int) -> jax.Array:
+def _sum(terms: Callable[..., Any], arrays: tuple[jax.Array, ...], axis: int) -> Any:
     """Returns the sum along an axis of elementwise terms, which may hide and widen without writing it out."""
     return sum_of(terms, arrays, ClassAxis(axis % arrays[0].ndim, None), are_stored=False)

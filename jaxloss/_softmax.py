@@ -130,9 +130,12 @@ def _log_sum_exp_jvp(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3))
 def sum_of(
-    terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], classes: ClassAxis, are_stored: bool
-) -> jax.Array:
-    """Returns the sum over the classes of elementwise terms of logits and of arrays that stretch to them."""
+    terms: Callable[..., Any], arrays: tuple[jax.Array, ...], classes: ClassAxis, are_stored: bool
+) -> Any:
+    """Returns the sum over the classes of elementwise terms of logits and of arrays that stretch to them.
+
+    Of a list of terms it is the list of their sums.
+    """
     size = _step(arrays[0], classes, are_stored)
     if size is None:
         return _sum_at_once(terms, arrays, classes)
@@ -145,16 +148,14 @@ def sum_of(
 
 @functools.partial(sum_of.defjvp, symbolic_zeros=True)
 def _sum_of_jvp(
-    terms: Callable[..., jax.Array], classes: ClassAxis, are_stored: bool, primals: Any, tangents: Any
-) -> tuple[jax.Array, jax.Array]:
+    terms: Callable[..., Any], classes: ClassAxis, are_stored: bool, primals: Any, tangents: Any
+) -> tuple[Any, Any]:
     value = sum_of(terms, *primals, classes, are_stored)
     return value, tangents_of(lambda *arrays: _sum_at_once(terms, arrays, classes), *primals, *tangents)
 
 
-def _sum_at_once(
-    terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], classes: ClassAxis
-) -> jax.Array:
-    return classes.sum(terms(*arrays))
+def _sum_at_once(terms: Callable[..., Any], arrays: tuple[jax.Array, ...], classes: ClassAxis) -> Any:
+    return jax.tree.map(classes.sum, terms(*arrays))
 
 
 _UNROLLED = 32  # steps: of more that are written out the compiler vectorises none
@@ -187,30 +188,30 @@ def _step(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> int | None
 
 
 def _sum_in_steps(
-    terms: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], classes: ClassAxis, size: int
-) -> jax.Array:
+    terms: Callable[..., Any], arrays: tuple[jax.Array, ...], classes: ClassAxis, size: int
+) -> Any:
     """Adds some classes to as many others at a time, until these few are left to be summed."""
     axis, count = classes.position, arrays[0].shape[classes.position]
 
-    def of_some(first: int | jax.Array, size: int) -> jax.Array:
+    def of_some(first: int | jax.Array, size: int) -> Any:
         slices = (
             array if array.shape[axis] == 1 else lax.dynamic_slice_in_dim(array, first, size, axis)
             for array in arrays
         )
         return terms(*slices)
 
-    def step(i: int | jax.Array, total: jax.Array) -> jax.Array:
-        return total + of_some(i * size, size)
+    def step(i: int | jax.Array, total: Any) -> Any:
+        return jax.tree.map(jnp.add, total, of_some(i * size, size))
 
     number, total = count // size, of_some(0, size)
     if number <= _UNROLLED:
         for i in range(1, number):
             total = step(i, total)
-        total = in_one_loop(total)
+        total = jax.tree.map(in_one_loop, total)
     else:
         total = lax.fori_loop(1, number, step, total)
-    rest = count % size
-    return classes.sum(total) + classes.sum(in_one_loop(of_some(count - rest, rest)))
+    rest = of_some(count - count % size, count % size)
+    return jax.tree.map(lambda total, rest: classes.sum(total) + classes.sum(in_one_loop(rest)), total, rest)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -127,18 +127,18 @@ def cross_entropy(
     logits = capped(classes.hide(where, wide), soft_cap)
     are_stored = soft_cap is None and given.dtype.itemsize >= 4
     norm_of = functools.partial(log_sum_exp, classes=classes, are_stored=are_stored and where is None)
-    shift = classes.max(logits)
+    shift, count = classes.max(logits), classes.count(logits)
     if are_soft:
         _refuse_no_probabilities(targets, logits, ignore_index)
         log_norm = norm_of(logits, shift, where)
 
-        def loss(*arrays: jax.Array) -> jax.Array:
+        def loss(*arrays: jax.Array) -> jax.Array:  # of some of the classes
             logits, probs, weight, shift, log_norm, penalty = widened(*arrays)
             if label_smoothing:
-                probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(logits)
+                probs = (1 - label_smoothing) * probs + label_smoothing / count
             return product(weight * probs, log_norm - (logits - shift)) + penalty
 
-        penalty = with_z_loss(jnp.zeros_like(shift), z_loss, log_norm + shift) / classes.count(logits)
+        penalty = with_z_loss(jnp.zeros_like(shift), z_loss, log_norm + shift) / count
         of_classes = weight_of_classes(weight, logits, classes).astype(logits.dtype)
         of_positions = [classes.expand(array) for array in (shift, log_norm, penalty)]
         return reduce_each(

@@ -1,6 +1,7 @@
 """Losses on embeddings, on their distances, and on the order of scores."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxloss._arguments import agree, arithmetic_dtype, as_array, hide, mask, of_one_dtype, values, widened
 from jaxloss._compiled import compiled, finite, not_negative, positive
 from jaxloss._derivatives import checked_signs, derivatives, sign_or_nan
-from jaxloss._distances import distance, pairwise_distance, smoothed_cosine
+from jaxloss._distances import distances, pairwise_distance, smoothed_cosine
 from jaxloss._reduction import Reduction, reduce_each, reduce_weighted
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
@@ -281,8 +282,8 @@ def triplet_margin_loss(
         torch.nn.functional.triplet_margin_loss.
     """
     embeddings, where = _rows(where, anchors=anchors, positives=positives, negatives=negatives)
-    losses = _triplet(lambda x, y: distance(x, y, eps, p, -1, where), embeddings, margin, swap)
-    return reduce_weighted(losses, None, where, reduction)
+    found = distances(embeddings, _triplet_pairs(swap), eps, p, -1, where)
+    return reduce_weighted(_triplet(found, margin), None, where, reduction)
 
 
 @compiled(static=("distance_function", "swap", "reduction"), domains={"margin": positive})
@@ -369,7 +370,8 @@ def triplet_margin_with_distance_loss(
     behind = where if where is None else jnp.expand_dims(where, range(len(batch), len(shape)))
     # What is hidden is kept apart, and from 0, for distances that have no derivative where they vanish.
     triplets = [hide(behind, array, fill) for fill, array in enumerate(triplets, 1)]
-    return reduce_weighted(_triplet(distance, triplets, margin, swap), None, where, reduction)
+    found = [distance(triplets[i], triplets[j]) for i, j in _triplet_pairs(swap)]
+    return reduce_weighted(_triplet(found, margin), None, where, reduction)
 
 
 def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Array], jax.Array | None]:
@@ -390,12 +392,14 @@ def _hinge(gap: jax.Array) -> jax.Array:
     return jnp.maximum(gap, 0)
 
 
-def _triplet(distance: Distance, triplets: list[jax.Array], margin: ArrayLike, swap: bool) -> jax.Array:
-    anchors, positives, negatives = triplets
-    near, far = distance(anchors, positives), distance(anchors, negatives)
-    if swap:
-        far = jnp.minimum(far, distance(positives, negatives))
-    return _hinge(jnp.asarray(margin, near.dtype) + near - far)
+def _triplet_pairs(swap: bool) -> list[tuple[int, int]]:
+    """Returns of which of anchors, positives and negatives the distances are taken."""
+    return [(0, 1), (0, 2), (1, 2)] if swap else [(0, 1), (0, 2)]
+
+
+def _triplet(distances: Sequence[jax.Array], margin: ArrayLike) -> jax.Array:
+    near, *far = distances
+    return _hinge(jnp.asarray(margin, near.dtype) + near - functools.reduce(jnp.minimum, far))
 
 
 def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:

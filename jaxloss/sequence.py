@@ -62,7 +62,8 @@ def ctc_loss(
     Returns:
         A scalar for "mean" and "sum", an array of the shape of `input_lengths` for "none", two scalars for
         "sum_and_weight". The dtype is float32, or float64 where `log_probs` are; the unit is nats, for "mean"
-        nats per label. An infinite loss has gradient 0. A log-probability of +inf gives NaN. A label that is
+        nats per label. A loss that is below 0 by no more than rounding can leave of log-probabilities, 8 eps of
+        their dtype for each frame, is 0. An infinite loss has gradient 0. A log-probability of +inf gives NaN. A label that is
         no class, or a length out of range, gives NaN in the sample's value and gradient, and an error under
         `jax.experimental.checkify`. The mean over no sample is NaN with gradient 0. An empty sum is 0.
 
@@ -107,7 +108,9 @@ def ctc_loss(
     input_lengths = _lengths("input_lengths", input_lengths, samples)
     target_lengths = _lengths("target_lengths", target_lengths, samples)
     spelling = _spelling(log_probs, targets, input_lengths, target_lengths, blank, where)
-    losses = _without_rounding(-_log_likelihood(log_probs, spelling), spelling) * spelling.validity
+    own_frames = spelling.input_lengths.astype(arithmetic_dtype(log_probs))
+    rounding = 8 * float(jnp.finfo(log_probs.dtype).eps) * own_frames
+    losses = _without_rounding(-_log_likelihood(log_probs, spelling), rounding) * spelling.validity
     if zero_infinity:
         losses = jnp.where(losses == jnp.inf, 0, losses)
     if reduction in ("mean", "sum_and_weight"):
@@ -285,9 +288,8 @@ def _finite(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, jnp.finfo(x.dtype).min)
 
 
-def _without_rounding(losses: jax.Array, spelling: _Spelling) -> jax.Array:
+def _without_rounding(losses: jax.Array, rounding: jax.Array) -> jax.Array:
     """Returns 0 for what rounding may have left of it below 0, of unchanged derivative."""
-    rounding = 8 * spelling.input_lengths.astype(losses.dtype) * float(jnp.finfo(losses.dtype).eps)
     below = jnp.where((losses <= 0) & (losses >= -rounding), losses, 0)
     return losses - lax.stop_gradient(below)
 

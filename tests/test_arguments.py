@@ -1,10 +1,13 @@
 """Arguments become arrays that agree, or are refused by name."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxloss
 from jaxloss import _arguments as arguments
 
 
@@ -103,3 +106,15 @@ def test_an_axis_that_does_not_exist_is_refused(axis):
         ValueError, match=rf"axis must be an axis of logits, got axis={axis} for logits \(2, 3\)"
     ):
         arguments.canonical_axis(axis, "logits", (2, 3))
+
+
+@pytest.mark.parametrize("axis", [None, 1.0, (0, 1), "last"])
+def test_an_axis_that_is_no_integer_is_refused(axis):
+    with pytest.raises(TypeError, match=f"axis must be an integer, got {re.escape(repr(axis))}"):
+        arguments.canonical_axis(axis, "logits", (2, 3))
+
+
+@pytest.mark.parametrize("loss", [jaxloss.cross_entropy, jaxloss.multi_margin_loss])
+def test_scores_of_no_class_are_refused(loss):
+    with pytest.raises(ValueError, match=r"must have at least one class, got .* \(2, 0\) with axis=-1"):
+        loss(jnp.zeros((2, 0)), jnp.zeros(2, int))

@@ -54,6 +54,24 @@ def test_logits_and_their_probabilities_cost_the_same():
         np.testing.assert_allclose(binary_cross_entropy_with_logits(logits, targets), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("pos_weight", [1e-6, 1.0, 100.0])
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_nothing_cancels_in_the_gradient_of_the_confident(target, pos_weight):
+    logits = np.arange(-30.0, 31.0, 2)
+    odds = np.exp(-np.abs(logits))
+    small, large = odds / (1 + odds), 1 / (1 + odds)
+    yes, no = np.where(logits < 0, [small, large], [large, small])  # sigmoid(logits) and sigmoid(-logits)
+    expected = (1 - target) * yes - pos_weight * target * no, (1 - target + pos_weight * target) * yes * no
+
+    def slope(logit):
+        return jax.grad(binary_cross_entropy_with_logits)(
+            logit, jnp.float32(target), pos_weight=jnp.float32(pos_weight)
+        )
+
+    found = jax.vmap(jax.value_and_grad(slope))(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7 if target == 0.3 else 0)
+
+
 def test_pos_weight_is_learned():
     def mean(pos_weight):
         return binary_cross_entropy_with_logits(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import timeit
 
 import jax
@@ -62,6 +63,14 @@ def test_a_call_that_does_not_fit_gets_pythons_own_message(args, kwargs):
 def test_a_number_outside_its_domain_is_refused(option, number):
     with pytest.raises(ValueError, match=f"toy_loss: {option} must be a number .*, got {number}"):
         toy_loss(ONE, ONE, **{option: number})
+
+
+@pytest.mark.parametrize("value", [None, "large", 1j, [1.0]])
+@pytest.mark.parametrize("option", ["scale", "shift"])
+def test_what_is_no_number_is_refused(option, value):
+    message = f"toy_loss: {option} must be a number >=? 0, got {re.escape(repr(value))}"
+    with pytest.raises(TypeError, match=message):
+        toy_loss(ONE, ONE, **{option: value})
 
 
 def test_a_number_outside_its_domain_is_refused_under_an_outer_jit():

@@ -279,8 +279,15 @@ def test_half_precision_is_widened(case: Case, dtype: str):
     with jax.enable_x64(True):
         floats = {n: a for n, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating)}
         wide = {n: jnp.asarray(np.asarray(a, np.float64)) for n, a in floats.items()}
-        truth = mean_of(case, {**arrays, **wide})["value"]
-    np.testing.assert_allclose(answer["value"], truth, rtol=1e-6, atol=1e-7)
+        truth = mean_of(case, {**arrays, **wide})
+    np.testing.assert_allclose(answer["value"], truth["value"], rtol=1e-6, atol=1e-7)
+    # The gradient is that of float32, rounded once.
+    half = jnp.finfo(dtype)
+    for name in case.gradients:
+        expected = np.asarray(truth[name])
+        rounding = 1e-6 * np.max(np.abs(expected), initial=0) + float(half.smallest_subnormal)
+        actual = np.asarray(answer[name], np.float64)
+        np.testing.assert_allclose(actual, expected, rtol=0.51 * half.eps, atol=rounding, err_msg=name)
 
 
 @every_loss

@@ -169,6 +169,21 @@ def test_a_variance_that_is_none_is_nan_and_named_under_checkify():
     assert "var: expected variances >= 0, and > 0 where eps is 0, got -0.25" in error.get()
 
 
+def test_a_mask_of_all_leaves_the_gradient_of_a_shared_variance_as_it_is():
+    errors = jnp.zeros((1, 20_000)).at[0, ::2].set(1.415627)
+
+    def gradient(var, where=None):
+        return jax.grad(
+            lambda var: gaussian_nll_loss(errors, jnp.zeros_like(errors), var, where=where, reduction="sum")
+        )(var)
+
+    expected = gradient(jnp.ones((1, 1)))
+    np.testing.assert_allclose(expected, -20, rtol=1e-3)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        masked = gradient(jnp.ones((1, 1), dtype), jnp.ones(errors.shape, bool))
+        np.testing.assert_allclose(np.float32(masked), expected, rtol=2**-8)
+
+
 def test_an_error_whose_square_overflows_does_no_harm():
     value = gaussian_nll_loss(np.float32(1e20), np.float32(0), np.float32(1e38), eps=0)
     np.testing.assert_allclose(value, 50 + 19 * math.log(10), rtol=1e-6)

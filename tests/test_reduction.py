@@ -60,6 +60,27 @@ def test_the_weight_of_many_samples_is_exact():
     assert weight == count
 
 
+@pytest.mark.parametrize("where", [(65536, 1), (1, 1), (1, 49152), (65536, 49152)])
+def test_more_are_counted_than_an_integer_holds(where):
+    shape = 65536, 49152  # no array of this shape is ever written
+
+    @jax.jit
+    def weight():
+        mask = jax.lax.broadcasted_iota(jnp.int32, where, 0) % 2 == 0
+        losses = jnp.broadcast_to(jnp.float32(1), shape)
+        return jaxloss.reduce(losses, where=mask, reduction="sum_and_weight")[1]
+
+    assert weight() == shape[0] * shape[1] / (1 if where[0] == 1 else 2)
+
+
+def test_a_weight_that_weighs_nothing_adds_nothing():
+    weight = jnp.array([np.inf, np.nan, 1.0])
+    assert jaxloss.reduce(jnp.zeros((0, 3)), weight, reduction="sum_and_weight") == (0, 0)
+    np.testing.assert_array_equal(
+        jax.grad(lambda weight: jaxloss.reduce(jnp.zeros((0, 3)), weight))(weight), 0
+    )
+
+
 def test_low_precision_is_summed_in_float32():
     losses = jnp.full(4096, 1.0, jnp.float16)
     np.testing.assert_array_equal(jaxloss.reduce(losses, reduction="sum"), jnp.float32(4096), strict=True)

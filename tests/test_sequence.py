@@ -148,6 +148,9 @@ def test_rounding_is_never_below_0(dtype):
 def test_scores_that_are_no_log_probabilities_may_be_negative():
     # Three paths of score 0 each: as in PyTorch, what is not normalised shows.
     np.testing.assert_allclose(one(jnp.zeros((2, 2)), [1]), -np.log(3), rtol=1e-6)
+    # What is taken for rounding depends on the sample's own frames alone.
+    scores = jnp.full((100, 2), 0.125, jnp.bfloat16)
+    assert ctc_loss(scores, jnp.zeros(0, int), 2, 0, reduction="sum") == -0.25
 
 
 def test_long_sequences_are_exact():
