@@ -112,6 +112,27 @@ def test_pairs_of_parts_add_up_to_the_whole(case: Case):
         np.testing.assert_allclose(total / weight, case.in_every_way(arrays)["mean"], rtol=1e-12)
 
 
+@every_kind_of_batch
+def test_a_batch_many_times_over_has_the_same_mean(case: Case):
+    arrays = case.inputs(jnp.float32)
+    times = 2**17 // next(iter(arrays.values())).size  # so many numbers are added up in other ways than few
+
+    @jax.jit
+    def losses(arrays: dict[str, jax.Array]) -> tuple[Any, Any, Any]:
+        reductions = "none", "mean", "sum_and_weight"
+        return tuple(case(arrays, reduction=reduction) for reduction in reductions)
+
+    many = {
+        name: np.concatenate([array] * times, case.batch_axis(name)) if name in case.batched else array
+        for name, array in arrays.items()
+    }
+    few, found = losses(arrays), losses(many)
+    np.testing.assert_allclose(found[0], np.concatenate([few[0]] * times), rtol=1e-5, atol=1e-6)
+    rounding = 1e-6 * np.sum(np.abs(few[0]))  # of terms that may cancel
+    np.testing.assert_allclose(found[1], few[1], rtol=1e-5, atol=rounding)
+    np.testing.assert_allclose(np.asarray(found[2]) / times, few[2], rtol=1e-5, atol=rounding)
+
+
 # Masks.
 
 
