@@ -51,8 +51,15 @@ def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
 
 
 def widened_integers(array: jax.Array) -> jax.Array:
-    """Returns integers in a dtype that compares with -1 and with any number of classes."""
-    return array.astype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
+    """Returns integers in a dtype that compares with -1 and with any number of classes.
+
+    What is too large for it is its largest number, which is no class either.
+    """
+    dtype = jnp.dtype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
+    largest = jnp.iinfo(dtype).max
+    if jnp.iinfo(array.dtype).max > largest:
+        array = jnp.minimum(array, np.asarray(largest, array.dtype))
+    return array.astype(dtype)
 
 
 def as_array(name: str, array: ArrayLike) -> jax.Array:

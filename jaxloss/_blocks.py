@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxloss._arguments import broadcast
-from jaxloss._derivatives import product
+from jaxloss._derivatives import derivatives, product
 from jaxloss._softmax import ClassAxis, capped, pick
 
 # Logits of a block on each device that a matrix product is fast with: 4 MB in float32.
@@ -117,7 +117,8 @@ def _of_blocks(
             found["share"] = classes.sum(factor)
             found["share_gap"] = classes.sum(product(factor, gaps))
         if entropy:
-            found["spread"] = classes.sum(product(exponentials, gaps))
+            spread = _moment(gaps)
+            found["spread"] = classes.sum(spread if is_new is None else spread * is_new)
         return found
 
     return blocks.map(of_block)
@@ -140,8 +141,14 @@ def _joined(parts: Statistics, over: ClassAxis) -> Statistics:
     if "share" in parts:
         joined["share_gap"] = over.sum(parts["share_gap"] + product(parts["share"], gaps))
     if "spread" in parts:
-        joined["spread"] = over.sum(scale * (parts["spread"] + product(parts["norm"], gaps)))
+        joined["spread"] = over.sum(scale * parts["spread"] + parts["norm"] * _moment(gaps))
     return joined
+
+
+@derivatives(lambda gaps: jnp.exp(-gaps) - _moment(gaps))
+def _moment(gaps: jax.Array) -> jax.Array:
+    """Returns gaps · exp(-gaps), 0 at infinity as all its derivatives are."""
+    return jnp.where(gaps == jnp.inf, 0, gaps) * jnp.exp(-gaps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Domain(NamedTuple):
 positive = Domain("a number > 0", lambda number: number > 0)
 not_negative = Domain("a number >= 0", lambda number: number >= 0)
 fraction = Domain("a number in [0, 1]", lambda number: (number >= 0) & (number <= 1))
+positive_and_finite = Domain("a finite number > 0", lambda number: (number > 0) & (number < float("inf")))
 finite = Domain("a finite number", lambda number: abs(number) < float("inf"))
 
 

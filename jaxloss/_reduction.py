@@ -53,7 +53,10 @@ def reduce_each(
     _refuse_unknown(reduction, words)
     shape, dtype = arrays[0].shape, arithmetic_dtype(*arrays)
     # What stretches has a gradient that is a sum, which is rounded once.
-    arrays = [array if array.shape == shape else array.astype(dtype) for array in arrays]
+    arrays = [
+        array.astype(dtype) if array.shape != shape and jnp.issubdtype(array.dtype, jnp.floating) else array
+        for array in arrays
+    ]
     where = mask(where, shape if classes is None else without(shape, classes.position))
     behind = where if where is None or classes is None else classes.expand(where)
     if weight is not None:

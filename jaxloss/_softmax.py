@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import as_array, broadcast, hide, labels_of
+from jaxloss._arguments import as_array, broadcast, hide, integer, labels_of
 from jaxloss._checks import checked
-from jaxloss._derivatives import product, tangents_of
+from jaxloss._derivatives import derivatives, product, tangents_of
 from jaxloss._elementwise import are_widened_ahead_of_a_loop, in_one_loop
 
 
@@ -77,7 +77,17 @@ def capped(logits: jax.Array, soft_cap: ArrayLike | None) -> jax.Array:
     """Returns soft_cap · tanh(logits / soft_cap): within the cap, and unchanged where they are small."""
     if soft_cap is None:
         return logits
-    cap = jnp.asarray(soft_cap, logits.dtype)
+    return _capped(logits, jnp.asarray(soft_cap, logits.dtype))
+
+
+def _slope_in_cap(logits: jax.Array, cap: jax.Array) -> jax.Array:
+    # The slope of tanh has vanished long before the bound, beyond which it would meet infinity.
+    ratio = jnp.clip(logits / cap, -100, 100)
+    return jnp.tanh(ratio) - ratio * (1 - jnp.tanh(ratio) ** 2)
+
+
+@derivatives(lambda logits, cap: 1 - jnp.tanh(logits / cap) ** 2, _slope_in_cap)
+def _capped(logits: jax.Array, cap: jax.Array) -> jax.Array:
     return cap * jnp.tanh(logits / cap)
 
 
@@ -100,8 +110,8 @@ def log_sum_exp(
     """Returns log Σ exp(logits - shift) over the classes, to be differentiated in the logits only.
 
     The exponentials are computed once for value and gradient, and the gradient takes over their memory. A
-    position that is not `kept` has derivative 0, even where its logits are NaN. Logits that `are_stored`, and
-    not computed while they are summed, are worth a loop sooner.
+    position that is not `kept` has the derivatives of equal logits, even where its own are NaN. Logits that
+    `are_stored`, and not computed while they are summed, are worth a loop sooner.
     """
     are_rows = classes.position == logits.ndim - 1
     if are_rows and logits.shape[-1] <= _WIDEST and jax.__version_info__ >= (0, 12):
@@ -120,11 +130,9 @@ def _log_sum_exp_jvp(
     classes: ClassAxis, are_stored: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
     logits, shift, kept = primals
-    exponentials = _exponentials(logits, classes.expand(shift))
+    exponentials = _exponentials(classes.hide(kept, logits), classes.expand(hide(kept, shift)))
     total = classes.sum(exponentials)
     probs = exponentials * classes.expand(1 / total)
-    if kept is not None:
-        probs = jnp.where(classes.expand(kept), probs, 0)
     return jnp.log(total), classes.sum(probs * tangents[0])
 
 
@@ -245,16 +253,19 @@ def class_labels(
     name: str,
     scores: jax.Array,
     classes: ClassAxis,
-    weight: jax.Array | None,
+    weight: ArrayLike | None,
     ignore_index: int | None,
     where: jax.Array | None,
 ) -> Labels:
     """Returns the labels, or refuses those that do not fit the scores, which `name` names."""
     labels = labels_of(targets, name, scores.shape, classes.position)
     existing, kept, valid = existing_labels(labels, classes.count(scores), ignore_index, where)
-    ones = jnp.ones(labels.shape, scores.dtype)
-    weight = ones if weight is None else pick(weight, existing, classes)
-    return Labels(existing, kept, jnp.where(valid, weight, jnp.nan))
+    if weight is None:
+        own = jnp.ones(labels.shape, scores.dtype)
+    else:
+        of_classes = weight_of_classes(weight, scores, classes).astype(scores.dtype)
+        own = pick(broadcast("weight", of_classes, scores.shape), existing, classes)
+    return Labels(existing, kept, jnp.where(valid, own, jnp.nan))
 
 
 def existing_labels(
@@ -266,11 +277,12 @@ def existing_labels(
     """
     exists = (labels >= 0) & (labels < count)
     expected = f"targets: expected class indices in [0, {count})"
-    if ignore_index is None:
-        kept = jnp.ones(labels.shape, bool)
-    else:
-        kept = labels != ignore_index
+    kept = jnp.ones(labels.shape, bool)
+    if ignore_index is not None:
         expected += f" or ignore_index={ignore_index}"
+        limits = jnp.iinfo(labels.dtype)
+        if limits.min <= integer("ignore_index", ignore_index) <= limits.max:
+            kept = labels != ignore_index
     if where is not None:
         kept = kept & where
     valid = exists | ~kept
@@ -288,7 +300,7 @@ def hidden_labels(
 
 def refuse_ignored_probabilities(ignore_index: int, targets: jax.Array) -> None:
     """Refuses a label to ignore that could be meant, where targets are no labels."""
-    if ignore_index >= 0:
+    if integer("ignore_index", ignore_index) >= 0:
         raise ValueError(f"ignore_index={ignore_index} needs integer targets, got dtype {targets.dtype}")
 
 
@@ -306,10 +318,3 @@ def weight_of_classes(weight: ArrayLike | None, scores: jax.Array, classes: Clas
         return jnp.ones([1] * scores.ndim)
     converted = per_class("weight", weight, scores, classes.position)
     return jnp.expand_dims(converted, [axis for axis in range(scores.ndim) if axis != classes.position])
-
-
-def class_weight(weight: ArrayLike | None, scores: jax.Array, classes: ClassAxis) -> jax.Array | None:
-    """Returns one weight for each class, in the shape of the scores."""
-    if weight is None:
-        return None
-    return broadcast("weight", weight_of_classes(weight, scores, classes).astype(scores.dtype), scores.shape)

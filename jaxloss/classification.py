@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import agree, as_array, class_axis, hide, mask, values, widened, without
 from jaxloss._checks import checked
-from jaxloss._compiled import compiled, fraction, not_negative, positive
+from jaxloss._compiled import compiled, fraction, not_negative, positive_and_finite
 from jaxloss._derivatives import derivatives, product
 from jaxloss._logarithms import log
 from jaxloss._reduction import BatchReduction, Reduction, reduce_each, reduce_weighted
@@ -17,8 +17,8 @@ from jaxloss._softmax import (
     Labels,
     capped,
     class_labels,
-    class_weight,
     log_sum_exp,
+    per_class,
     pick,
     refuse_ignored_probabilities,
     sum_of,
@@ -29,7 +29,7 @@ from jaxloss._softmax import (
 
 @compiled(
     static=("axis", "ignore_index", "label_smoothing", "reduction", "axis_name"),
-    domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive},
+    domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive_and_finite},
 )
 def cross_entropy(
     logits: ArrayLike,
@@ -70,7 +70,7 @@ def cross_entropy(
         label_smoothing: The share s of the uniform distribution, a Python number in [0, 1].
         z_loss: How much the squared logarithm of the softmax's denominator counts, a number >= 0. It keeps
             logits from drifting away from 0. Traced: it can be scheduled without compiling again.
-        soft_cap: The bound on the size of logits, a number > 0, traced. Default: none.
+        soft_cap: The bound on the size of logits, a finite number > 0, traced. Default: none.
         where: Boolean mask, broadcast to the shape of `logits` without the class axis. What lies behind False
             has no influence on value or gradient, NaN included, and does not count in the mean.
         reduction: "mean", "sum", "none" for the loss of each position, or "sum_and_weight" for a pair with
@@ -124,9 +124,16 @@ def cross_entropy(
     (wide, *_) = widened(given, targets) if are_soft else widened(given)
     classes = ClassAxis(class_axis(axis, "logits", wide.shape), axis_name)
     where = mask(where, without(wide.shape, classes.position))
-    logits = capped(classes.hide(where, wide), soft_cap)
+    if weight is not None:
+        weight = per_class("weight", weight, wide, classes.position).astype(wide.dtype)
+    if are_soft:
+        kept = where
+    else:
+        labels = class_labels(targets, "logits", wide, classes, weight, ignore_index, where)
+        kept = where if soft_cap is None else labels.kept  # a cap has a derivative of its own
+    logits = capped(classes.hide(kept, wide), soft_cap)
     are_stored = soft_cap is None and given.dtype.itemsize >= 4
-    norm_of = functools.partial(log_sum_exp, classes=classes, are_stored=are_stored and where is None)
+    norm_of = functools.partial(log_sum_exp, classes=classes, are_stored=are_stored and kept is None)
     shift, count = classes.max(logits), classes.count(logits)
     if are_soft:
         _refuse_no_probabilities(targets, logits, ignore_index)
@@ -149,9 +156,8 @@ def cross_entropy(
             classes=classes,
             are_stored=are_stored,
         )
-    full_weight = class_weight(weight, logits, classes)
-    labels = class_labels(targets, "logits", logits, classes, full_weight, ignore_index, where)
-    log_norm = norm_of(logits, shift, labels.kept)
+    shift = hide(labels.kept, shift)
+    log_norm = hide(labels.kept, norm_of(logits, shift, labels.kept))
     losses = _hard_losses(logits, labels, classes, weight, label_smoothing, shift, log_norm)
     losses = with_z_loss(losses, z_loss, log_norm + shift)
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)
@@ -224,7 +230,6 @@ def nll_loss(
     classes = ClassAxis(class_axis(axis, "log_probs", log_probs.shape), axis_name)
     where = mask(where, without(log_probs.shape, classes.position))
     log_probs = classes.hide(where, log_probs)
-    weight = class_weight(weight, log_probs, classes)
     labels = class_labels(
         as_array("targets", targets),
         "log_probs",
@@ -234,7 +239,7 @@ def nll_loss(
         ignore_index,
         where,
     )
-    losses = product(labels.weight, -pick(log_probs, labels.classes, classes))
+    losses = product(labels.weight, -hide(labels.kept, pick(log_probs, labels.classes, classes)))
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)
 
 
@@ -320,15 +325,17 @@ def _hard_losses(
     log_norm: jax.Array,
 ) -> jax.Array:
     """Returns weight[y] · -log p[y] at each position, mixed with Σ weight · -log p where it is smoothed."""
-    losses = product(labels.weight, log_norm - (pick(logits, labels.classes, classes) - shift))
+    picked = hide(labels.kept, pick(logits, labels.classes, classes))
+    losses = product(labels.weight, log_norm - (picked - shift))
     if not label_smoothing:
         return losses
-    uniform = _sum_of_surprise(logits, classes, weight, shift, log_norm)
+    uniform = _sum_of_surprise(logits, labels.kept, classes, weight, shift, log_norm)
     return (1 - label_smoothing) * losses + label_smoothing / classes.count(logits) * uniform
 
 
 def _sum_of_surprise(
     logits: jax.Array,
+    kept: jax.Array,
     classes: ClassAxis,
     weight: ArrayLike | None,
     shift: jax.Array,
@@ -340,12 +347,14 @@ def _sum_of_surprise(
         below = sum_of(lambda logits, shift: shift - logits, scores, classes, are_stored=True)
         return below + classes.count(logits) * log_norm
     weight = weight_of_classes(weight, logits, classes).astype(logits.dtype)
-    below = sum_of(_weighted_difference, (*scores, weight), classes, are_stored=True)
+    below = sum_of(_weighted_difference, (*scores, weight, classes.expand(kept)), classes, are_stored=True)
     return below + product(classes.sum(weight), log_norm)
 
 
-def _weighted_difference(logits: jax.Array, shift: jax.Array, weight: jax.Array) -> jax.Array:
-    return product(weight, shift - logits)
+def _weighted_difference(
+    logits: jax.Array, shift: jax.Array, weight: jax.Array, kept: jax.Array
+) -> jax.Array:
+    return product(weight, hide(kept, shift - logits))
 
 
 def _refuse_no_probabilities(targets: jax.Array, logits: jax.Array, ignore_index: int) -> None:

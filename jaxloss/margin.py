@@ -20,7 +20,7 @@ from jaxloss._checks import checked
 from jaxloss._compiled import compiled, finite
 from jaxloss._derivatives import product
 from jaxloss._reduction import Reduction, reduce_each, reduce_weighted
-from jaxloss._softmax import ClassAxis, class_labels, class_weight, pick
+from jaxloss._softmax import ClassAxis, class_labels, pick
 
 
 @compiled(static=("axis", "p", "reduction", "axis_name"), domains={"margin": finite})
@@ -102,7 +102,6 @@ def multi_margin_loss(
     classes = ClassAxis(class_axis(axis, "scores", wide.shape), axis_name)
     where = mask(where, without(wide.shape, classes.position))
     scores = classes.hide(where, wide)
-    weight = class_weight(weight, scores, classes)
     labels = class_labels(as_array("targets", targets), "scores", scores, classes, weight, None, where)
     lead = pick(scores, labels.classes, classes) - jnp.asarray(margin, scores.dtype)
     # Every label is a class. In the gradient the select stands between a sum over the classes and its use at

@@ -62,10 +62,11 @@ def ctc_loss(
     Returns:
         A scalar for "mean" and "sum", an array of the shape of `input_lengths` for "none", two scalars for
         "sum_and_weight". The dtype is float32, or float64 where `log_probs` are; the unit is nats, for "mean"
-        nats per label. A loss that is below 0 by no more than rounding can leave of log-probabilities, 8 eps of
-        their dtype for each frame, is 0. An infinite loss has gradient 0. A log-probability of +inf gives NaN. A label that is
-        no class, or a length out of range, gives NaN in the sample's value and gradient, and an error under
-        `jax.experimental.checkify`. The mean over no sample is NaN with gradient 0. An empty sum is 0.
+        nats per label. A loss that is below 0 by no more than 8 eps of the dtype of `log_probs` a frame,
+        as their rounding can leave it, is 0. An infinite loss has gradient 0. A log-probability of +inf gives
+        NaN. A label that is no class, or a length out of range, gives NaN in the sample's value and gradient,
+        and an error under `jax.experimental.checkify`. The mean over no sample is NaN with gradient 0. An
+        empty sum is 0.
 
     Raises:
         TypeError: An argument is not an array of real numbers, targets or lengths are not integers, `where`

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import arithmetic_dtype, as_array, broadcast, hide, mask
 from jaxloss._blocks import Cut, Output, Statistics, statistics
-from jaxloss._compiled import compiled, fraction, not_negative, positive
+from jaxloss._compiled import compiled, fraction, not_negative, positive_and_finite
 from jaxloss._derivatives import product
 from jaxloss._reduction import Reduction, reduce_weighted
 from jaxloss._softmax import (
@@ -26,7 +26,7 @@ from jaxloss._softmax import (
 
 @compiled(
     static=("ignore_index", "label_smoothing", "reduction", "axis_name"),
-    domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive},
+    domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive_and_finite},
 )
 def linear_cross_entropy(
     hidden: ArrayLike,
@@ -68,7 +68,8 @@ def linear_cross_entropy(
         label_smoothing: The share of the uniform distribution, a Python number in [0, 1].
         z_loss: How much the squared logarithm of the softmax's denominator counts, a number >= 0. Traced: it
             can be scheduled without compiling again.
-        soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); a number > 0, traced.
+        soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); finite and > 0,
+            traced.
             Default: none.
         where: Boolean mask, broadcast to the shape of `hidden` without its last axis. What lies behind False
             has no influence on value or gradient, NaN included, and does not count in the mean.
@@ -123,7 +124,8 @@ def linear_cross_entropy(
         torch.nn.functional.linear_cross_entropy.
     """
     problem = _problem(hidden, kernel, targets, bias, soft_cap, ignore_index, where, axis_name)
-    weight = None if weight is None else per_class("weight", weight, problem.output.kernel)
+    if weight is not None:
+        weight = per_class("weight", weight, problem.output.kernel).astype(problem.hidden.dtype)
     labels = problem.labels
 
     shares = None
@@ -152,7 +154,7 @@ class LinearLogProbs(NamedTuple):
     entropy: jax.Array
 
 
-@compiled(static=("ignore_index", "axis_name"), domains={"soft_cap": positive})
+@compiled(static=("ignore_index", "axis_name"), domains={"soft_cap": positive_and_finite})
 def linear_log_probs(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -185,7 +187,8 @@ def linear_log_probs(
             class probabilities of shape (..., V).
         bias: The last layer's bias, shape (V,). Default: none.
         ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
-        soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); a number > 0, traced.
+        soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); finite and > 0,
+            traced.
             Default: none.
         where: Boolean mask, broadcast to the shape of `hidden` without its last axis. What lies behind False
             has no influence on values or gradients, NaN included.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from jaxloss import cross_entropy, nll_loss
+from jaxloss import cross_entropy, multi_margin_loss, multilabel_soft_margin_loss, nll_loss
 
 INF = np.inf
 LOGITS = np.random.RandomState(0).randn(4, 5).astype(np.float32)
@@ -132,3 +132,91 @@ def test_what_does_not_fit_is_refused(arguments, options, message):
 def test_boolean_labels_are_refused():
     with pytest.raises(TypeError, match="targets must be integer class indices, got dtype bool"):
         cross_entropy(LOGITS, np.zeros(4, bool))
+
+
+IGNORED = np.array([1, -100], np.int32)
+WEIGHT = np.array([1.0, 2.0, 0.5], np.float32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, INF, -INF])
+@pytest.mark.parametrize("loss", [cross_entropy, nll_loss])
+def test_what_is_ignored_reaches_no_derivative(loss, bad):
+    """Not even one of second order, or in an option."""
+    names = ["weight"] if loss is nll_loss else ["weight", "z_loss", "soft_cap"]
+    scores = np.array([[0.1, -1.0, 0.3], [0.0, 0.0, 0.0]], np.float32)
+
+    def derivatives(scores, smoothed):
+        options = {"weight": WEIGHT, "z_loss": np.float32(0.1), "soft_cap": np.float32(2.0)}
+        static = {"label_smoothing": 0.1} if smoothed else {}
+
+        def f(scores, options):
+            return loss(scores, IGNORED, **options, **static)
+
+        found = []
+        for given in ([], *([name] for name in names), names):
+            chosen = {name: options[name] for name in given}
+            slope = jax.grad(f, (0, 1))
+            ones = jax.tree.map(np.ones_like, (scores, chosen))
+            found.append((slope(scores, chosen), jax.jvp(slope, (scores, chosen), ones)[1]))
+        return found
+
+    spoilt = scores.copy()
+    spoilt[1] = bad
+    for smoothed in (False, True) if loss is cross_entropy else (False,):
+        clean, found = derivatives(scores, smoothed), derivatives(spoilt, smoothed)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, clean)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(clean))
+
+
+def test_the_cap_has_a_derivative_beside_an_impossible_class():
+    def slope(logit):
+        logits = np.array([[logit, 0.0, 1.0]], np.float32)
+        return jax.grad(lambda cap: cross_entropy(logits, np.array([1]), soft_cap=cap))(5.0)
+
+    np.testing.assert_allclose(slope(-INF), slope(-1e18), rtol=1e-6)
+
+
+def test_labels_and_what_is_ignored_may_be_of_any_size():
+    logits = np.zeros((2, 3), np.float32)
+    np.testing.assert_allclose(cross_entropy(logits, np.array([0, 1]), ignore_index=-(2**40)), np.log(3))
+    labels = np.array([0, 2**32 - 100], np.uint32)  # which is -100 in 32 bits
+    assert np.isnan(cross_entropy(logits, labels, reduction="none")).tolist() == [False, True]
+    with pytest.raises(TypeError, match=r"ignore_index must be an integer, got 1\.5"):
+        cross_entropy(logits, labels, ignore_index=1.5)
+
+
+WEIGHTS = np.random.RandomState(1).rand(64).astype(np.float32)
+MANY = {
+    "labels": (cross_entropy, {"weight": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.01}),
+    "capped": (cross_entropy, {"label_smoothing": 0.1, "soft_cap": 2.0}),
+    "probabilities": (cross_entropy, {"weight": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.01}),
+    "nll": (nll_loss, {"weight": WEIGHTS}),
+    "margins": (multi_margin_loss, {"weight": WEIGHTS, "p": 2}),
+    "yes or no": (multilabel_soft_margin_loss, {"weight": WEIGHTS}),
+}
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("kind", MANY)
+def test_many_positions_are_as_a_few_at_a_time(kind, axis):
+    """Many numbers are added up in blocks of positions and in steps of classes."""
+    loss, options = MANY[kind]
+    random = np.random.RandomState(0)
+    scores = random.randn(40, 48, 64).astype(np.float32)
+    if kind == "probabilities":
+        targets = random.dirichlet(np.ones(64), (40, 48)).astype(np.float32)
+    elif kind == "yes or no":
+        targets = random.randint(2, size=scores.shape)
+    else:
+        targets = random.randint(64, size=(40, 48))
+    few = jax.lax.map(
+        lambda batch: loss(*batch, **options, reduction="none"),
+        (jnp.asarray(scores).reshape(-1, 8, 64), jnp.asarray(targets).reshape(-1, 8, *targets.shape[2:])),
+    ).reshape(40, 48)
+
+    arrays = [np.moveaxis(array, -1, axis) if array.ndim == 3 else array for array in (scores, targets)]
+    losses = loss(*arrays, **options, axis=axis, reduction="none")
+    np.testing.assert_allclose(losses, few, rtol=1e-5, atol=1e-6)
+    total, weight = loss(*arrays, **options, axis=axis, reduction="sum_and_weight")
+    np.testing.assert_allclose(total, np.sum(few), rtol=1e-5)
+    np.testing.assert_allclose(loss(*arrays, **options, axis=axis), total / weight, rtol=1e-5)

@@ -170,7 +170,7 @@ def test_a_variance_that_is_none_is_nan_and_named_under_checkify():
 
 
 def test_a_mask_of_all_leaves_the_gradient_of_a_shared_variance_as_it_is():
-    errors = jnp.zeros((1, 20_000)).at[0, ::2].set(1.415627)
+    errors = jnp.zeros((1, 2000)).at[0, ::2].set(1.415627)
 
     def gradient(var, where=None):
         return jax.grad(
@@ -178,7 +178,7 @@ def test_a_mask_of_all_leaves_the_gradient_of_a_shared_variance_as_it_is():
         )(var)
 
     expected = gradient(jnp.ones((1, 1)))
-    np.testing.assert_allclose(expected, -20, rtol=1e-3)
+    np.testing.assert_allclose(expected, -2, rtol=1e-2)  # of terms of which half is -1/2 and half is 1/2
     for dtype in (jnp.bfloat16, jnp.float16):
         masked = gradient(jnp.ones((1, 1), dtype), jnp.ones(errors.shape, bool))
         np.testing.assert_allclose(np.float32(masked), expected, rtol=2**-8)
