@@ -1,4 +1,4 @@
-"""All examples, one after the other. Each also runs alone, as in `python -m examples.regression`."""
+"""All examples on one device, in turn. Each also runs alone, as in `python -m examples.regression`."""
 
 from collections.abc import Sequence
 

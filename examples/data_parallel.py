@@ -82,6 +82,8 @@ def start_processes() -> None:
     # With no more threads than cores, collectives of two steps on one CPU can wait for each other for ever.
     os.environ.setdefault("PJRT_NPROC", "32")
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        if missing := {"JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} - set(os.environ):
+            raise SystemExit(f"beside JAX_COORDINATOR_ADDRESS, set {' and '.join(sorted(missing))}")
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
         )

@@ -145,7 +145,11 @@ def _joined(parts: Statistics, over: ClassAxis) -> Statistics:
     return joined
 
 
-@derivatives(lambda gaps: jnp.exp(-gaps) - _moment(gaps))
+def _moment_slope(gaps: jax.Array) -> jax.Array:
+    return jnp.exp(-gaps) - _moment(gaps)
+
+
+@derivatives(_moment_slope)
 def _moment(gaps: jax.Array) -> jax.Array:
     """Returns gaps · exp(-gaps), 0 at infinity as all its derivatives are."""
     return jnp.where(gaps == jnp.inf, 0, gaps) * jnp.exp(-gaps)

@@ -126,16 +126,14 @@ def cross_entropy(
     where = mask(where, without(wide.shape, classes.position))
     if weight is not None:
         weight = per_class("weight", weight, wide, classes.position).astype(wide.dtype)
-    if are_soft:
-        kept = where
-    else:
-        labels = class_labels(targets, "logits", wide, classes, weight, ignore_index, where)
-        kept = where if soft_cap is None else labels.kept  # a cap has a derivative of its own
+    labels = None if are_soft else class_labels(targets, "logits", wide, classes, weight, ignore_index, where)
+    # What is ignored must not reach a derivative of the cap either.
+    kept = where if labels is None or soft_cap is None else labels.kept
     logits = capped(classes.hide(kept, wide), soft_cap)
     are_stored = soft_cap is None and given.dtype.itemsize >= 4
     norm_of = functools.partial(log_sum_exp, classes=classes, are_stored=are_stored and kept is None)
     shift, count = classes.max(logits), classes.count(logits)
-    if are_soft:
+    if labels is None:
         _refuse_no_probabilities(targets, logits, ignore_index)
         log_norm = norm_of(logits, shift, where)
 
@@ -156,6 +154,7 @@ def cross_entropy(
             classes=classes,
             are_stored=are_stored,
         )
+    # Nor one of second order, or of another option.
     shift = hide(labels.kept, shift)
     log_norm = hide(labels.kept, norm_of(logits, shift, labels.kept))
     losses = _hard_losses(logits, labels, classes, weight, label_smoothing, shift, log_norm)

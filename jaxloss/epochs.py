@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloss._arguments import integer
 from jaxloss._objective import no_pair, sample_count, traceable, value_and_weight
 from jaxloss._reduction import mean
 from jaxloss.training import TrainState, refuse_other_than_state, train_step
@@ -38,7 +39,8 @@ def train_epoch(
     Args:
         state: The state from `create_train_state`, or from the step or the epoch before.
         inputs: All inputs, with the samples along the first axis: an array or any pytree of arrays. Arrays
-            that already lie on the device are not sent again.
+            that already lie on the device are not sent again. They must not be split over mesh axes that are
+            `Explicit`; a state may.
         targets: The targets of all samples, likewise.
         loss: The loss as `train_step` takes it.
         batch_size: The number of samples of a step.
@@ -93,10 +95,8 @@ def _train_epoch(
     micro_batches: int,
 ) -> tuple[TrainState, jax.Array]:
     count = sample_count(inputs, targets)
-    if not isinstance(batch_size, int) or not 1 <= batch_size <= count:
-        raise ValueError(
-            f"batch_size must be an integer in [1, {count}], the number of samples; got {batch_size}"
-        )
+    if not 1 <= integer("batch_size", batch_size) <= count:
+        raise ValueError(f"batch_size must lie in [1, {count}], the number of samples; got {batch_size}")
     whole = count - count % batch_size
     batches = jax.random.permutation(key, count)[:whole].reshape(-1, batch_size)
 
@@ -117,7 +117,8 @@ def evaluate(
 
     Args:
         state: The state whose parameters are judged.
-        inputs: All inputs, with the samples along the first axis: an array or any pytree of arrays.
+        inputs: All inputs, with the samples along the first axis: an array or any pytree of arrays, not split
+            over mesh axes that are `Explicit`.
         targets: The targets of all samples, likewise.
         loss: A callable `(outputs, targets) -> (sum, weight)`, such as
             `functools.partial(loss, reduction="sum_and_weight")` or, for a measure of your own, one that ends
@@ -164,10 +165,8 @@ def _evaluate(
     state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], batch_size: int
 ) -> jax.Array:
     count = sample_count(inputs, targets)
-    if not isinstance(batch_size, int) or batch_size < 1 or not count:
-        raise ValueError(
-            f"evaluate needs samples and an integer batch_size >= 1; got {count} and {batch_size}"
-        )
+    if integer("batch_size", batch_size) < 1 or not count:
+        raise ValueError(f"evaluate needs samples and a batch_size >= 1; got {count} and {batch_size}")
     eval_fn: Any = state.eval_fn
     model_state = () if state.model_state is None else (state.model_state,)
 

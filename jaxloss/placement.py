@@ -71,7 +71,7 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         _check_divides(mesh, spec, name, parameter.shape)
         specs[name] = parameter.shape, spec
 
-    def put(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def put(array: Any, spec: PartitionSpec) -> jax.Array:
         # A copy first: a device that holds the array shares it with the result, which a step donates.
         return _put(jnp.copy(array), NamedSharding(mesh, spec))
 

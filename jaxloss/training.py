@@ -19,7 +19,7 @@ from flax import linen, nnx, struct
 from flax.training import train_state
 from jax.typing import DTypeLike
 
-from jaxloss._arguments import arithmetic_dtype, widened
+from jaxloss._arguments import arithmetic_dtype, integer, widened
 from jaxloss._objective import no_pair, sample_count, traceable, value_and_weight
 from jaxloss._reduction import mean
 from jaxloss._trees import differences, kinds
@@ -159,6 +159,9 @@ def create_train_state(
         (10, 1)
     """
     model_state = None
+    first: Any = model[0] if isinstance(model, tuple) and model else None
+    if isinstance(first, linen.Module):
+        raise TypeError("a Linen module is given as the pair (module.apply, variables), got the module")
     match model:
         case nnx.Module():
             graphdef, variables, others = nnx.split(model, nnx.Param, ...)
@@ -167,8 +170,6 @@ def create_train_state(
             evaluated = nnx.merge(graphdef, variables, others)
             evaluated.eval()
             eval_fn = eval_fn or _ApplyModule(nnx.graphdef(evaluated), evaluates=True)
-        case (linen.Module(), *_):
-            raise TypeError("a Linen module is given as the pair (module.apply, variables), got the module")
         case (apply_fn, params) if callable(apply_fn):
             eval_fn = eval_fn or apply_fn
         case (apply_fn, params, model_state) if callable(apply_fn):
@@ -258,7 +259,7 @@ def train_step(
         raise
 
 
-def refuse_other_than_state(state: TrainState) -> None:
+def refuse_other_than_state(state: Any) -> None:
     """Says so where something else is given, such as a model, or the pair that a step returns."""
     if not isinstance(state, TrainState):
         raise TypeError(
@@ -320,7 +321,7 @@ def _accumulated(
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
     """The sums of what `_gradients` returns for each part of the batch."""
     count = sample_count(inputs, targets)
-    if not isinstance(micro_batches, int) or micro_batches < 1 or count % micro_batches:
+    if integer("micro_batches", micro_batches) < 1 or count % micro_batches:
         raise ValueError(f"micro_batches must divide the batch of {count} samples, got {micro_batches}")
 
     def split(array: Any) -> jax.Array:

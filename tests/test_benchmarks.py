@@ -69,4 +69,4 @@ def test_readme_shows_what_was_measured():
     readme = report.README.read_text(encoding="utf-8")
     records = report.read()
     assert report.written(readme, report.table(records)) == readme
-    assert readme.count("\n| `cross_entropy` | 4096, 1000 |") == len({*map(report.setting, records)}) == 2
+    assert readme.count("\n| `cross_entropy` | 4096, 1000 |") == len({*map(report.setting, records)})

@@ -201,7 +201,7 @@ def test_clipping_and_schedules_come_from_optax():
         ({"micro_batches": 3}, r"loss must return the pair \(sum, weight\) for micro_batches.*got a scalar"),
         ({"micro_batches": 5, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 5"),
         ({"micro_batches": 0, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 0"),
-        ({"micro_batches": 2.0, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 2.0"),
+        ({"micro_batches": 2.0, "loss": PAIR}, "micro_batches must be an integer, got 2.0"),
         (
             {"loss": Partial(cross_entropy, reduction="sum")},
             r"functools.partial what Python must know; got 'sum' for loss.*reduction",

@@ -145,6 +145,21 @@ def test_bfloat16_gradients_are_as_near_the_truth_as_those_of_the_plain_form():
         assert error <= allowed, name
 
 
+@pytest.mark.parametrize("loss", ["linear", "plain"])
+def test_the_gradient_of_bfloat16_weights_is_rounded_once(loss: str):
+    """Of two terms, of the label and of all classes, that nearly cancel."""
+    arrays = draw(32, classes=5, dtype=jnp.float32)
+    weight = arrays.pop("weight").astype(jnp.bfloat16)
+
+    def gradient(weight: jax.Array) -> jax.Array:
+        function = {"linear": linear, "plain": plain}[loss]
+        return jax.grad(lambda w: function({**arrays, "weight": w}, label_smoothing=0.3))(weight)
+
+    expected = np.asarray(gradient(weight.astype(jnp.float32)))
+    found = np.asarray(gradient(weight), np.float32)
+    np.testing.assert_allclose(found, expected, rtol=0.51 * float(jnp.finfo(jnp.bfloat16).eps), atol=1e-7)
+
+
 def test_padding_with_a_bias_of_minus_infinity_gains_nothing():
     with jax.enable_x64(True):
         arrays = draw(5)
@@ -297,6 +312,18 @@ def test_an_impossible_class_adds_nothing_to_the_entropy():
     found = jaxloss.linear_log_probs(**arrays)
     np.testing.assert_allclose(found.entropy, np.full(2, np.log(2)), rtol=1e-6)
     np.testing.assert_allclose(found.log_prob, [-np.log(2), -np.inf], rtol=1e-6)
+
+    def entropies(layer: dict[str, Any]) -> jax.Array:
+        return jaxloss.linear_log_probs(**{**arrays, **layer}).entropy
+
+    # Nor to its derivatives, of which the second is -1/4 at even odds.
+    layer = {name: arrays[name] for name in ("hidden", "kernel", "bias")}
+    gradients = jax.grad(lambda layer: jnp.sum(entropies(layer)))(layer)
+    jax.tree.map(lambda gradient: np.testing.assert_allclose(gradient, 0, atol=1e-7), gradients)
+    hessian = jax.hessian(lambda bias: entropies({"bias": bias})[0])(arrays["bias"])
+    expected = np.zeros((CLASSES, CLASSES))
+    expected[:2, :2] = [[-0.25, 0.25], [0.25, -0.25]]
+    np.testing.assert_allclose(hessian, expected, atol=1e-6)
 
 
 # Memory, from the compiler's own report.

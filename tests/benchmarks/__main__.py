@@ -88,7 +88,7 @@ def _settle(threads: int) -> int:
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     if _in_child(jax.default_backend) == "cpu" and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        if threads > len(cores):
+        if not 1 <= threads <= len(cores):
             raise SystemExit(f"there are {len(cores)} cores for {threads} threads")
         os.sched_setaffinity(0, cores[-threads:])
     return threads
