@@ -82,7 +82,7 @@ def broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def stretchable(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns `array` with as many axes as `shape`, of its sizes or 1, or refuses it."""
     try:
-        fits = np.broadcast_shapes(array.shape, shape) == shape
+        fits = jnp.broadcast_shapes(array.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:

@@ -18,10 +18,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxloss._arguments import broadcast
 from jaxloss._derivatives import derivatives, product
+from jaxloss._elementwise import have_sizes
 from jaxloss._softmax import ClassAxis, capped, pick
 
 # Logits of a block on each device that a matrix product is fast with: 4 MB in float32.
 _BLOCK = 2**20
+_UNKNOWN = 2**12  # positions: what a program that is exported for any number of them is made for
 
 
 class Output(NamedTuple):
@@ -174,7 +176,8 @@ class _Blocks:
         count = kernel.shape[-1]
         devices = _devices(kernel)
         segments = math.gcd(count, devices)
-        positions, features = math.prod(hidden.shape[:-1]), hidden.shape[-1]
+        features = hidden.shape[-1]
+        positions = math.prod(hidden.shape[:-1]) if have_sizes(hidden) else _UNKNOWN
         # With many positions, 2 √count balances a block's logits with the statistics of all blocks.
         at_once = max(_BLOCK * devices // max(positions, 1), 2 * math.isqrt(count))
         if positions * count <= 2 * features * at_once:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxloss._derivatives import tangents_of
@@ -65,11 +64,17 @@ def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:
     # Blocks of arrays that are split over devices would have to be gathered.
     shape = _shape(arrays)
     return (
-        math.prod(shape) >= _LEAST
+        have_sizes(*arrays)
+        and math.prod(shape) >= _LEAST
         and math.prod(shape[: _count_of_row_axes(arrays)]) >= _BLOCKS
         and jax.device_count() == 1
         and not are_widened_ahead_of_a_loop(*arrays)
     )
+
+
+def have_sizes(*arrays: jax.Array) -> bool:
+    """Whether the sizes of arrays are numbers, and not the symbols of a program that is exported for many."""
+    return all(type(size) is int for array in arrays for size in array.shape)
 
 
 def are_widened_ahead_of_a_loop(*arrays: jax.Array) -> bool:
@@ -79,7 +84,7 @@ def are_widened_ahead_of_a_loop(*arrays: jax.Array) -> bool:
 
 
 def _shape(arrays: tuple[jax.Array, ...]) -> tuple[int, ...]:
-    return np.broadcast_shapes(*(array.shape for array in arrays))
+    return jnp.broadcast_shapes(*(array.shape for array in arrays))
 
 
 def _count_of_row_axes(arrays: tuple[jax.Array, ...]) -> int:

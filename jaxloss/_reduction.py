@@ -6,12 +6,11 @@ from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values, without
 from jaxloss._compiled import compiled
-from jaxloss._elementwise import in_one_loop, total
+from jaxloss._elementwise import have_sizes, in_one_loop, total
 from jaxloss._softmax import ClassAxis, sum_of
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
@@ -128,23 +127,23 @@ def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
 def _total_weight(
     shape: tuple[int, ...], dtype: Any, weight: jax.Array | None, where: jax.Array | None
 ) -> jax.Array:
-    given = [array for array in (where, weight) if array is not None]
-    if not given or not math.prod(shape):
-        return jnp.asarray(float(math.prod(shape)), dtype)
+    given, count = [array for array in (where, weight) if array is not None], math.prod(shape)
+    if not given or count == 0:
+        return jnp.asarray(count, dtype)
     # What repeats itself is added up once.
-    size = math.prod(np.broadcast_shapes(*(array.shape for array in given)))
+    size = math.prod(jnp.broadcast_shapes(*(array.shape for array in given)))
     if weight is None:
         added = _count(given[0]).astype(dtype)
     else:
         added = total(lambda *given: given[0] if where is None else hide(*given), *given).astype(dtype)
-    return added * float(math.prod(shape) // size)
+    return added * jnp.asarray(count // size, dtype)
 
 
 def _count(where: jax.Array) -> jax.Array:
     """Returns how often a mask is True: as an integer, exact above 2**24, while that holds its size."""
-    if where.size < 2**31:
-        return total(lambda where: where.astype(int), where)
-    return jnp.sum(jnp.sum(where, -1, dtype=int).astype(float))
+    if have_sizes(where) and where.size >= 2**31:
+        return jnp.sum(jnp.sum(where, -1, dtype=int).astype(float))
+    return total(lambda where: where.astype(int), where)
 
 
 @overload

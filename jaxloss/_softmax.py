@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxloss._arguments import as_array, broadcast, hide, integer, labels_of
 from jaxloss._checks import checked
 from jaxloss._derivatives import derivatives, product, tangents_of
-from jaxloss._elementwise import are_widened_ahead_of_a_loop, in_one_loop
+from jaxloss._elementwise import are_widened_ahead_of_a_loop, have_sizes, in_one_loop
 
 
 class ClassAxis(NamedTuple):
@@ -183,7 +183,7 @@ def _step(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> int | None
     count = logits.shape[classes.position]
     inner = math.prod(logits.shape[classes.position + 1 :])
     # Devices would have to gather the logits.
-    if jax.device_count() > 1 or are_widened_ahead_of_a_loop(logits):
+    if jax.device_count() > 1 or are_widened_ahead_of_a_loop(logits) or not have_sizes(logits):
         return None
     is_vectorised = count <= _WIDEST or 1 < inner < 32
     if is_vectorised and max(count, inner) >= 16 and count * inner >= 64 and logits.size >= 2**16:

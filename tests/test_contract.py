@@ -7,6 +7,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.export
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
@@ -283,6 +284,27 @@ def test_hessians_exist_at_kinks_and_infinities(case: Case):
         forward, reverse = jax.jit(lambda x: (jax.hessian(f)(x), jax.jacrev(jax.grad(f))(x)))(arrays[name])
         assert np.isfinite(forward).all()
         np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-12)
+
+
+@every(list({case.loss: case for case in reversed(KINDS) if case.batched}.values()))
+def test_a_program_for_batches_of_any_size_is_exported(case: Case):
+    arrays = case.inputs(jnp.float32)
+    (size,) = jax.export.symbolic_shape("size")
+
+    def exported(name: str, array: jax.Array) -> jax.ShapeDtypeStruct:
+        axis = case.batch_axis(name) if name in case.batched else None
+        shape = tuple(size if i == axis else length for i, length in enumerate(array.shape))
+        return jax.ShapeDtypeStruct(shape, array.dtype)
+
+    program = jax.export.export(jax.jit(case.answer))(
+        {name: exported(name, array) for name, array in arrays.items()}
+    )
+    twice = {
+        name: jnp.concatenate([array] * 2, case.batch_axis(name)) if name in case.batched else array
+        for name, array in arrays.items()
+    }
+    for batch in (arrays, twice):
+        chex.assert_trees_all_close(program.call(batch), case.answer(batch), rtol=1e-5, atol=1e-6)
 
 
 # Dtypes.
