@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxloss import _blocks
+from jaxloss import _blocks, cosine_similarity
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
@@ -39,6 +39,7 @@ def main() -> None:
             if split or kind == AxisType.Explicit or case.name == first[case.loss]:
                 compare(case, mesh, split, f"{case.name}, {'classes' if split else 'batch'} split")
                 checked += 1
+    compare_with_replicated(mesh)
     print("checked", checked, "layouts")
 
 
@@ -79,6 +80,27 @@ def per_shard(case: Case, mesh: Mesh, specs: dict[str, P]) -> Callable[[dict[str
         return {"value": value, **gradients}
 
     return jax.jit(answer)
+
+
+def compare_with_replicated(mesh: Mesh) -> None:
+    """Prints what differs where each shard compares its vectors with the same few."""
+    few, many = jnp.cos(jnp.arange(6.0)).reshape(2, 3), jnp.sin(jnp.arange(24.0)).reshape(8, 3)
+
+    def total(few: jax.Array, many: jax.Array) -> jax.Array:
+        return jnp.sum(cosine_similarity(few, many))
+
+    specs = P(), P(BATCH)
+    sharded = jax.shard_map(
+        lambda few, many: jax.lax.psum(total(few, many), BATCH), mesh=mesh, in_specs=specs, out_specs=P()
+    )
+    placed = [
+        jax.device_put(array, NamedSharding(mesh, spec))
+        for array, spec in zip((few, many), specs, strict=True)
+    ]
+    found = jax.jit(jax.value_and_grad(sharded, (0, 1)))(*placed)
+    expected = jax.value_and_grad(lambda few, many: total(jnp.tile(few, (4, 1)), many), (0, 1))(few, many)
+    if not all(jax.tree.leaves(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), found, expected))):
+        print(f"vectors beside the same few: {found}, on one device {expected}")
 
 
 def splits(case: Case) -> bool:
