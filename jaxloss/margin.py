@@ -141,7 +141,8 @@ def multilabel_margin_loss(
     to the letter is 0.
 
     Args:
-        scores: Raw scores, real numbers of shape (..., C).
+        scores: Raw scores, real numbers of shape (..., C). A mesh with `Explicit` axes must not split the
+            classes.
         targets: Integers of the shape of `scores`: at each position the list of its right classes in any
             order, each in [0, C), ended by the first -1 if there are fewer than C. What follows it is not
             read. A class that is listed twice counts twice.

@@ -39,7 +39,8 @@ def ctc_loss(
     Args:
         log_probs: Log-probabilities such as `jax.nn.log_softmax` gives, shape (T, N, C) for T frames, N
             samples and C classes; or (T, C) for a single sample. They are taken as they are, and not
-            normalised.
+            normalised. A mesh with `Explicit` axes may split them by samples alone, and then targets and
+            lengths with them.
         targets: Integer class labels in [0, C). Padded, shape (N, S): what stands behind a sample's
             `target_lengths` has no influence. Or concatenated without padding, shape (Σ target_lengths,):
             then S is taken to be min(Σ target_lengths, T + 1), so that padded targets, where theirs is less,
