@@ -62,6 +62,11 @@ def widened_integers(array: jax.Array) -> jax.Array:
     return array.astype(dtype)
 
 
+def have_sizes(*arrays: jax.Array) -> bool:
+    """Whether the sizes of arrays are numbers, and not the symbols of a program that is exported for many."""
+    return all(type(size) is int for array in arrays for size in array.shape)
+
+
 def as_array(name: str, array: ArrayLike) -> jax.Array:
     """Returns a real array, or a TypeError that names the argument."""
     if not isinstance(array, jax.Array | np.ndarray | np.generic | bool | int | float):

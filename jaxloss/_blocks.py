@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxloss._arguments import broadcast
+from jaxloss._arguments import broadcast, have_sizes
 from jaxloss._derivatives import derivatives, product
-from jaxloss._elementwise import have_sizes
 from jaxloss._softmax import ClassAxis, capped, pick
 
 # Logits of a block on each device that a matrix product is fast with: 4 MB in float32.
@@ -106,21 +105,22 @@ def _of_blocks(
         largest = jnp.maximum(classes.max(logits), jnp.finfo(logits.dtype).min)
         gaps = classes.expand(largest) - logits
         is_new = blocks.is_new(first, gaps)
-        exponentials = jnp.exp(-gaps) if is_new is None else jnp.exp(-gaps) * is_new
-        found = {"largest": largest, "norm": classes.sum(exponentials)}
+
+        def once(terms: jax.Array) -> jax.Array:
+            return terms if is_new is None else terms * is_new
+
+        found = {"largest": largest, "norm": classes.sum(once(jnp.exp(-gaps)))}
         if labels is not None:
             found["logit"] = blocks.pick(logits, labels, first)
         if labels is not None and weight is not None:
             of_class = broadcast("weight", cut(weight), logits.shape)
             found["weight"] = blocks.compare(of_class, labels, first)
         if shares is not None:
-            factor = broadcast("shares", shares(cut).astype(logits.dtype), logits.shape)
-            factor = factor if is_new is None else factor * is_new
+            factor = once(broadcast("shares", shares(cut).astype(logits.dtype), logits.shape))
             found["share"] = classes.sum(factor)
             found["share_gap"] = classes.sum(product(factor, gaps))
         if entropy:
-            spread = _moment(gaps)
-            found["spread"] = classes.sum(spread if is_new is None else spread * is_new)
+            found["spread"] = classes.sum(once(_moment(gaps)))
         return found
 
     return blocks.map(of_block)

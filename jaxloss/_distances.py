@@ -235,7 +235,8 @@ def _scaled_products(x: jax.Array, y: jax.Array, eps: jax.Array, axis: int) -> t
     largest = [jnp.max(jnp.abs(vectors), axis, initial=0) for vectors in widened(x, y)]
     scales = [1 / _unit(jnp.maximum(magnitude, eps)) for magnitude in largest]
     x_square, y_square, _ = _products_by(scales, x, y, axis)
-    # What two sums shared XLA:CPU would write out in full size.
+    # What two sums shared XLA:CPU would write out in full size. Each on its own: in `shard_map` what leaves a
+    # barrier varies over all devices if anything does that enters it.
     scales, x, y = jax.tree.map(lax.optimization_barrier, (scales, x, y))
     *_, inner = _products_by(scales, x, y, axis)
     return *scales, x_square, y_square, inner

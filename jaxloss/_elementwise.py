@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxloss._arguments import have_sizes
 from jaxloss._derivatives import tangents_of
 
 _BLOCKS = 64  # of losses: their sums are one block, which so takes 1/64 of an input's memory
@@ -70,11 +71,6 @@ def _is_worth_blocks(arrays: tuple[jax.Array, ...]) -> bool:
         and jax.device_count() == 1
         and not are_widened_ahead_of_a_loop(*arrays)
     )
-
-
-def have_sizes(*arrays: jax.Array) -> bool:
-    """Whether the sizes of arrays are numbers, and not the symbols of a program that is exported for many."""
-    return all(type(size) is int for array in arrays for size in array.shape)
 
 
 def are_widened_ahead_of_a_loop(*arrays: jax.Array) -> bool:

@@ -8,9 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import arithmetic_dtype, as_array, hide, mask, stretchable, values, without
+from jaxloss._arguments import (
+    arithmetic_dtype,
+    as_array,
+    have_sizes,
+    hide,
+    mask,
+    stretchable,
+    values,
+    without,
+)
 from jaxloss._compiled import compiled
-from jaxloss._elementwise import have_sizes, in_one_loop, total
+from jaxloss._elementwise import in_one_loop, total
 from jaxloss._softmax import ClassAxis, sum_of
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import as_array, broadcast, hide, integer, labels_of
+from jaxloss._arguments import as_array, broadcast, have_sizes, hide, integer, labels_of
 from jaxloss._checks import checked
 from jaxloss._derivatives import derivatives, product, tangents_of
-from jaxloss._elementwise import are_widened_ahead_of_a_loop, have_sizes, in_one_loop
+from jaxloss._elementwise import are_widened_ahead_of_a_loop, in_one_loop
 
 
 class ClassAxis(NamedTuple):

@@ -18,7 +18,6 @@ from jaxloss._softmax import (
     capped,
     class_labels,
     log_sum_exp,
-    per_class,
     pick,
     refuse_ignored_probabilities,
     sum_of,
@@ -125,7 +124,7 @@ def cross_entropy(
     classes = ClassAxis(class_axis(axis, "logits", wide.shape), axis_name)
     where = mask(where, without(wide.shape, classes.position))
     if weight is not None:
-        weight = per_class("weight", weight, wide, classes.position).astype(wide.dtype)
+        weight = as_array("weight", weight).astype(wide.dtype)  # once, and the gradient is rounded once
     labels = None if are_soft else class_labels(targets, "logits", wide, classes, weight, ignore_index, where)
     # What is ignored must not reach a derivative of the cap either.
     kept = where if labels is None or soft_cap is None else labels.kept

@@ -69,8 +69,7 @@ def linear_cross_entropy(
         z_loss: How much the squared logarithm of the softmax's denominator counts, a number >= 0. Traced: it
             can be scheduled without compiling again.
         soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); finite and > 0,
-            traced.
-            Default: none.
+            traced. Default: none.
         where: Boolean mask, broadcast to the shape of `hidden` without its last axis. What lies behind False
             has no influence on value or gradient, NaN included, and does not count in the mean.
         reduction: "mean", "sum", "none" for the loss of each position, or "sum_and_weight" for a pair with
@@ -188,8 +187,7 @@ def linear_log_probs(
         bias: The last layer's bias, shape (V,). Default: none.
         ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
         soft_cap: The bound c on the size of logits, which become c · tanh(logits / c); finite and > 0,
-            traced.
-            Default: none.
+            traced. Default: none.
         where: Boolean mask, broadcast to the shape of `hidden` without its last axis. What lies behind False
             has no influence on values or gradients, NaN included.
         axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the classes are split. Then

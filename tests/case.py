@@ -65,6 +65,15 @@ class Case(NamedTuple):
         is_layer = name in ("kernel", "bias") or name.startswith("params.")
         return is_layer or (name == "weight" and (self.axis is not None or "kernel" in self.arrays))
 
+    def repeated(self, arrays: Mapping[str, Any], times: int) -> dict[str, Any]:
+        """Returns the arrays with the batch several times over."""
+        return {
+            name: jnp.asarray(np.concatenate([array] * times, self.batch_axis(name)))
+            if name in self.batched
+            else array
+            for name, array in arrays.items()
+        }
+
     def digest(self) -> str:
         """Returns a fingerprint of all that PyTorch's answer depends on."""
         known = [self.loss, sorted(self.options.items()), self.gradients]

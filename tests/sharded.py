@@ -45,10 +45,7 @@ def main() -> None:
 
 def compare(case: Case, mesh: Mesh, split: bool, label: str) -> None:
     """Prints what differs between one device and the mesh."""
-    arrays = {
-        name: jnp.concatenate([array] * 4, case.batch_axis(name)) if name in case.batched else array
-        for name, array in case.inputs(jnp.float32).items()
-    }
+    arrays = case.repeated(case.inputs(jnp.float32), 4)
     specs = {name: spec(case, name, array.ndim, split) for name, array in arrays.items()}
     placed = {name: jax.device_put(array, NamedSharding(mesh, specs[name])) for name, array in arrays.items()}
     expected = case.answer(arrays)

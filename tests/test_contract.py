@@ -123,11 +123,7 @@ def test_a_batch_many_times_over_has_the_same_mean(case: Case):
         reductions = "none", "mean", "sum_and_weight"
         return tuple(case(arrays, reduction=reduction) for reduction in reductions)
 
-    many = {
-        name: np.concatenate([array] * times, case.batch_axis(name)) if name in case.batched else array
-        for name, array in arrays.items()
-    }
-    few, found = losses(arrays), losses(many)
+    few, found = losses(arrays), losses(case.repeated(arrays, times))
     np.testing.assert_allclose(found[0], np.concatenate([few[0]] * times), rtol=1e-5, atol=1e-6)
     rounding = 1e-6 * np.sum(np.abs(few[0]))  # of terms that may cancel
     np.testing.assert_allclose(found[1], few[1], rtol=1e-5, atol=rounding)
@@ -299,11 +295,7 @@ def test_a_program_for_batches_of_any_size_is_exported(case: Case):
     program = jax.export.export(jax.jit(case.answer))(
         {name: exported(name, array) for name, array in arrays.items()}
     )
-    twice = {
-        name: jnp.concatenate([array] * 2, case.batch_axis(name)) if name in case.batched else array
-        for name, array in arrays.items()
-    }
-    for batch in (arrays, twice):
+    for batch in (arrays, case.repeated(arrays, 2)):
         chex.assert_trees_all_close(program.call(batch), case.answer(batch), rtol=1e-5, atol=1e-6)
 
 
@@ -374,7 +366,7 @@ def test_one_compilation_per_shape(case: Case):
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
     case(others)
     assert not compilations
-    case({**arrays, **{n: jnp.concatenate([arrays[n]] * 2, case.batch_axis(n)) for n in case.batched}})
+    case(case.repeated(arrays, 2))
     assert compilations
 
 
