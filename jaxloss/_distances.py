@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxloss._arguments import agree, arithmetic_dtype, canonical_axis, hide, of_one_dtype, widened
 from jaxloss._compiled import compiled, not_negative
 from jaxloss._derivatives import absolute, tangents_of
-from jaxloss._softmax import ClassAxis, sum_of
+from jaxloss._softmax import COMPUTED, SIMPLE, ClassAxis, sum_of
 
 
 @compiled(static=("p", "keepdim", "axis"), domains={"p": not_negative, "eps": not_negative})
@@ -163,7 +163,7 @@ def distances(
         return [vectors[i] - vectors[j] + shift for i, j in pairs]
 
     def totals(terms: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
-        return _sum(lambda *arrays: list(map(terms, differences(*arrays))), arrays, axis)
+        return _sum(lambda *arrays: list(map(terms, differences(*arrays))), arrays, axis, where)
 
     if p == 0:
         return totals(lambda components: (components != 0).astype(components.dtype))
@@ -319,7 +319,7 @@ def _product(x: jax.Array, y: jax.Array, axis: int, where: jax.Array | None = No
         x, y = _hidden(rows, x, y)
         return x * y
 
-    return _sum(terms, (x, y, _stretched(where, x.ndim, axis)), axis)
+    return _sum(terms, (x, y, _stretched(where, x.ndim, axis)), axis, where)
 
 
 def _stretched(where: jax.Array | None, ndim: int, axis: int) -> jax.Array:
@@ -331,6 +331,8 @@ def _hidden(rows: jax.Array, *vectors: jax.Array) -> list[jax.Array]:
     return [hide(rows, array) for array in widened(*vectors)]
 
 
-def _sum(terms: Callable[..., Any], arrays: tuple[jax.Array, ...], axis: int) -> Any:
+def _sum(terms: Callable[..., Any], arrays: tuple[jax.Array, ...], axis: int, where: jax.Array | None) -> Any:
     """Returns the sum along an axis of elementwise terms, which may hide and widen without writing it out."""
-    return sum_of(terms, arrays, ClassAxis(axis % arrays[0].ndim, None), are_stored=False)
+    # What is hidden would be written out; for products alone the library for sums is as fast as a loop.
+    loop = COMPUTED if where is None else SIMPLE
+    return sum_of(terms, arrays, ClassAxis(axis % arrays[0].ndim, None), loop)

@@ -20,7 +20,7 @@ from jaxloss._arguments import (
 )
 from jaxloss._compiled import compiled
 from jaxloss._elementwise import in_one_loop, total
-from jaxloss._softmax import ClassAxis, sum_of
+from jaxloss._softmax import COMPLEX, COMPUTED, ClassAxis, sum_of
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
 BatchReduction = Literal["none", "mean", "sum", "batchmean", "sum_and_weight"]
@@ -81,7 +81,8 @@ def reduce_each(
         if classes is None:
             return of_each(*leaves)
         # If not in steps of classes, then from one loop.
-        return sum_of(lambda *leaves: in_one_loop(of_each(*leaves)), tuple(leaves), classes, are_stored)
+        steps = COMPLEX if are_stored else COMPUTED
+        return sum_of(lambda *leaves: in_one_loop(of_each(*leaves)), tuple(leaves), classes, steps)
     summed = total(of_each, *leaves) if are_stored else jnp.sum(of_each(*leaves))
     if classes is not None:
         summed, shape = classes.joined(summed), without(shape, classes.position)

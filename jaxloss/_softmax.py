@@ -117,7 +117,7 @@ def log_sum_exp(
     if are_rows and logits.shape[-1] <= _WIDEST and jax.__version_info__ >= (0, 12):
         sums = _sum_at_once  # XLA's library has become as fast
     else:
-        sums = functools.partial(sum_of, are_stored=are_stored)
+        sums = functools.partial(sum_of, loop=SIMPLE if are_stored else COMPUTED)
     return jnp.log(sums(_exponentials, (logits, classes.expand(shift)), classes))
 
 
@@ -136,15 +136,25 @@ def _log_sum_exp_jvp(
     return jnp.log(total), classes.sum(probs * tangents[0])
 
 
+class Loop(NamedTuple):
+    """When a loop over classes is worth it, where steps are not written out one after the other."""
+
+    size: int  # from how many numbers
+    stretch: int  # and from how many of them between a position's first class and its last
+
+
+SIMPLE = Loop(2**18, 2**11)  # for terms of a few operations on what lies in memory
+COMPLEX = Loop(2**18, 2**12)  # for terms of many operations
+COMPUTED = Loop(2**23, 2**15)  # for what is computed as it is summed, or summed by the library as fast
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3))
-def sum_of(
-    terms: Callable[..., Any], arrays: tuple[jax.Array, ...], classes: ClassAxis, are_stored: bool
-) -> Any:
+def sum_of(terms: Callable[..., Any], arrays: tuple[jax.Array, ...], classes: ClassAxis, loop: Loop) -> Any:
     """Returns the sum over the classes of elementwise terms of logits and of arrays that stretch to them.
 
     Of a list of terms it is the list of their sums.
     """
-    size = _step(arrays[0], classes, are_stored)
+    size = _step(arrays[0], classes, loop)
     if size is None:
         return _sum_at_once(terms, arrays, classes)
     return lax.platform_dependent(
@@ -156,9 +166,9 @@ def sum_of(
 
 @functools.partial(sum_of.defjvp, symbolic_zeros=True)
 def _sum_of_jvp(
-    terms: Callable[..., Any], classes: ClassAxis, are_stored: bool, primals: Any, tangents: Any
+    terms: Callable[..., Any], classes: ClassAxis, loop: Loop, primals: Any, tangents: Any
 ) -> tuple[Any, Any]:
-    value = sum_of(terms, *primals, classes, are_stored)
+    value = sum_of(terms, *primals, classes, loop)
     return value, tangents_of(lambda *arrays: _sum_at_once(terms, arrays, classes), *primals, *tangents)
 
 
@@ -168,17 +178,14 @@ def _sum_at_once(terms: Callable[..., Any], arrays: tuple[jax.Array, ...], class
 
 _UNROLLED = 32  # steps: of more that are written out the compiler vectorises none
 _WIDEST = 64 * _UNROLLED  # classes: nor of wider steps, unless some but few numbers follow each class
-# From how many logits, and of them from a position's first class to its last, a loop over steps is worth it
-# if they are stored, and if they are computed as they are summed.
-_LONG = {True: (2**18, 2**12), False: (2**23, 2**15)}
 
 
-def _step(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> int | None:
+def _step(logits: jax.Array, classes: ClassAxis, loop: Loop) -> int | None:
     """Returns how many classes XLA:CPU should add to as many others at a time, or None for all at once.
 
     Steps that are written out one after the other are compiled to a single loop, which takes down to half the
     time that the library for sums does. Where they would be too wide a loop over them takes half the
-    library's time, or a quarter where that would write the terms out, as it does from `_LONG[False]` on.
+    library's time, or a quarter where that would write the terms out.
     """
     count = logits.shape[classes.position]
     inner = math.prod(logits.shape[classes.position + 1 :])
@@ -189,8 +196,7 @@ def _step(logits: jax.Array, classes: ClassAxis, are_stored: bool) -> int | None
     if is_vectorised and max(count, inner) >= 16 and count * inner >= 64 and logits.size >= 2**16:
         aligned = -(-16 // inner)
         return -(-count // (_UNROLLED * aligned)) * aligned
-    size, stretch = _LONG[are_stored]
-    if logits.size >= size and count * inner >= stretch and logits.shape[-1] >= 64:
+    if logits.size >= loop.size and count * inner >= loop.stretch and logits.shape[-1] >= 64:
         return min(count, max(1, 64 // inner, 2**12 * count // logits.size))
     return None
 

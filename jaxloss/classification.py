@@ -13,6 +13,7 @@ from jaxloss._derivatives import derivatives, product
 from jaxloss._logarithms import log
 from jaxloss._reduction import BatchReduction, Reduction, reduce_each, reduce_weighted
 from jaxloss._softmax import (
+    SIMPLE,
     ClassAxis,
     Labels,
     capped,
@@ -342,10 +343,10 @@ def _sum_of_surprise(
     """Returns Σ weight · -log p over the classes, to which the norm adds the same for each."""
     scores = logits, classes.expand(shift)
     if weight is None:
-        below = sum_of(lambda logits, shift: shift - logits, scores, classes, are_stored=True)
+        below = sum_of(lambda logits, shift: shift - logits, scores, classes, SIMPLE)
         return below + classes.count(logits) * log_norm
     weight = weight_of_classes(weight, logits, classes).astype(logits.dtype)
-    below = sum_of(_weighted_difference, (*scores, weight, classes.expand(kept)), classes, are_stored=True)
+    below = sum_of(_weighted_difference, (*scores, weight, classes.expand(kept)), classes, SIMPLE)
     return below + product(classes.sum(weight), log_norm)
 
 

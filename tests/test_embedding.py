@@ -444,6 +444,17 @@ def test_losses_of_rows_write_no_temporary_of_full_size(loss, inputs, is_masked,
 
 
 @pytest.mark.parametrize("of_gradient", [False, True])
+@pytest.mark.parametrize("loss", [jaxloss.cosine_embedding_loss, jaxloss.triplet_margin_loss])
+def test_a_mask_of_long_vectors_writes_none_of_them(loss, of_gradient):
+    rows, width = 512, 3072
+    vectors = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+    last = jax.ShapeDtypeStruct((rows,), jnp.float32) if loss is jaxloss.cosine_embedding_loss else vectors
+    function = jax.value_and_grad(loss, (0, 1)) if of_gradient else loss
+    lowered = jax.jit(function).lower(vectors, vectors, last, where=jax.ShapeDtypeStruct((rows,), bool))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes <= 0.1 * 4 * rows * width
+
+
+@pytest.mark.parametrize("of_gradient", [False, True])
 def test_similarities_write_no_temporary_of_full_size(of_gradient):
     vectors = jax.ShapeDtypeStruct((8192, 256), jnp.float32)
 

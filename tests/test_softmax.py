@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxloss import _softmax, cross_entropy, multi_margin_loss, multilabel_soft_margin_loss, nll_loss
-from jaxloss._softmax import ClassAxis, log_sum_exp, pick, sum_of
+from jaxloss._softmax import SIMPLE, ClassAxis, log_sum_exp, pick, sum_of
 
 LOGITS = np.random.RandomState(0).randn(4, 5, 3).astype(np.float32)
 LABELS = np.random.RandomState(1).randint(0, 5, (4, 3)).astype(np.int32)
@@ -35,7 +35,7 @@ def test_classes_are_summed_in_steps(shape, size, monkeypatch):
     size = min(size, shape[1])
     logits = np.random.RandomState(0).randn(*shape).astype(np.float32)
     monkeypatch.setattr(_softmax, "_step", lambda *_: size)
-    in_steps = jax.jit(lambda logits: sum_of(jnp.exp, (logits,), AXIS, are_stored=True))
+    in_steps = jax.jit(lambda logits: sum_of(jnp.exp, (logits,), AXIS, SIMPLE))
     assert "slice" in in_steps.lower(logits).as_text()
     np.testing.assert_allclose(in_steps(logits), np.exp(np.float64(logits)).sum(1), rtol=1e-6)
 
@@ -47,7 +47,7 @@ def test_a_weighted_sum_in_steps_has_the_derivatives_of_the_sum(monkeypatch):
 
     def total(logits, weight):
         sums = sum_of(
-            lambda logits, shift, weight: weight * (shift - logits), (logits, shift, weight), AXIS, True
+            lambda logits, shift, weight: weight * (shift - logits), (logits, shift, weight), AXIS, SIMPLE
         )
         return jnp.vdot(sums, np.arange(6.0).reshape(2, 3))
 
@@ -69,6 +69,7 @@ def test_a_weighted_sum_in_steps_has_the_derivatives_of_the_sum(monkeypatch):
         ((64, 1000, 8), True),
         ((64, 4096, 8), False),
         ((8, 21, 64, 64), True),
+        ((512, 3000), True),
         ((4, 80000), True),
     ],
 )
@@ -101,7 +102,8 @@ def test_losses_that_are_not_reduced_write_no_array_of_the_size_of_the_logits(lo
 
 
 @pytest.mark.parametrize(
-    "shape", [(4096, 1000), (64, 1000, 8), (64, 4096, 8), (8, 21, 64, 64), (4, 100, 640), (4, 80000)]
+    "shape",
+    [(4096, 1000), (64, 1000, 8), (64, 4096, 8), (8, 21, 64, 64), (4, 100, 640), (512, 3000), (4, 80000)],
 )
 def test_logits_worth_it_are_summed_in_steps(shape):
     logits, shift = (
