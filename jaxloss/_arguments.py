@@ -157,7 +157,7 @@ def labels_of(targets: jax.Array, scores: str, shape: tuple[int, ...], axis: int
             f"targets must have the shape of {scores} without {which}, {expected}, "
             f"got targets {targets.shape} and {scores} {shape}{chosen}{hint}"
         )
-    return widened_integers(targets)
+    return targets
 
 
 def _and(names: Iterable[str], arrays: Iterable[jax.Array] | None = None) -> str:

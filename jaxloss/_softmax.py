@@ -11,12 +11,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import as_array, broadcast, have_sizes, hide, integer, labels_of
+from jaxloss._arguments import (
+    as_array,
+    broadcast,
+    have_sizes,
+    hide,
+    integer,
+    labels_of,
+    widened_integers,
+)
 from jaxloss._checks import checked
-from jaxloss._derivatives import derivatives, product, tangents_of
+from jaxloss._derivatives import derivatives, product, sigmoid_slope, tangents_of
 from jaxloss._elementwise import are_widened_ahead_of_a_loop, in_one_loop
 
 
@@ -80,15 +89,26 @@ def capped(logits: jax.Array, soft_cap: ArrayLike | None) -> jax.Array:
     return _capped(logits, jnp.asarray(soft_cap, logits.dtype))
 
 
+def _slope_of_cap(logits: jax.Array, cap: jax.Array) -> jax.Array:
+    """Returns 1 - tanh(logits / cap)², in which nothing cancels."""
+    return 4 * sigmoid_slope(2 * logits / cap)
+
+
 def _slope_in_cap(logits: jax.Array, cap: jax.Array) -> jax.Array:
     # The slope of tanh has vanished long before the bound, beyond which it would meet infinity.
     ratio = jnp.clip(logits / cap, -100, 100)
-    return jnp.tanh(ratio) - ratio * (1 - jnp.tanh(ratio) ** 2)
+    return jnp.tanh(ratio) - ratio * _slope_of_cap(logits, cap)
 
 
-@derivatives(lambda logits, cap: 1 - jnp.tanh(logits / cap) ** 2, _slope_in_cap)
+@derivatives(_slope_of_cap, _slope_in_cap)
 def _capped(logits: jax.Array, cap: jax.Array) -> jax.Array:
     return cap * jnp.tanh(logits / cap)
+
+
+def smoothed(losses: jax.Array, surprises: jax.Array, label_smoothing: float, count: int) -> jax.Array:
+    """Returns the losses, mixed with the surprises of all classes; the part of 0 of an infinite one is 0."""
+    hard = product(jnp.full_like(losses, 1 - label_smoothing), losses)
+    return hard + label_smoothing / count * surprises
 
 
 def with_z_loss(losses: jax.Array, z_loss: ArrayLike, log_sum_exp: jax.Array) -> jax.Array:
@@ -279,20 +299,22 @@ def existing_labels(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns labels that are classes, which of them are neither ignored nor masked, and which are right.
 
-    What is not kept is right, whatever it was.
+    The labels are widened. What is not kept is right, whatever it was.
     """
-    exists = (labels >= 0) & (labels < count)
+    wide = widened_integers(labels)
+    exists = (wide >= 0) & (wide < count)
     expected = f"targets: expected class indices in [0, {count})"
     kept = jnp.ones(labels.shape, bool)
     if ignore_index is not None:
         expected += f" or ignore_index={ignore_index}"
         limits = jnp.iinfo(labels.dtype)
         if limits.min <= integer("ignore_index", ignore_index) <= limits.max:
-            kept = labels != ignore_index
+            kept = labels != np.asarray(ignore_index, labels.dtype)
     if where is not None:
         kept = kept & where
     valid = exists | ~kept
-    return jnp.where(exists, checked(labels, valid, expected), 0), kept, valid
+    wide = widened_integers(checked(labels, valid, expected))
+    return jnp.where(exists, wide, 0), kept, valid
 
 
 def hidden_labels(

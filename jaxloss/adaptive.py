@@ -16,7 +16,7 @@ from jaxloss._reduction import Reduction, reduce_weighted
 from jaxloss._softmax import ClassAxis, hidden_labels
 
 
-@compiled(static=("cutoffs", "reduction"))
+@compiled(static=("cutoffs", "reduction"), indices=("targets",))
 def adaptive_log_softmax(
     hidden: ArrayLike,
     params: Mapping[str, Any],

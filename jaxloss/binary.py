@@ -17,7 +17,7 @@ from jaxloss._arguments import (
 )
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
-from jaxloss._derivatives import checked_signs, derivatives, product, sign_or_nan
+from jaxloss._derivatives import checked_signs, derivatives, product, sigmoid, sign_or_nan
 from jaxloss._elementwise import in_one_loop
 from jaxloss._logarithms import log, log1p_of_fraction
 from jaxloss._reduction import Reduction, reduce_each
@@ -317,10 +317,21 @@ def _where_probability(targets: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.where((targets >= 0) & (targets <= 1), values, jnp.nan)
 
 
-@derivatives(
-    lambda probs, targets: _where_probability(targets, (probs - targets) / _variance(probs)),
-    lambda probs, targets: _log_odds_against(probs),
-)
+def _curvature(probs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the slope of `_pull` in probs, in which nothing cancels: a constant where that is bounded."""
+    variance = _variance(probs)
+    is_free = variance > _SMALLEST_VARIANCE
+    yes = jnp.where(is_free, probs, 0.5)
+    free = targets / yes**2 + (1 - targets) / (1 - yes) ** 2
+    return _where_probability(targets, jnp.where(is_free, free, 1 / variance))
+
+
+@derivatives(_curvature, lambda probs, targets: _where_probability(targets, -1 / _variance(probs)))
+def _pull(probs: jax.Array, targets: jax.Array) -> jax.Array:
+    return _where_probability(targets, (probs - targets) / _variance(probs))
+
+
+@derivatives(_pull, lambda probs, targets: _where_probability(targets, _log_odds_against(probs)))
 def _from_probs(probs: jax.Array, targets: jax.Array) -> jax.Array:
     log_of_probs, log_of_others = _logs(probs)
     return _where_probability(targets, (targets - 1) * log_of_others - targets * log_of_probs)
@@ -331,18 +342,19 @@ def _curve(logits: jax.Array) -> jax.Array:
     return log1p_of_fraction(jnp.exp(-jnp.abs(logits)))
 
 
-@derivatives(jax.nn.sigmoid)
+@derivatives(sigmoid)
 def _softplus(logits: jax.Array) -> jax.Array:
     return in_one_loop(jnp.maximum(logits, 0) + _curve(logits))  # else slow if summed outside
 
 
 @derivatives(
-    lambda logits, factor: -factor * jax.nn.sigmoid(-logits) - jax.nn.sigmoid(logits),
+    lambda logits, factor: -factor * sigmoid(-logits) - sigmoid(logits),
     lambda logits, factor: _softplus(-logits),
 )
 def _excess_of_yes(logits: jax.Array, factor: jax.Array) -> jax.Array:
     """Returns factor · softplus(-logits) - softplus(logits): by how much a yes costs more than a no."""
-    return factor * jnp.maximum(-logits, 0) - jnp.maximum(logits, 0) + (factor - 1) * _curve(logits)
+    wrong = product(factor, jnp.maximum(-logits, 0)) - jnp.maximum(logits, 0)
+    return wrong + (factor - 1) * _curve(logits)
 
 
 def _slope(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
@@ -366,7 +378,7 @@ def _from_logits(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> ja
 
 
 def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(-sign_or_nan(targets) * scores)
+    return sigmoid(-sign_or_nan(targets) * scores)
 
 
 @derivatives(

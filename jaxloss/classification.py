@@ -21,6 +21,7 @@ from jaxloss._softmax import (
     log_sum_exp,
     pick,
     refuse_ignored_probabilities,
+    smoothed,
     sum_of,
     weight_of_classes,
     with_z_loss,
@@ -30,6 +31,7 @@ from jaxloss._softmax import (
 @compiled(
     static=("axis", "ignore_index", "label_smoothing", "reduction", "axis_name"),
     domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive_and_finite},
+    indices=("targets",),
 )
 def cross_entropy(
     logits: ArrayLike,
@@ -141,7 +143,7 @@ def cross_entropy(
             logits, probs, weight, shift, log_norm, penalty = widened(*arrays)
             if label_smoothing:
                 probs = (1 - label_smoothing) * probs + label_smoothing / count
-            return product(weight * probs, log_norm - (logits - shift)) + penalty
+            return _weighted(weight, probs, log_norm - (logits - shift)) + penalty
 
         penalty = with_z_loss(jnp.zeros_like(shift), z_loss, log_norm + shift) / count
         of_classes = weight_of_classes(weight, logits, classes).astype(logits.dtype)
@@ -162,7 +164,7 @@ def cross_entropy(
     return reduce_weighted(losses, labels.weight, labels.kept, reduction)
 
 
-@compiled(static=("axis", "ignore_index", "reduction", "axis_name"))
+@compiled(static=("axis", "ignore_index", "reduction", "axis_name"), indices=("targets",))
 def nll_loss(
     log_probs: ArrayLike,
     targets: ArrayLike,
@@ -328,8 +330,18 @@ def _hard_losses(
     losses = product(labels.weight, log_norm - (picked - shift))
     if not label_smoothing:
         return losses
-    uniform = _sum_of_surprise(logits, labels.kept, classes, weight, shift, log_norm)
-    return (1 - label_smoothing) * losses + label_smoothing / classes.count(logits) * uniform
+    surprises = _sum_of_surprise(logits, labels.kept, classes, weight, shift, log_norm)
+    return smoothed(losses, surprises, label_smoothing, classes.count(logits))
+
+
+@derivatives(
+    lambda weight, probs, surprise: product(probs, surprise),
+    lambda weight, probs, surprise: product(weight, surprise),
+    lambda weight, probs, surprise: weight * probs,
+)
+def _weighted(weight: jax.Array, probs: jax.Array, surprise: jax.Array) -> jax.Array:
+    """Returns weight · probs · surprise, to which an impossible class without either adds nothing."""
+    return product(weight * probs, surprise)
 
 
 def _sum_of_surprise(

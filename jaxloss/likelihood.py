@@ -51,9 +51,9 @@ def poisson_nll_loss(
     Returns:
         A scalar for "mean" and "sum", an array of the shape of `predictions` for "none", two scalars for
         "sum_and_weight". The dtype is float32, or float64 where predictions or targets are; the unit is nats.
-        A rate below -eps gives NaN in the value and in the gradient, and so does a negative `eps` that is an
-        array; both are errors under `jax.experimental.checkify`. The mean over no element is NaN with
-        gradient 0. An empty sum is 0.
+        A rate below -eps gives NaN in the value and in the gradient, and so does, of rates, a negative `eps`
+        that is an array; both are errors under `jax.experimental.checkify`. The mean over no element is NaN
+        with gradient 0. An empty sum is 0.
 
     Raises:
         TypeError: An argument is not an array of real numbers, or `where` is not boolean.
@@ -165,7 +165,10 @@ def gaussian_nll_loss(
     var = _variances(var, predictions, targets)
     (wide,) = widened(var)
     valid = (wide >= 0) & (jnp.maximum(wide, jnp.asarray(eps, wide.dtype)) > 0)
-    valid = hide(mask(where, predictions.shape), valid, True)
+    rows = mask(where, predictions.shape)
+    if rows is not None:  # a variance counts if any element does that it holds for
+        rows = jnp.any(rows, [axis for axis, size in enumerate(var.shape) if size == 1], keepdims=True)
+    valid = hide(rows, valid, True)
     var = checked(var, valid, "var: expected variances >= 0, and > 0 where eps is 0")
 
     def loss(*arguments: jax.Array) -> jax.Array:

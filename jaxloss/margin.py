@@ -23,7 +23,7 @@ from jaxloss._reduction import Reduction, reduce_each, reduce_weighted
 from jaxloss._softmax import ClassAxis, class_labels, pick
 
 
-@compiled(static=("axis", "p", "reduction", "axis_name"), domains={"margin": finite})
+@compiled(static=("axis", "p", "reduction", "axis_name"), domains={"margin": finite}, indices=("targets",))
 def multi_margin_loss(
     scores: ArrayLike,
     targets: ArrayLike,
@@ -125,7 +125,7 @@ def multi_margin_loss(
     )
 
 
-@compiled(static=("reduction",))
+@compiled(static=("reduction",), indices=("targets",))
 def multilabel_margin_loss(
     scores: ArrayLike,
     targets: ArrayLike,

@@ -13,7 +13,9 @@ from jaxloss._compiled import compiled
 from jaxloss._reduction import Reduction, reduce_weighted
 
 
-@compiled(static=("blank", "zero_infinity", "reduction"))
+@compiled(
+    static=("blank", "zero_infinity", "reduction"), indices=("targets", "input_lengths", "target_lengths")
+)
 def ctc_loss(
     log_probs: ArrayLike,
     targets: ArrayLike,

@@ -20,6 +20,7 @@ from jaxloss._softmax import (
     hidden_labels,
     per_class,
     refuse_ignored_probabilities,
+    smoothed,
     with_z_loss,
 )
 
@@ -27,6 +28,7 @@ from jaxloss._softmax import (
 @compiled(
     static=("ignore_index", "label_smoothing", "reduction", "axis_name"),
     domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive_and_finite},
+    indices=("targets",),
 )
 def linear_cross_entropy(
     hidden: ArrayLike,
@@ -139,8 +141,7 @@ def linear_cross_entropy(
     counts = labels.weight if weight is None else labels.weight * found["weight"]
     losses = product(counts, _surprise(found))
     if label_smoothing:
-        uniform = label_smoothing / problem.classes * _share_of_surprise(found)
-        losses = (1 - label_smoothing) * losses + uniform
+        losses = smoothed(losses, _share_of_surprise(found), label_smoothing, problem.classes)
     losses = with_z_loss(losses, z_loss, log_norm + found["largest"])
     return reduce_weighted(losses, counts, labels.kept, reduction)
 
@@ -153,7 +154,9 @@ class LinearLogProbs(NamedTuple):
     entropy: jax.Array
 
 
-@compiled(static=("ignore_index", "axis_name"), domains={"soft_cap": positive_and_finite})
+@compiled(
+    static=("ignore_index", "axis_name"), domains={"soft_cap": positive_and_finite}, indices=("targets",)
+)
 def linear_log_probs(
     hidden: ArrayLike,
     kernel: ArrayLike,

@@ -94,10 +94,20 @@ def test_labels_are_integers(dtype):
         arguments.labels_of(jnp.zeros(4, jnp.dtype(dtype)), "logits", (4, 5), 1)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32"])
-def test_narrow_labels_are_widened(dtype):
-    labels = arguments.labels_of(jnp.full(1, 127, jnp.dtype(dtype)), "logits", (1, 1000), 1)
-    np.testing.assert_array_equal(labels, np.array([127], np.int32), strict=True)
+@pytest.mark.parametrize(
+    ("label", "dtype", "expected"),
+    [
+        (127, "int8", 127),
+        (200, "uint8", 200),
+        (-5, "int16", -5),
+        (2**31 - 1, "uint32", 2**31 - 1),
+        (2**31, "uint32", 2**31 - 1),
+        (2**32 - 1, "uint32", 2**31 - 1),
+    ],
+)
+def test_integers_are_widened_to_what_compares_with_any_class(label, dtype, expected):
+    widened = arguments.widened_integers(jnp.full(1, label, jnp.dtype(dtype)))
+    np.testing.assert_array_equal(widened, np.array([expected], np.int32), strict=True)
 
 
 @pytest.mark.parametrize("axis", [-3, 2])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from jaxloss import binary_cross_entropy, binary_cross_entropy_with_logits
+from jaxloss import binary_cross_entropy, binary_cross_entropy_with_logits, soft_margin_loss
 
 INF = np.inf
 LOGITS = np.array([INF, INF, -INF, -INF, INF, -INF, 0], np.float32)
@@ -33,6 +33,8 @@ def test_a_positive_weight_of_zero_silences_an_infinite_loss():
     options = {"pos_weight": np.float32(0), "reduction": "none"}
     losses = binary_cross_entropy_with_logits(LOGITS[:4], TARGETS[:4], **options)
     np.testing.assert_array_equal(losses, [0, INF, 0, 0])
+    slope = jax.grad(lambda target: binary_cross_entropy_with_logits(-INF, target, pos_weight=0.0))
+    assert slope(1.0) == 0
 
 
 def test_weights_are_the_formula():
@@ -72,6 +74,30 @@ def test_nothing_cancels_in_the_gradient_of_the_confident(target, pos_weight):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7 if target == 0.3 else 0)
 
 
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_nothing_cancels_in_the_curvature_of_a_probability(target):
+    probs = np.float32([1e-11, 1e-8, 1e-6, 1e-4, 0.1, 0.5, 0.9, 0.9999, 1 - 2.0**-20, 1 - 2.0**-24])
+    yes, no, wanted = np.float64(probs), 1 - np.float64(probs), np.float64(np.float32(target))
+
+    def slope(prob):
+        return jax.grad(binary_cross_entropy)(prob, jnp.float32(target))
+
+    for derivative in (jax.grad, jax.jacfwd):
+        found = jax.vmap(derivative(slope))(probs)
+        np.testing.assert_allclose(found, wanted / yes**2 + (1 - wanted) / no**2, rtol=1e-6)
+    bound = float(np.float32(1e-12))  # on the variance
+    np.testing.assert_allclose(jax.vmap(jax.grad(slope))(np.float32([0, 1e-14, 1])), 1 / bound, rtol=1e-6)
+
+
+def test_nothing_cancels_in_the_curvature_of_a_score():
+    scores = np.arange(-60.0, 61.0, 3)
+    odds = np.exp(-np.abs(scores))
+    for target in (1.0, -1.0):
+        slope = jax.grad(lambda score, target=target: soft_margin_loss(score, jnp.float32(target)))
+        found = jax.vmap(jax.grad(slope))(jnp.asarray(scores, jnp.float32))
+        np.testing.assert_allclose(found, odds / (1 + odds) ** 2, rtol=1e-6)
+
+
 def test_pos_weight_is_learned():
     def mean(pos_weight):
         return binary_cross_entropy_with_logits(
@@ -100,6 +126,7 @@ def test_what_is_no_probability_is_nan_and_named_under_checkify(probs, targets, 
     )
     np.testing.assert_array_equal(np.isnan(gradient), [False, True])
     assert np.isnan(binary_cross_entropy(np.float32(probs), np.float32(targets)))
+    assert np.isnan(jax.grad(binary_cross_entropy, 1)(np.float32(probs), np.float32(targets)))
     for function in (binary_cross_entropy, jax.grad(binary_cross_entropy)):
         error, _ = checkify.checkify(function)(*arguments)
         assert (

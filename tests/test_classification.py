@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from jaxloss import cross_entropy, multi_margin_loss, multilabel_soft_margin_loss, nll_loss
+from jaxloss import (
+    cross_entropy,
+    linear_cross_entropy,
+    multi_margin_loss,
+    multilabel_soft_margin_loss,
+    nll_loss,
+)
+from jaxloss._softmax import capped
 
 INF = np.inf
 LOGITS = np.random.RandomState(0).randn(4, 5).astype(np.float32)
@@ -176,11 +183,40 @@ def test_the_cap_has_a_derivative_beside_an_impossible_class():
     np.testing.assert_allclose(slope(-INF), slope(-1e18), rtol=1e-6)
 
 
+def test_nothing_cancels_in_the_slope_of_the_cap():
+    caps = np.array([0.01, 1, 5, 8, 12, 20, 40])
+    slope = jax.vmap(jax.grad(lambda logit: capped(logit, 3.0)))(np.float32(3 * caps))
+    np.testing.assert_allclose(slope, 1 / np.cosh(caps) ** 2, rtol=2e-6)
+
+
+def test_an_impossible_class_without_weight_or_probability_has_no_part_in_any_gradient():
+    logits = np.array([[-INF, 1.0, 0.0]], np.float32)
+    weight, probs = np.ones(3, np.float32), np.array([[0.0, 0.5, 0.5]], np.float32)
+    slope = jax.grad(lambda weight: cross_entropy(logits, probs, weight=weight))(weight)
+    np.testing.assert_allclose(slope, [0, 0.5 * np.log1p(np.exp(-1)), 0.5 * np.log1p(np.exp(1))], rtol=1e-6)
+    weight, probs = np.array([0, 1, 1], np.float32), np.array([[0.2, 0.4, 0.4]], np.float32)
+    slope = jax.grad(lambda probs: cross_entropy(logits, probs, weight=weight))(probs)
+    np.testing.assert_allclose(slope, [[0, np.log1p(np.exp(-1)), np.log1p(np.exp(1))]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("targets", [np.array([0]), np.array([[1.0, 0.0, 0.0]], np.float32)])
+def test_labels_that_are_smoothed_away_leave_an_impossible_class_infinite(targets):
+    logits = np.array([[-INF, 0.0, 1.0]], np.float32)
+    assert cross_entropy(logits, targets, label_smoothing=1.0) == INF
+    bias = jnp.asarray(logits[0])
+    assert (
+        linear_cross_entropy(jnp.zeros((1, 2)), jnp.zeros((2, 3)), targets, bias=bias, label_smoothing=1.0)
+        == INF
+    )
+
+
 def test_labels_and_what_is_ignored_may_be_of_any_size():
     logits = np.zeros((2, 3), np.float32)
     np.testing.assert_allclose(cross_entropy(logits, np.array([0, 1]), ignore_index=-(2**40)), np.log(3))
     labels = np.array([0, 2**32 - 100], np.uint32)  # which is -100 in 32 bits
     assert np.isnan(cross_entropy(logits, labels, reduction="none")).tolist() == [False, True]
+    assert cross_entropy(logits, labels, ignore_index=2**32 - 100, reduction="none")[1] == 0
+    assert np.isnan(cross_entropy(logits, labels, ignore_index=2**31 - 1, reduction="none")[1])
     with pytest.raises(TypeError, match=r"ignore_index must be an integer, got 1\.5"):
         cross_entropy(logits, labels, ignore_index=1.5)
 

@@ -5,12 +5,14 @@ import inspect
 import re
 import timeit
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
 
+import jaxloss
 from jaxloss._compiled import compiled, fraction, not_negative, positive
 
 
@@ -98,12 +100,57 @@ def test_numbers_of_every_kind_are_taken(two):
     assert jax.jit(lambda two: toy_loss(3 * ONE, ONE, scale=jnp.asarray(two, jnp.float32)))(two) == 4
 
 
+def test_a_traced_number_outside_its_domain_has_no_slope_either():
+    assert np.isnan(jax.grad(lambda scale: toy_loss(ONE, ONE, scale=scale))(jnp.float32(-1)))
+
+
+@compiled(static=(), indices=("labels",))
+def given(values, labels):
+    return values, labels
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+@pytest.mark.parametrize("kind", [np.asarray, lambda number: number])
+def test_integers_of_64_bits_are_not_taken_modulo(dtype, kind):
+    narrow = np.int32 if dtype == np.int64 else np.uint32
+    small, large = kind(dtype(5)), kind(dtype(2**32 + 5))
+    for found in (given(small, small), given(values=small, labels=small)):
+        chex.assert_trees_all_equal(found, (narrow(5), narrow(5)), strict=True)
+    for found in (given(large, large), given(values=large, labels=large)):
+        chex.assert_trees_all_equal(found, (np.float32(2**32 + 5), narrow(np.iinfo(narrow).max)), strict=True)
+    with jax.enable_x64(True):
+        chex.assert_trees_all_equal(given(large, large), (large, large), strict=True)
+
+
+def test_a_missing_label_that_was_cast_to_an_integer_is_no_class():
+    with np.errstate(invalid="ignore"):
+        labels = np.array([0.0, np.nan]).astype(np.int64)
+    losses = jaxloss.cross_entropy(np.eye(2), labels, reduction="none")
+    np.testing.assert_array_equal(np.isnan(losses), [False, True])
+
+
+def test_a_static_number_of_numpy_is_pythons_own():
+    with jax.enable_x64(True):
+        assert toy_loss(ONE, ONE, share=np.float64(0.5)).dtype == jnp.float32
+
+
 def test_an_option_with_axes_is_refused():
     with pytest.raises(ValueError, match=r"scale must be a number > 0, got float32\[2\]"):
         toy_loss(ONE, ONE, scale=jnp.ones(2))
 
 
-@pytest.mark.parametrize("value", [jnp.float32(0.5), np.ones(2), ["mean"]])
+def test_a_key_for_an_option_is_refused():
+    with pytest.raises(ValueError, match=r"scale must be a number > 0, got key<fry>\[\]"):
+        toy_loss(ONE, ONE, scale=jax.random.key(0))
+
+
+@pytest.mark.parametrize("value", ["text", {1}, object(), np.array(["a"]), np.array([object()])])
+def test_what_is_no_array_is_refused_by_name(value):
+    with pytest.raises(TypeError, match="toy_loss: targets must be an array of numbers, got "):
+        toy_loss(ONE, value)
+
+
+@pytest.mark.parametrize("value", [jnp.float32(0.5), np.ones(2), ["mean"], {"mean": 1}, {1}])
 def test_an_array_for_a_static_argument_is_explained(value):
     with pytest.raises(TypeError, match="toy_loss: reduction must be known while tracing"):
         toy_loss(ONE, ONE, reduction=value)

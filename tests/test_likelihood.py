@@ -167,6 +167,14 @@ def test_a_variance_that_is_none_is_nan_and_named_under_checkify():
             np.testing.assert_array_equal(np.isnan(array), bad)
     error, _ = checkify.checkify(gaussian_nll_loss)(*arguments)
     assert "var: expected variances >= 0, and > 0 where eps is 0, got -0.25" in error.get()
+    rows, var = np.zeros((3, 4), np.float32), np.float32([[1], [-2], [3]])
+    for where in (None, True, rows == 0, np.array([[False], [True], [True]])):
+        error, _ = checkify.checkify(gaussian_nll_loss)(rows, rows, var, where=where)
+        assert "where eps is 0, got -2.0" in error.get()
+    error, _ = checkify.checkify(gaussian_nll_loss)(
+        rows, rows, var, where=np.array([[True], [False], [True]])
+    )
+    assert error.get() is None
 
 
 def test_a_mask_of_all_leaves_the_gradient_of_a_shared_variance_as_it_is():
