@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
 from jaxloss._arguments import (
@@ -194,7 +195,7 @@ def multilabel_margin_loss(
     classes = ClassAxis(scores.ndim - 1, None)
     scores = classes.hide(where, scores)
     labels, length, valid = _label_lists(targets, classes, where)
-    total, slope = _over_pairs(lax.stop_gradient(scores), labels, length, classes)
+    total, slope = _over_pairs(lax.stop_gradient(scores), labels, length)
     losses = _linear(total, slope, scores) * jnp.where(valid, 1, jnp.nan).astype(scores.dtype)
     return reduce_weighted(losses / scores.shape[-1], None, where, reduction)
 
@@ -229,14 +230,14 @@ def _label_lists(
     return labels, length, jnp.all(exists | ~read, -1)
 
 
-def _over_pairs(
-    scores: jax.Array, labels: jax.Array, length: jax.Array, classes: ClassAxis
-) -> tuple[jax.Array, jax.Array]:
+@custom_vmap
+def _over_pairs(scores: jax.Array, labels: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the sum of the hinges over all pairs of a right and a wrong class, and its slope in the scores.
 
     It takes one right class at a time, as many as the longest list has: in memory for all pairs, a batch of
     512 with 100 classes would be a hundred times as large.
     """
+    classes = ClassAxis(scores.ndim - 1, None)
     longest = jnp.max(length, initial=0)
 
     def right(slot: int | jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -257,6 +258,18 @@ def _over_pairs(
         return classes.sum(missing), slope - pull
 
     return lax.fori_loop(1, longest, lambda slot, sums: jax.tree.map(jnp.add, sums, hinges(slot)), hinges(0))
+
+
+@_over_pairs.def_vmap
+def _over_pairs_of_a_batch(
+    size: int, are_batched: list[bool], *arrays: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[bool, bool]]:
+    # One loop for all: that of each would go on for as long, and has no rule in checkify.
+    whole = (
+        array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
+        for array, is_batched in zip(arrays, are_batched, strict=True)
+    )
+    return _over_pairs(*whole), (True, True)
 
 
 @jax.custom_jvp

@@ -397,3 +397,12 @@ def test_wrong_calls_are_refused(case: Case):
 def test_checkify_finds_nothing_wrong_with_what_is_right(case: Case):
     error, _ = checkify.checkify(lambda arrays: case(arrays))(case.inputs(jnp.float32))
     assert error.get() is None
+
+
+@every_loss
+def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
+    arrays = case.inputs(jnp.float32)
+    both = jax.tree.map(lambda array: jnp.stack([array, array]), arrays)
+    error, losses = checkify.checkify(jax.vmap(lambda arrays: case(arrays)))(both)
+    assert error.get() is None
+    np.testing.assert_allclose(losses, [case(arrays)] * 2, rtol=1e-6)
