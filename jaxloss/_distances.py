@@ -13,7 +13,15 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import agree, arithmetic_dtype, canonical_axis, hide, of_one_dtype, widened
+from jaxloss._arguments import (
+    agree,
+    arithmetic_dtype,
+    canonical_axis,
+    have_sizes,
+    hide,
+    of_one_dtype,
+    widened,
+)
 from jaxloss._compiled import compiled, not_negative
 from jaxloss._derivatives import absolute, tangents_of
 from jaxloss._softmax import COMPUTED, SIMPLE, ClassAxis, sum_of
@@ -251,7 +259,8 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
 
     @custom_vmap
     def products(x: jax.Array, y: jax.Array, eps: jax.Array) -> tuple[jax.Array, ...]:
-        if x.size < _LEAST or jax.device_count() > 1:  # devices would have to agree on the choice
+        # Devices would have to agree on the choice.
+        if not have_sizes(x) or x.size < _LEAST or jax.device_count() > 1:
             return scaled(x, y, eps)
         x_square, y_square, inner = (_product(*pair, axis) for pair in ((x, x), (y, y), (x, y)))
         # Also the square of a product of lengths has a reciprocal.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import arithmetic_dtype, as_array, hide, integer, mask, widened_integers
+from jaxloss._arguments import arithmetic_dtype, as_array, have_sizes, hide, integer, mask, widened_integers
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
 from jaxloss._reduction import Reduction, reduce_weighted
@@ -115,6 +115,7 @@ def ctc_loss(
     own_frames = spelling.input_lengths.astype(arithmetic_dtype(log_probs))
     rounding = 8 * float(jnp.finfo(log_probs.dtype).eps) * own_frames
     losses = _without_rounding(-_log_likelihood(log_probs, spelling), rounding) * spelling.validity
+    losses = losses * jnp.where(losses == -jnp.inf, jnp.nan, 1).astype(losses.dtype)  # of a score of +inf
     if zero_infinity:
         losses = jnp.where(losses == jnp.inf, 0, losses)
     if reduction in ("mean", "sum_and_weight"):
@@ -167,7 +168,7 @@ def _spelling(
     where: jax.Array | None,
 ) -> _Spelling:
     frames, classes = log_probs.shape[0], log_probs.shape[-1]
-    labels, room, expected = _padded(targets, target_lengths, log_probs.shape)
+    labels, room, expected = _padded(targets, target_lengths, log_probs)
     # A sample of no labels in no frames is a loss of 0 that reads nothing.
     input_lengths, target_lengths = hide(where, input_lengths), hide(where, target_lengths)
     inputs_fit = (input_lengths >= 0) & (input_lengths <= frames)
@@ -189,22 +190,22 @@ def _spelling(
 
 
 def _padded(
-    targets: ArrayLike, target_lengths: jax.Array, shape: tuple[int, ...]
+    targets: ArrayLike, target_lengths: jax.Array, log_probs: jax.Array
 ) -> tuple[jax.Array, jax.Array, str]:
     """Returns one row of labels for each sample, how many labels there are for it, and that in words."""
     labels = _integers("targets", targets)
-    samples = shape[1:-1]
+    samples = log_probs.shape[1:-1]
     if labels.shape[:-1] == samples and labels.ndim:
         size = labels.shape[-1]
         return labels, jnp.full_like(target_lengths, size), f"in [0, {size}]"
     if labels.ndim != 1 or not samples:
         raise ValueError(
             f"targets must have shape (N, S) or (Σ target_lengths,), or (S,) for log_probs (T, C), "
-            f"got targets {labels.shape} and log_probs {shape}"
+            f"got targets {labels.shape} and log_probs {log_probs.shape}"
         )
-    # What needs more than T frames is impossible, however many labels more there are.
     (total,) = labels.shape
-    size = min(total, shape[0] + 1)
+    # What needs more than T frames is impossible, however many labels more there are.
+    size = min(total, log_probs.shape[0] + 1) if have_sizes(labels, log_probs) else total
     lengths = jnp.clip(target_lengths, 0, total).astype(jnp.int32)
     first = jnp.cumsum(lengths) - lengths
     index = first[:, None] + jnp.arange(size, dtype=first.dtype)[None]

@@ -5,6 +5,7 @@ import functools
 import pickle
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -418,6 +419,19 @@ def test_a_mask_of_many_rows_is_slicing(loss, count, dtype):
         np.testing.assert_array_equal(found[~where], 0)
         found, expected = (np.float32(array) for array in (found[where], expected))
         np.testing.assert_allclose(found, expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-8)
+
+
+@pytest.mark.parametrize("distance", [jaxloss.pairwise_distance, jaxloss.cosine_similarity])
+def test_a_program_for_any_number_of_vectors_is_exported(distance):
+    def total(x1, x2):
+        return jnp.sum(distance(x1, x2))
+
+    vectors = jax.ShapeDtypeStruct(jax.export.symbolic_shape("vectors, 7"), jnp.float32)
+    program = jax.export.export(jax.jit(jax.value_and_grad(total, (0, 1))))(vectors, vectors)
+    for count in (3, 1000):
+        x1, x2 = (jnp.asarray(np.random.RandomState(i).randn(count, 7), jnp.float32) for i in (0, 1))
+        found, expected = program.call(x1, x2), jax.value_and_grad(total, (0, 1))(x1, x2)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), found, expected)
 
 
 # Memory.

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,6 +115,15 @@ def test_no_frames_spell_no_labels():
     loss = one(jnp.zeros((0, 3)), [])
     assert loss == 0
     assert not np.signbit(loss)
+
+
+@pytest.mark.parametrize("zero_infinity", [False, True])
+@pytest.mark.parametrize("scores", [[[-1, INF]], [[-1, -1], [-1, INF]], [[-1, INF], [-1, -1]]])
+def test_an_infinite_score_is_nan(scores, zero_infinity):
+    def loss(scores):
+        return one(scores, [1], zero_infinity=zero_infinity)
+
+    assert all(np.isnan(array).all() for array in jax.value_and_grad(loss)(jnp.array(scores, jnp.float32)))
 
 
 def test_an_impossible_sample_leaves_the_others_alone():
@@ -244,6 +254,19 @@ def test_concatenated_of_more_labels_than_frames():
     losses = ctc_loss(LOG_PROBS, targets, *lengths, reduction="none")
     assert losses[1] == INF
     np.testing.assert_allclose(losses[2], one(LOG_PROBS[:, 2], [2, 4]), rtol=1e-6)
+
+
+def test_a_program_for_concatenated_targets_of_any_number_is_exported():
+    sizes = jax.export.symbolic_shape("samples, labels")
+    labels, lengths = (jax.ShapeDtypeStruct((size,), jnp.int32) for size in sizes[::-1])
+    program = jax.export.export(jax.jit(jax.value_and_grad(ctc_loss)))(
+        jax.ShapeDtypeStruct((5, sizes[0], 3), jnp.float32), labels, lengths, lengths
+    )
+    for lengths in ([2], [3, 1], [1, 0, 4]):
+        labels = jnp.arange(sum(lengths)) % 2 + 1
+        arguments = drawn(5, len(lengths), 3), labels, jnp.full(len(lengths), 5), jnp.array(lengths)
+        expected = jax.value_and_grad(ctc_loss)(*arguments)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), program.call(*arguments), expected)
 
 
 def test_a_batch_without_labels_or_samples():
