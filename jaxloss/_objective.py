@@ -1,5 +1,6 @@
 """What training and evaluation are given: a loss, in one form, and samples along the first axis."""
 
+import functools
 import reprlib
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxloss._arguments import widened
+from jaxloss._arguments import as_array, widened
 
 
 def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
@@ -17,22 +18,26 @@ def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
         raise TypeError(f"loss must be a callable (outputs, targets) -> scalar; got {reprlib.repr(loss)}")
     if not isinstance(loss, Partial):
         return Partial(loss)
-    for path, leaf in tree_leaves_with_path(loss):
-        if isinstance(leaf, str):
+    for name, bound in (*enumerate(loss.args), *loss.keywords.items()):
+        if any(isinstance(leaf, str) for leaf in jax.tree.leaves(bound)):
             raise TypeError(
                 "jax.tree_util.Partial binds arrays to a loss, functools.partial what Python must know; got "
-                f"{leaf!r} for loss{keystr(path)}"
+                f"{bound!r} for loss's argument {name}"
             )
     return loss
 
 
-def value_and_weight(value: Any) -> tuple[jax.Array, jax.Array | None]:
+def value_and_weight(value: Any, *, of_gradient: bool = False) -> tuple[jax.Array, jax.Array | None]:
     """Returns what a loss returned as a mean and None, or as a sum and its weight, of one dtype."""
-    match jax.tree.map(jnp.shape, value):
+    found: Any = jax.tree.map(functools.partial(as_array, "what loss returns"), value)
+    dtypes = [array.dtype for array in jax.tree.leaves(found)]
+    if of_gradient and dtypes and not jnp.issubdtype(dtypes[0], jnp.floating):
+        raise ValueError(f"loss must return a floating-point number, which has a gradient; got {dtypes[0]}")
+    match jax.tree.map(jnp.shape, found):
         case ():
-            return value, None
+            return found, None
         case ((), ()):
-            total, weight = widened(*map(jnp.asarray, value))
+            total, weight = widened(*found)
             return total, weight
         case shape:
             raise ValueError(

@@ -9,12 +9,10 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 def kinds(tree: Any) -> dict[str, str]:
     """Returns dtype and shape of each array by its path, as in {"['bias']": "float32[3]"}."""
-    return {keystr(path): kind(leaf) for path, leaf in tree_leaves_with_path(tree)}
-
-
-def kind(array: Any) -> str:
-    """Returns dtype and shape, as in "float32[6, 5]"."""
-    return f"{jnp.result_type(array)}{list(jnp.shape(array))}"
+    return {
+        keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in tree_leaves_with_path(tree)
+    }
 
 
 def differences(came: Mapping[str, str], expected: Mapping[str, str], shown: int = 5) -> str:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves_with_path, tree_unflatten
 
-from jaxloss._trees import differences, kind
-from jaxloss.training import TrainState
+from jaxloss._arguments import integer
+from jaxloss._trees import differences
+from jaxloss.training import TrainState, refuse_other_than_state
 
 __all__ = ["Checkpoints"]
 
@@ -31,6 +32,7 @@ class Checkpoints:
         keep: How many checkpoints stay, at least 1; older ones are removed once a newer one is complete.
 
     Raises:
+        TypeError: If `keep` is no integer.
         ValueError: If `keep` is less than 1, or `directory` is a URL.
         NotADirectoryError: If `directory` is a file.
 
@@ -59,7 +61,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | PathLike[str], *, keep: int = 2):
-        if keep < 1:
+        if integer("keep", keep) < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         if "://" in str(directory):
             raise ValueError(f"directory must be a local or mounted folder, got {directory}")
@@ -71,6 +73,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
             item_handlers=ocp.StandardCheckpointHandler(),
         )
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         """Returns the folder itself."""
@@ -82,7 +85,18 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until what was saved is on disk; nothing can be saved or restored after that."""
-        self._manager.close()
+        if not self._is_closed:
+            self._manager.close()
+        self._is_closed = True
+
+    def _open(self) -> ocp.CheckpointManager:
+        # Orbax would fail in the background, where nobody hears it.
+        if self._is_closed:
+            raise ValueError(
+                f"the checkpoints in {self._directory} are closed, as at the end of a with statement: open "
+                "them anew"
+            )
+        return self._manager
 
     @property
     def newest(self) -> int | None:
@@ -90,8 +104,9 @@ class Checkpoints:
 
         Waits until what was saved is complete.
         """
-        self._manager.wait_until_finished()
-        return self._manager.latest_step()
+        manager = self._open()
+        manager.wait_until_finished()
+        return manager.latest_step()
 
     def save(self, state: TrainState) -> None:
         """Saves a state under the number of its step.
@@ -104,8 +119,11 @@ class Checkpoints:
 
         Raises:
             FloatingPointError: If a parameter is NaN or infinite. The checkpoints stay as they are.
-            ValueError: If the folder has a later step, as when another training wrote it.
+            TypeError: If `state` is no `TrainState`.
+            ValueError: If the folder has a later step, as when another training wrote it, or is closed.
         """
+        refuse_other_than_state(state)
+        manager = self._open()
         step = int(state.step)
         sound = _finite(state.params)
         broken = [keystr(path) for path, finite in tree_leaves_with_path(sound) if not finite]
@@ -114,14 +132,14 @@ class Checkpoints:
                 f"the parameters {', '.join(broken)} are not finite at step {step}, so they are not saved; "
                 f"the newest checkpoint in {self._directory} is of step {self.newest}"
             )
-        latest = self._manager.latest_step()  # complete or under way
+        latest = manager.latest_step()  # complete or under way
         if latest is not None and step < latest:
             raise ValueError(
                 f"the newest checkpoint in {self._directory} is of step {latest}, after step {step}: restore "
                 "it, or use another folder"
             )
         if step != latest:
-            self._manager.save(step, args=ocp.args.StandardSave(_arrays(state)))
+            manager.save(step, args=ocp.args.StandardSave(_arrays(state)))
 
     def restore(self, state: TrainState) -> TrainState:
         """Returns the newest checkpoint, or `state` where there is none.
@@ -136,9 +154,11 @@ class Checkpoints:
             The state that was saved.
 
         Raises:
-            ValueError: If the checkpoint is of another model or optimizer, or of other shapes or dtypes. The
-                message names what differs. The files stay as they are.
+            TypeError: If `state` is no `TrainState`.
+            ValueError: If the folder is closed, or the checkpoint is of another model or optimizer, or of
+                other shapes or dtypes. The message names what differs. The files stay as they are.
         """
+        refuse_other_than_state(state)
         step = self.newest
         if step is None:
             return state
@@ -146,8 +166,8 @@ class Checkpoints:
         saved: Any = self._manager.item_metadata(step)
         # As they are written, but the parameters first: they say most.
         order = sorted(arrays, key=lambda name: not name.startswith("['params']"))
-        expected = {name: kind(arrays[name]) for name in order}
-        if found := differences({name: kind(array) for name, array in saved.items()}, expected):
+        expected = {name: _kind(arrays[name]) for name in order}
+        if found := differences({name: _kind(array) for name, array in saved.items()}, expected):
             raise ValueError(
                 f"the checkpoint of step {step} in {self._directory} does not fit this state: {found}"
             )
@@ -157,6 +177,11 @@ class Checkpoints:
         }
         restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(targets))
         return _with_arrays(state, restored)
+
+
+def _kind(array: Any) -> str:
+    # As it is written: JAX would call float64 float32 while it has no more than 32 bits.
+    return f"{array.dtype}{list(array.shape)}"
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """Whole epochs of `train_step`, exact means over a data set, and losses that are checked when read."""
 
 import functools
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def train_epoch(
 
     Raises:
         FloatingPointError: If a loss is NaN or infinite. It names the loss and the step; the first is 1.
-        TypeError: As in `train_step`.
+        TypeError: As in `train_step`; or `key` is no key, or `batch_size` no integer.
         ValueError: As in `train_step`; or inputs and targets differ in number, or are fewer than a batch.
 
     Example:
@@ -78,10 +79,21 @@ def train_epoch(
         True
     """
     refuse_other_than_state(state)
-    state, losses = _train_epoch(state, inputs, targets, key, traceable(loss), batch_size, micro_batches)
+    if not _is_key(key):
+        raise TypeError(f"key must be a key, such as jax.random.key(0); got {reprlib.repr(key)}")
+    size, parts = integer("batch_size", batch_size), integer("micro_batches", micro_batches)
+    state, losses = _train_epoch(state, inputs, targets, key, traceable(loss), size, parts)
     if not allow_non_finite:
         read_losses(losses, state, loss=loss)
     return state, losses
+
+
+def _is_key(key: Any) -> bool:
+    """Whether it is one key: a typed one, or the bits of one."""
+    if not isinstance(key, jax.Array | np.ndarray):
+        return False
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key.ndim == 0 if is_typed else key.ndim == 1 and key.dtype == np.uint32
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))
@@ -95,7 +107,7 @@ def _train_epoch(
     micro_batches: int,
 ) -> tuple[TrainState, jax.Array]:
     count = sample_count(inputs, targets)
-    if not 1 <= integer("batch_size", batch_size) <= count:
+    if not 1 <= batch_size <= count:
         raise ValueError(f"batch_size must lie in [1, {count}], the number of samples; got {batch_size}")
     whole = count - count % batch_size
     batches = jax.random.permutation(key, count)[:whole].reshape(-1, batch_size)
@@ -129,7 +141,7 @@ def evaluate(
         The mean, a scalar: the sum of all sums divided by the sum of all weights.
 
     Raises:
-        TypeError: If `loss` is not callable.
+        TypeError: If `state` is no `TrainState`, `loss` is not callable, or `batch_size` is no integer.
         ValueError: If `loss` does not return a pair, inputs and targets differ in number or there are none,
             `batch_size` is no positive number, or it is not known how the model is evaluated.
 
@@ -157,7 +169,7 @@ def evaluate(
             "evaluate must know how a model with a model_state runs outside training: "
             "give create_train_state an eval_fn(params, model_state, inputs) -> outputs"
         )
-    return _evaluate(state, inputs, targets, traceable(loss), batch_size)
+    return _evaluate(state, inputs, targets, traceable(loss), integer("batch_size", batch_size))
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -165,7 +177,7 @@ def _evaluate(
     state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], batch_size: int
 ) -> jax.Array:
     count = sample_count(inputs, targets)
-    if integer("batch_size", batch_size) < 1 or not count:
+    if batch_size < 1 or not count:
         raise ValueError(f"evaluate needs samples and a batch_size >= 1; got {count} and {batch_size}")
     eval_fn: Any = state.eval_fn
     model_state = () if state.model_state is None else (state.model_state,)
@@ -221,6 +233,7 @@ def read_losses(
         >>> read_losses(losses, state, loss=mse_loss).tolist()
         [1.0, 0.64, 0.41]
     """
+    refuse_other_than_state(state)
     parts = [np.zeros(0, np.float32), *map(np.ravel, jax.tree.leaves(jax.device_get(losses)))]
     values = np.concatenate(parts)
     if (bad := np.flatnonzero(~np.isfinite(values))).size:

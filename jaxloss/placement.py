@@ -47,7 +47,7 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
 
     Raises:
         ValueError: If the mesh has no such axis, or an axis does not divide what is split over it.
-        TypeError: If `state` is no `TrainState`, or `split` is none of the above.
+        TypeError: If `state` is no `TrainState`, `mesh` no `Mesh`, or `split` is none of the above.
 
     Example:
         >>> import jax, optax
@@ -63,6 +63,7 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         'data'
     """
     refuse_other_than_state(state)
+    _refuse_other_than_mesh(mesh)
     rule = _rule(mesh, split)
     specs: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {}
     for path, parameter in jax.tree_util.tree_leaves_with_path(state.params):
@@ -171,7 +172,13 @@ def _rule(mesh: Mesh, split: Any) -> Rule:
             )
 
 
+def _refuse_other_than_mesh(mesh: Any) -> None:
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, as from jax.make_mesh; got {mesh!r}")
+
+
 def _axis_size(mesh: Mesh, axis: str) -> int:
+    _refuse_other_than_mesh(mesh)
     if axis not in mesh.shape:
         raise ValueError(f"the mesh has the axes {', '.join(map(repr, mesh.axis_names))}; got {axis!r}")
     return mesh.shape[axis]

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import linen, nnx, struct
 from flax.training import train_state
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from jaxloss._arguments import arithmetic_dtype, integer, widened
@@ -145,8 +146,8 @@ def create_train_state(
         The state before the first step.
 
     Raises:
-        TypeError: If `model` or `optimizer` is none of the above, or `compute_dtype` is not a floating-point
-            dtype.
+        TypeError: If `model` or `optimizer` is none of the above, parameters are not floating-point arrays,
+            `eval_fn` is not callable, or `compute_dtype` is not a floating-point dtype.
 
     Example:
         >>> import optax
@@ -162,6 +163,10 @@ def create_train_state(
     first: Any = model[0] if isinstance(model, tuple) and model else None
     if isinstance(first, linen.Module):
         raise TypeError("a Linen module is given as the pair (module.apply, variables), got the module")
+    if isinstance(first, nnx.Module):
+        raise TypeError("an NNX module is given alone, as it holds its parameters; got a tuple with it")
+    if eval_fn is not None and not callable(eval_fn):
+        raise TypeError(f"eval_fn must be callable, got {reprlib.repr(eval_fn)}")
     match model:
         case nnx.Module():
             graphdef, variables, others = nnx.split(model, nnx.Param, ...)
@@ -179,12 +184,11 @@ def create_train_state(
                 "model must be a Flax NNX module, a pair (apply_fn, params) or a triple "
                 f"(apply_fn, params, model_state) with a callable apply_fn; got {reprlib.repr(model)}"
             )
+    _refuse_what_does_not_train(params)
     if not hasattr(optimizer, "init"):
         raise TypeError(f"optimizer must be Optax's, such as optax.sgd(0.01); got {reprlib.repr(optimizer)}")
     if compute_dtype is not None:
-        dtype = jnp.dtype(compute_dtype)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"compute_dtype must be a floating-point dtype, got {dtype}")
+        dtype = _floating_dtype(compute_dtype)
         apply_fn, eval_fn = _ComputeIn(apply_fn, dtype), eval_fn and _ComputeIn(eval_fn, dtype)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -199,6 +203,26 @@ def create_train_state(
     # as with an optimizer whose state starts as the parameters themselves. A dtype that is said is not weak,
     # as the one that a step returns: it compiles once.
     return jax.tree.map(lambda array: jnp.array(array, jnp.result_type(array)), state)
+
+
+def _refuse_what_does_not_train(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float)
+        if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"params must hold floating-point arrays alone, got {reprlib.repr(leaf)} for "
+                f"params{jax.tree_util.keystr(path)}"
+            )
+
+
+def _floating_dtype(compute_dtype: DTypeLike) -> np.dtype:
+    try:
+        dtype = jnp.dtype(compute_dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"compute_dtype must be a floating-point dtype, got {dtype or compute_dtype}")
+    return dtype
 
 
 def train_step(
@@ -233,8 +257,8 @@ def train_step(
         TypeError: If `state` is no `TrainState`, `loss` is not callable, or `apply_fn` is given a
             `model_state` and does not return a pair `(outputs, model_state)` with a `model_state` of the same
             structure, shapes and dtypes.
-        ValueError: If `loss` returns something else, the batch does not divide by `micro_batches`, or the
-            parts of `state` are of different models.
+        ValueError: If `loss` returns something else, the batch does not divide by `micro_batches`, the parts
+            of `state` are of different models, or a step before has taken them.
 
     Example:
         >>> import jax, optax
@@ -253,8 +277,9 @@ def train_step(
     """
     refuse_other_than_state(state)
     try:
-        return _train_step(state, inputs, targets, traceable(loss), micro_batches)
-    except (AttributeError, TypeError, ValueError):
+        return _train_step(state, inputs, targets, traceable(loss), integer("micro_batches", micro_batches))
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        _refuse_what_was_taken(state)
         _refuse_foreign_parts(state)
         raise
 
@@ -267,11 +292,21 @@ def refuse_other_than_state(state: Any) -> None:
         )
 
 
+def _refuse_what_was_taken(state: TrainState) -> None:
+    """Says so where a call failed because a step before it has taken the arrays."""
+    arrays = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
+    if any(array.is_deleted() for array in arrays if not isinstance(array, Tracer)):
+        raise ValueError(
+            "state was given to a step before, which took its arrays: use the one that it returned, as in "
+            "`state, value = train_step(state, ...)`"
+        ) from None
+
+
 def _refuse_foreign_parts(state: TrainState) -> None:
     """Says so where a call failed because parameters and optimizer state are of different models."""
     expected = jax.eval_shape(state.tx.init, state.params)
     if found := differences(kinds(state.opt_state), kinds(expected)):
-        raise ValueError(f"opt_state must belong to params; opt_state{found}") from None
+        raise ValueError(f"opt_state must belong to params; opt_state{found}")
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
@@ -309,7 +344,7 @@ def _gradients(
 
     def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array | None, Any]]:
         outputs, model_state = _apply(state, params, inputs)
-        value, weight = value_and_weight(loss(outputs, targets))
+        value, weight = value_and_weight(loss(outputs, targets), of_gradient=True)
         return value, (weight, model_state)
 
     (value, (weight, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -321,7 +356,7 @@ def _accumulated(
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
     """The sums of what `_gradients` returns for each part of the batch."""
     count = sample_count(inputs, targets)
-    if integer("micro_batches", micro_batches) < 1 or count % micro_batches:
+    if micro_batches < 1 or count % micro_batches:
         raise ValueError(f"micro_batches must divide the batch of {count} samples, got {micro_batches}")
 
     def split(array: Any) -> jax.Array:

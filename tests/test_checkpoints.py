@@ -183,6 +183,34 @@ def test_a_folder_that_is_closed_is_complete(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
 
 
+def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
+    state = small(6, 5, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    checkpoints.close()  # once more does no harm
+    uses = checkpoints.save, checkpoints.restore, lambda _: checkpoints.newest
+    for use in uses:
+        with pytest.raises(ValueError, match=r"the checkpoints in .* are closed"):
+            use(state.replace(step=state.step + 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
+    with jax.enable_x64(True), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(create_train_state((jnp.multiply, np.ones(3)), ADAM))
+    state = create_train_state((jnp.multiply, np.ones(3)), ADAM)
+    message = r"\['params'\] is float64\[3\], expected float32\[3\]"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=message):
+        checkpoints.restore(state)
+
+
+def test_what_is_no_state_is_neither_saved_nor_restored(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for use in (checkpoints.save, checkpoints.restore):
+            with pytest.raises(TypeError, match=r"state must be a TrainState, .*; got None"):
+                use(None)
+
+
 def test_a_step_before_the_newest_is_refused(tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
@@ -198,6 +226,7 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
     ("name", "keep", "error", "message"),
     [
         ("folder", 0, ValueError, "keep must be at least 1, got 0"),
+        ("folder", None, TypeError, "keep must be an integer, got None"),
         ("gs://bucket/run", 2, ValueError, "local or mounted folder, got gs://bucket/run"),
         (__file__, 2, NotADirectoryError, "must be a folder, got the file .*test_checkpoints.py"),
     ],

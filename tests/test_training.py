@@ -15,9 +15,9 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 
 from jaxloss import binary_cross_entropy_with_logits, cross_entropy, mse_loss
-from jaxloss.epochs import evaluate, train_epoch
+from jaxloss.epochs import evaluate, read_losses, train_epoch
 from jaxloss.models import BinaryClassifier, Classifier, LinearRegression
-from jaxloss.placement import shard_train_state
+from jaxloss.placement import shard_batch, shard_train_state
 from jaxloss.training import create_train_state, train_step
 from tests.torch_trajectories import DTYPES, RUNS, ask_torch, batches, initial_parameters, recorded
 
@@ -406,6 +406,29 @@ def test_a_module_in_place_of_its_function_is_named():
         create_train_state((module, module.init(jax.random.key(0), INPUTS)), SGD)
 
 
+def test_a_module_beside_its_parameters_is_named():
+    with pytest.raises(TypeError, match="an NNX module is given alone"):
+        create_train_state((nnx_model(), {}), SGD)
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({"w": jnp.ones(2), "n": jnp.arange(3)}, r"Array\(\[0, 1, 2\].* for params\['n'\]"),
+        ([jnp.ones(2), jnp.dot], r"for params\[1\]"),
+        ("text", r"'text' for params$"),
+    ],
+)
+def test_parameters_that_do_not_train_are_named(params, named):
+    with pytest.raises(TypeError, match=f"params must hold floating-point arrays alone, got .*{named}"):
+        create_train_state((lambda params, inputs: inputs, params), SGD)
+
+
+def test_a_function_for_evaluation_that_is_none_is_named():
+    with pytest.raises(TypeError, match="eval_fn must be callable, got 3"):
+        create_train_state(nnx_model(), SGD, eval_fn=3)
+
+
 @pytest.mark.parametrize("optimizer", [optax.sgd, None, nnx.Optimizer(nnx_model(), SGD, wrt=nnx.Param)])
 def test_a_wrong_optimizer_is_named(optimizer):
     with pytest.raises(TypeError, match=r"optimizer must be Optax's, such as optax.sgd\(0.01\); got "):
@@ -426,8 +449,9 @@ def test_a_wrong_optimizer_is_named(optimizer):
         ),
         functools.partial(evaluate, inputs=INPUTS, targets=TARGETS, loss=cross_entropy, batch_size=8),
         functools.partial(shard_train_state, mesh=jax.make_mesh((1,), ("data",), (AxisType.Auto,))),
+        lambda state: read_losses([], state, loss=cross_entropy),
     ],
-    ids=["train_step", "train_epoch", "evaluate", "shard_train_state"],
+    ids=["train_step", "train_epoch", "evaluate", "shard_train_state", "read_losses"],
 )
 def test_what_is_no_state_is_named(use):
     for other in (nnx_model(), (create_train_state(nnx_model(), SGD), jnp.float32(1))):
@@ -437,10 +461,39 @@ def test_what_is_no_state_is_named(use):
             use(other)
 
 
+@pytest.mark.parametrize("mesh", ["data", None, jax.devices()])
+def test_what_is_no_mesh_is_named(mesh):
+    for use in (shard_train_state, functools.partial(shard_batch, axis="data")):
+        with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh, as from jax.make_mesh; got "):
+            use(create_train_state(nnx_model(), SGD), mesh)
+
+
 def test_a_loss_that_is_no_scalar_is_named():
     loss = functools.partial(cross_entropy, reduction="none")
     with pytest.raises(ValueError, match=r"loss must return a scalar.*; got shape \(8,\)"):
         train_step(create_train_state(nnx_model(), SGD), INPUTS, TARGETS, loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (jnp.int32(1), ValueError, "loss must return a floating-point number.*; got int32"),
+        ((jnp.int32(1), jnp.int32(2)), ValueError, "loss must return a floating-point number.*; got int32"),
+        (1j, TypeError, "what loss returns must be an array, got complex"),
+        ("text", TypeError, "what loss returns must be an array, got str"),
+        (None, ValueError, "loss must return a scalar.*; got shape None"),
+    ],
+)
+def test_a_loss_that_has_no_gradient_is_named(value, error, message):
+    with pytest.raises(error, match=message):
+        train_step(create_train_state(nnx_model(), SGD), INPUTS, TARGETS, loss=lambda *_: value)
+
+
+def test_a_state_that_a_step_has_taken_is_named():
+    state = create_train_state(nnx_model(), SGD)
+    train_step(state, INPUTS, TARGETS, loss=cross_entropy)
+    with pytest.raises(ValueError, match="state was given to a step before, which took its arrays"):
+        train_step(state, INPUTS, TARGETS, loss=cross_entropy)
 
 
 def test_a_loss_that_is_no_callable_is_named():

@@ -143,11 +143,9 @@ def test_batch_statistics_stay_float32_in_low_precision():
     assert outputs.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, bool])
-def test_a_dtype_that_cannot_be_computed_in_is_named(dtype):
-    with pytest.raises(
-        TypeError, match=rf"compute_dtype must be .* floating-point .*, got {jnp.dtype(dtype)}"
-    ):
+@pytest.mark.parametrize(("dtype", "named"), [(jnp.int8, "int8"), (bool, "bool"), ("nonsense", "nonsense")])
+def test_a_dtype_that_cannot_be_computed_in_is_named(dtype, named):
+    with pytest.raises(TypeError, match=rf"compute_dtype must be .* floating-point .*, got {named}"):
         new_state(compute_dtype=dtype)
 
 
@@ -202,6 +200,7 @@ def test_clipping_and_schedules_come_from_optax():
         ({"micro_batches": 5, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 5"),
         ({"micro_batches": 0, "loss": PAIR}, r"micro_batches must divide the batch of 12 samples, got 0"),
         ({"micro_batches": 2.0, "loss": PAIR}, "micro_batches must be an integer, got 2.0"),
+        ({"micro_batches": [2], "loss": PAIR}, r"micro_batches must be an integer, got \[2\]"),
         (
             {"loss": Partial(cross_entropy, reduction="sum")},
             r"functools.partial what Python must know; got 'sum' for loss.*reduction",
