@@ -58,9 +58,10 @@ def adaptive_log_softmax(
 
     Raises:
         TypeError: An argument is not an array of real numbers, `targets` are not integers, `where` is not
-            boolean, or `cutoffs` is no tuple.
-        ValueError: The cutoffs do not rise from 1, the shapes of `hidden`, `params` and `targets` do not fit
-            together, `where` does not broadcast to the targets' shape, or the reduction is unknown.
+            boolean, or `cutoffs` is a list or an array.
+        ValueError: The cutoffs are no integers that rise from 1, the shapes of `hidden`, `params` and
+            `targets` do not fit together, `where` does not broadcast to the targets' shape, or the reduction
+            is unknown.
 
     Example:
         >>> import jax, jaxloss
@@ -124,8 +125,9 @@ def adaptive_log_probs(
         parameters are.
 
     Raises:
-        TypeError: An argument is not an array of real numbers, or `cutoffs` is no tuple.
-        ValueError: The cutoffs do not rise from 1, or the shapes of `hidden` and `params` do not fit.
+        TypeError: An argument is not an array of real numbers, or `cutoffs` is a list or an array.
+        ValueError: The cutoffs are no integers that rise from 1, or the shapes of `hidden` and `params` do
+            not fit.
 
     Example:
         >>> import jax, jaxloss
@@ -159,8 +161,9 @@ def adaptive_predict(hidden: ArrayLike, params: Mapping[str, Any], *, cutoffs: t
         first.
 
     Raises:
-        TypeError: An argument is not an array of real numbers, or `cutoffs` is no tuple.
-        ValueError: The cutoffs do not rise from 1, or the shapes of `hidden` and `params` do not fit.
+        TypeError: An argument is not an array of real numbers, or `cutoffs` is a list or an array.
+        ValueError: The cutoffs are no integers that rise from 1, or the shapes of `hidden` and `params` do
+            not fit.
 
     Example:
         >>> import jax, jaxloss

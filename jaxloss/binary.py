@@ -192,7 +192,7 @@ def soft_margin_loss(
         * A target that is neither 1 nor -1 is NaN, or an error under checkify. PyTorch takes any number.
         * Scores and targets never broadcast against each other: (3, 1) with (3,) is an error.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may be integers. The loss has a derivative in `targets`, too.
+        * The loss has a derivative in `targets`, too.
 
     Source:
         PyTorch documentation: torch.nn.SoftMarginLoss, torch.nn.functional.soft_margin_loss.
@@ -258,7 +258,7 @@ def multilabel_soft_margin_loss(
           NaN. A class of weight 0 adds 0.
         * Logits and targets never broadcast against each other, and `weight` has one value for each class.
         * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may be integers or booleans. The loss has a derivative in `weight`, too.
+        * Targets may be booleans.
 
     Source:
         PyTorch documentation: torch.nn.MultiLabelSoftMarginLoss,
