@@ -70,18 +70,6 @@ def absolute(number: jax.Array) -> jax.Array:
     return jnp.abs(number)
 
 
-def sigmoid_slope(logits: jax.Array) -> jax.Array:
-    """Returns the slope of the sigmoid, in which nothing cancels as in sigmoid · (1 - sigmoid)."""
-    odds = jnp.exp(-absolute(logits))
-    return odds / (1 + odds) ** 2
-
-
-@derivatives(sigmoid_slope)
-def sigmoid(logits: jax.Array) -> jax.Array:
-    """Returns 1 / (1 + exp(-logits))."""
-    return jax.nn.sigmoid(logits)
-
-
 @derivatives(lambda factor, magnitude: magnitude, lambda factor, magnitude: factor)
 def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
     """Returns factor · magnitude for magnitude > -∞, with 0 · ∞ = 0: what has no weight adds nothing."""

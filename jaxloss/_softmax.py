@@ -25,7 +25,7 @@ from jaxloss._arguments import (
     widened_integers,
 )
 from jaxloss._checks import checked
-from jaxloss._derivatives import derivatives, product, sigmoid_slope, tangents_of
+from jaxloss._derivatives import derivatives, product, tangents_of
 from jaxloss._elementwise import are_widened_ahead_of_a_loop, in_one_loop
 
 
@@ -89,18 +89,13 @@ def capped(logits: jax.Array, soft_cap: ArrayLike | None) -> jax.Array:
     return _capped(logits, jnp.asarray(soft_cap, logits.dtype))
 
 
-def _slope_of_cap(logits: jax.Array, cap: jax.Array) -> jax.Array:
-    """Returns 1 - tanh(logits / cap)², in which nothing cancels."""
-    return 4 * sigmoid_slope(2 * logits / cap)
-
-
 def _slope_in_cap(logits: jax.Array, cap: jax.Array) -> jax.Array:
     # The slope of tanh has vanished long before the bound, beyond which it would meet infinity.
     ratio = jnp.clip(logits / cap, -100, 100)
-    return jnp.tanh(ratio) - ratio * _slope_of_cap(logits, cap)
+    return jnp.tanh(ratio) - ratio * (1 - jnp.tanh(ratio) ** 2)
 
 
-@derivatives(_slope_of_cap, _slope_in_cap)
+@derivatives(lambda logits, cap: 1 - jnp.tanh(logits / cap) ** 2, _slope_in_cap)
 def _capped(logits: jax.Array, cap: jax.Array) -> jax.Array:
     return cap * jnp.tanh(logits / cap)
 

@@ -17,7 +17,7 @@ from jaxloss._arguments import (
 )
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
-from jaxloss._derivatives import checked_signs, derivatives, product, sigmoid, sign_or_nan
+from jaxloss._derivatives import absolute, checked_signs, derivatives, product, sign_or_nan
 from jaxloss._elementwise import in_one_loop
 from jaxloss._logarithms import log, log1p_of_fraction
 from jaxloss._reduction import Reduction, reduce_each
@@ -342,13 +342,24 @@ def _curve(logits: jax.Array) -> jax.Array:
     return log1p_of_fraction(jnp.exp(-jnp.abs(logits)))
 
 
-@derivatives(sigmoid)
+def _sigmoid_slope(logits: jax.Array) -> jax.Array:
+    odds = jnp.exp(-absolute(logits))
+    return odds / (1 + odds) ** 2
+
+
+@derivatives(_sigmoid_slope)
+def _sigmoid(logits: jax.Array) -> jax.Array:
+    """The sigmoid, in whose slope nothing cancels as in sigmoid · (1 - sigmoid)."""
+    return jax.nn.sigmoid(logits)
+
+
+@derivatives(_sigmoid)
 def _softplus(logits: jax.Array) -> jax.Array:
     return in_one_loop(jnp.maximum(logits, 0) + _curve(logits))  # else slow if summed outside
 
 
 @derivatives(
-    lambda logits, factor: -factor * sigmoid(-logits) - sigmoid(logits),
+    lambda logits, factor: -factor * _sigmoid(-logits) - _sigmoid(logits),
     lambda logits, factor: _softplus(-logits),
 )
 def _excess_of_yes(logits: jax.Array, factor: jax.Array) -> jax.Array:
@@ -378,7 +389,7 @@ def _from_logits(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> ja
 
 
 def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
-    return sigmoid(-sign_or_nan(targets) * scores)
+    return _sigmoid(-sign_or_nan(targets) * scores)
 
 
 @derivatives(
