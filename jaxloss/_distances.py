@@ -262,7 +262,7 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
         # Devices would have to agree on the choice.
         if not have_sizes(x) or x.size < _LEAST or jax.device_count() > 1:
             return scaled(x, y, eps)
-        x_square, y_square, inner = (_product(*pair, axis) for pair in ((x, x), (y, y), (x, y)))
+        x_square, y_square, inner = (_product(*pair, axis) for pair in ((x, x), (y, y), _apart(x, y)))
         # Also the square of a product of lengths has a reciprocal.
         least = math.sqrt(jnp.finfo(eps.dtype).tiny)
         clamped = jnp.maximum(jnp.stack([x_square, y_square]), eps * eps)
@@ -290,7 +290,7 @@ def smoothed_cosine(x: jax.Array, y: jax.Array, where: jax.Array | None) -> jax.
 
     The two roots are kept apart, and in the derivative, too: the product of the squares would overflow early.
     """
-    return _product(x, y, -1, where) / (_smoothed_length(x, where) * _smoothed_length(y, where))
+    return _product(*_apart(x, y), -1, where) / (_smoothed_length(x, where) * _smoothed_length(y, where))
 
 
 @functools.partial(smoothed_cosine.defjvp, symbolic_zeros=True)
@@ -329,6 +329,11 @@ def _product(x: jax.Array, y: jax.Array, axis: int, where: jax.Array | None = No
         return x * y
 
     return _sum(terms, (x, y, _stretched(where, x.ndim, axis)), axis, where)
+
+
+def _apart(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns vectors for a sum of their own: what several sums share XLA:CPU would widen in full size."""
+    return (x, y) if x.itemsize >= 4 else (lax.optimization_barrier(x), lax.optimization_barrier(y))
 
 
 def _stretched(where: jax.Array | None, ndim: int, axis: int) -> jax.Array:
