@@ -414,7 +414,8 @@ def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) 
     lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.maximum(-t, 0)),
 )
 def _hinge_embedding(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    return jnp.where(targets == 1, distances, jnp.maximum(_embedding_gap(distances, targets, margin), 0))
+    apart = jnp.where(targets == -1, jnp.maximum(margin - distances, 0), jnp.nan)
+    return jnp.where(targets == 1, distances, apart)
 
 
 def _ranking_gap(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
