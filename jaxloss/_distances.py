@@ -179,15 +179,17 @@ def distances(
         return totals(absolute)
     if p == 2:
         return list(map(_root, totals(jnp.square)))
-    return [_norm(absolute(difference), p, axis) for difference in differences(*arrays)]
-
-
-def _norm(magnitudes: jax.Array, p: float, axis: int) -> jax.Array:
-    largest = jnp.max(magnitudes, axis, initial=0)
+    largest = [jnp.max(absolute(difference), axis, initial=0) for difference in differences(*arrays)]
     if p == jnp.inf:
         return largest
-    unit = _unit(largest)
-    return unit * _power(jnp.sum(_power(magnitudes / jnp.expand_dims(unit, axis), p), axis), 1 / p)
+    units = [_unit(magnitude) for magnitude in largest]
+
+    def powers(*arrays: jax.Array) -> list[jax.Array]:
+        found, units = differences(*arrays[: -len(pairs)]), arrays[-len(pairs) :]
+        return [_power(absolute(d) / unit, p) for d, unit in zip(found, units, strict=True)]
+
+    sums = _sum(powers, (*arrays, *(jnp.expand_dims(unit, axis) for unit in units)), axis, where)
+    return [unit * _power(found, 1 / p) for unit, found in zip(units, sums, strict=True)]
 
 
 def _unit(largest: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from jaxloss._arguments import (
 )
 from jaxloss._checks import checked
 from jaxloss._compiled import compiled
-from jaxloss._derivatives import absolute, checked_signs, derivatives, product, sign_or_nan
+from jaxloss._derivatives import checked_signs, derivatives, product, sign_or_nan
 from jaxloss._elementwise import in_one_loop
 from jaxloss._logarithms import log, log1p_of_fraction
 from jaxloss._reduction import Reduction, reduce_each
@@ -343,7 +343,7 @@ def _curve(logits: jax.Array) -> jax.Array:
 
 
 def _sigmoid_slope(logits: jax.Array) -> jax.Array:
-    odds = jnp.exp(-absolute(logits))
+    odds = jnp.exp(-jnp.abs(logits))  # differentiated at 0 as on one side, which is right: the slope is even
     return odds / (1 + odds) ** 2
 
 
@@ -394,7 +394,9 @@ def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
 
 @derivatives(
     lambda scores, targets: -targets * _wrongness(scores, targets),
-    lambda scores, targets: product(-jnp.sign(scores) * _wrongness(scores, targets), jnp.abs(scores)),
+    lambda scores, targets: product(
+        jnp.where(scores < 0, 1, -1) * _wrongness(scores, targets), jnp.abs(scores)
+    ),
 )
 def _soft_margin(scores: jax.Array, targets: jax.Array) -> jax.Array:
     return _softplus(-sign_or_nan(targets) * scores)

@@ -151,10 +151,10 @@ class AdaptiveLogSoftmax(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.cutoffs = tuple(cutoffs)
         params = init_adaptive_log_softmax(
-            rngs.params(), in_features, n_classes, self.cutoffs, div_value, head_bias
+            rngs.params(), in_features, n_classes, cutoffs, div_value, head_bias
         )
+        self.cutoffs = tuple(cutoffs)
         variables = jax.tree.map(nnx.Param, params)
         self.head = nnx.data(variables["head"])
         self.tail = nnx.data(variables["tail"])

@@ -98,6 +98,26 @@ def test_nothing_cancels_in_the_curvature_of_a_score():
         np.testing.assert_allclose(found, odds / (1 + odds) ** 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("score", [0.0, -0.0, 0.3, -0.3])
+@pytest.mark.parametrize("target", [1.0, -1.0])
+def test_derivatives_of_every_order_are_those_of_the_formula(score, target):
+    def ours(score, target):
+        return soft_margin_loss(score, target)
+
+    def formula(score, target):
+        return jnp.log(1 + jnp.exp(-target * score))
+
+    with jax.enable_x64(True):
+        found, expected = ours, formula
+        for _ in range(4):
+            found, expected = jax.jacrev(found, (0, 1)), jax.jacrev(expected, (0, 1))
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15),
+                jax.jit(found)(score, target),
+                jax.jit(expected)(score, target),
+            )
+
+
 def test_pos_weight_is_learned():
     def mean(pos_weight):
         return binary_cross_entropy_with_logits(
