@@ -16,7 +16,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _NUMBER = (float, int, np.number)
 _ON_HOST = (np.ndarray, np.generic)
-_MAY_BE_LONG = {np.ndarray, np.int64, np.uint64}  # to look for them at each call costs less than isinstance
+# To look for a type among these at each call costs less than isinstance.
+_MAY_BE_LONG = {np.ndarray, np.memmap, np.int64, np.uint64}
 _ARRAY = (jax.Array, *_ON_HOST, bool, int, float, complex)
 
 
@@ -95,10 +96,11 @@ def _narrowed(array: Any, is_index: bool) -> Any:
     if type(array) not in _MAY_BE_LONG or array.dtype.kind not in "iu" or array.itemsize < 8:
         return array
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    bounded = np.clip(array, np.iinfo(dtype).min, np.iinfo(dtype).max)
-    if is_index:
-        return bounded.astype(dtype)
-    return array if np.array_equal(bounded, array) else array.astype(jnp.result_type(float))
+    narrow = array.astype(dtype)
+    if (narrow == array).all():
+        return narrow
+    limits = np.iinfo(dtype)
+    return np.clip(array, limits.min, limits.max).astype(dtype) if is_index else array.astype(np.float32)
 
 
 def _within(domain: Domain, value: Any, option: str) -> jax.Array:

@@ -33,9 +33,9 @@ def value_and_weight(value: Any, *, of_gradient: bool = False) -> tuple[jax.Arra
     dtypes = [array.dtype for array in jax.tree.leaves(found)]
     if of_gradient and dtypes and not jnp.issubdtype(dtypes[0], jnp.floating):
         raise ValueError(f"loss must return a floating-point number, which has a gradient; got {dtypes[0]}")
+    if isinstance(found, jax.Array) and not found.ndim:
+        return found, None
     match jax.tree.map(jnp.shape, found):
-        case ():
-            return found, None
         case ((), ()):
             total, weight = widened(*found)
             return total, weight

@@ -322,7 +322,8 @@ def _curvature(probs: jax.Array, targets: jax.Array) -> jax.Array:
     variance = _variance(probs)
     is_free = variance > _SMALLEST_VARIANCE
     yes = jnp.where(is_free, probs, 0.5)
-    free = targets / yes**2 + (1 - targets) / (1 - yes) ** 2
+    no = 1 - yes
+    free = targets / yes / yes + (1 - targets) / no / no  # squares would underflow in its own derivative
     return _where_probability(targets, jnp.where(is_free, free, 1 / variance))
 
 

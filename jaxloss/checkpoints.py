@@ -15,7 +15,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves_with_path,
 
 from jaxloss._arguments import integer
 from jaxloss._trees import differences
-from jaxloss.training import TrainState, refuse_other_than_state
+from jaxloss.training import TrainState, refuse_other_than_state, refuse_what_was_taken
 
 __all__ = ["Checkpoints"]
 
@@ -120,10 +120,13 @@ class Checkpoints:
         Raises:
             FloatingPointError: If a parameter is NaN or infinite. The checkpoints stay as they are.
             TypeError: If `state` is no `TrainState`.
-            ValueError: If the folder has a later step, as when another training wrote it, or is closed.
+            ValueError: If the folder has a later step, as when another training wrote it, or is closed; or a
+                step has taken the state, or an array in it has size 0.
         """
-        refuse_other_than_state(state)
+        refuse_what_was_taken(state)
         manager = self._open()
+        if empty := [name for name, array in _arrays(state).items() if not array.size]:
+            raise ValueError(f"a checkpoint cannot hold arrays without numbers: {', '.join(empty)}")
         step = int(state.step)
         sound = _finite(state.params)
         broken = [keystr(path) for path, finite in tree_leaves_with_path(sound) if not finite]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxloss._arguments import integer
 from jaxloss._objective import no_pair, sample_count, traceable, value_and_weight
 from jaxloss._reduction import mean
-from jaxloss.training import TrainState, refuse_other_than_state, train_step
+from jaxloss.training import TrainState, refuse_other_than_state, refuse_what_was_taken, train_step
 
 __all__ = ["evaluate", "read_losses", "train_epoch"]
 
@@ -78,7 +78,7 @@ def train_epoch(
         >>> bool(losses[-1] < 0.1)
         True
     """
-    refuse_other_than_state(state)
+    refuse_what_was_taken(state)
     if not _is_key(key):
         raise TypeError(f"key must be a key, such as jax.random.key(0); got {reprlib.repr(key)}")
     size, parts = integer("batch_size", batch_size), integer("micro_batches", micro_batches)
@@ -143,7 +143,8 @@ def evaluate(
     Raises:
         TypeError: If `state` is no `TrainState`, `loss` is not callable, or `batch_size` is no integer.
         ValueError: If `loss` does not return a pair, inputs and targets differ in number or there are none,
-            `batch_size` is no positive number, or it is not known how the model is evaluated.
+            `batch_size` is no positive number, a step has taken `state`, or it is not known how the model is
+            evaluated.
 
     Example:
         >>> import functools, jax, optax
@@ -163,7 +164,7 @@ def evaluate(
         >>> evaluate(state, inputs, labels, loss=accuracy, batch_size=64)
         Array(0.5, dtype=float32)
     """
-    refuse_other_than_state(state)
+    refuse_what_was_taken(state)
     if state.eval_fn is None:
         raise ValueError(
             "evaluate must know how a model with a model_state runs outside training: "

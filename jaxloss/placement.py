@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 
-from jaxloss.training import TrainState, refuse_other_than_state
+from jaxloss.training import TrainState, refuse_what_was_taken
 
 __all__ = ["shard_batch", "shard_train_state"]
 
@@ -62,7 +62,7 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         >>> state.opt_state[0].mu["linear"]["kernel"].sharding.spec[0]
         'data'
     """
-    refuse_other_than_state(state)
+    refuse_what_was_taken(state)
     _refuse_other_than_mesh(mesh)
     rule = _rule(mesh, split)
     specs: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {}

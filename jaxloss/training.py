@@ -279,7 +279,7 @@ def train_step(
     try:
         return _train_step(state, inputs, targets, traceable(loss), integer("micro_batches", micro_batches))
     except (AttributeError, RuntimeError, TypeError, ValueError):
-        _refuse_what_was_taken(state)
+        refuse_what_was_taken(state)
         _refuse_foreign_parts(state)
         raise
 
@@ -292,8 +292,9 @@ def refuse_other_than_state(state: Any) -> None:
         )
 
 
-def _refuse_what_was_taken(state: TrainState) -> None:
-    """Says so where a call failed because a step before it has taken the arrays."""
+def refuse_what_was_taken(state: Any) -> None:
+    """Says so where something else than a state is given, or one whose arrays a step has taken."""
+    refuse_other_than_state(state)
     arrays = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
     if any(array.is_deleted() for array in arrays if not isinstance(array, Tracer)):
         raise ValueError(

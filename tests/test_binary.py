@@ -85,6 +85,8 @@ def test_nothing_cancels_in_the_curvature_of_a_probability(target):
     for derivative in (jax.grad, jax.jacfwd):
         found = jax.vmap(derivative(slope))(probs)
         np.testing.assert_allclose(found, wanted / yes**2 + (1 - wanted) / no**2, rtol=1e-6)
+    third = jax.vmap(jax.grad(jax.grad(slope)))(probs[:5])
+    np.testing.assert_allclose(third, (2 * (1 - wanted) / no**3 - 2 * wanted / yes**3)[:5], rtol=1e-5)
     bound = float(np.float32(1e-12))  # on the variance
     np.testing.assert_allclose(jax.vmap(jax.grad(slope))(np.float32([0, 1e-14, 1])), 1 / bound, rtol=1e-6)
 

@@ -204,6 +204,17 @@ def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
         checkpoints.restore(state)
 
 
+def test_what_cannot_be_saved_is_named(tmp_path):
+    state = create_train_state((lambda params, inputs: inputs, {"w": jnp.ones(2), "b": jnp.ones(0)}), ADAM)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"cannot hold arrays without numbers: .*\['b'\]"):
+            checkpoints.save(state)
+        jax.tree.map(lambda array: array.delete(), state)
+        with pytest.raises(ValueError, match="state was given to a step before"):
+            checkpoints.save(state)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_state_is_neither_saved_nor_restored(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for use in (checkpoints.save, checkpoints.restore):

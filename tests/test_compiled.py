@@ -122,6 +122,12 @@ def test_integers_of_64_bits_are_not_taken_modulo(dtype, kind):
         chex.assert_trees_all_equal(given(large, large), (large, large), strict=True)
 
 
+def test_labels_in_a_file_are_not_taken_modulo(tmp_path):
+    labels = np.memmap(tmp_path / "labels", np.int64, "w+", shape=(2,))
+    labels[:] = [2**32 + 1, 1]
+    assert np.isnan(jaxloss.cross_entropy(np.eye(2), labels, reduction="none")).tolist() == [True, False]
+
+
 def test_a_missing_label_that_was_cast_to_an_integer_is_no_class():
     with np.errstate(invalid="ignore"):
         labels = np.array([0.0, np.nan]).astype(np.int64)

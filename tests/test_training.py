@@ -482,6 +482,7 @@ def test_a_loss_that_is_no_scalar_is_named():
         (1j, TypeError, "what loss returns must be an array, got complex"),
         ("text", TypeError, "what loss returns must be an array, got str"),
         (None, ValueError, "loss must return a scalar.*; got shape None"),
+        ((), ValueError, r"loss must return a scalar.*; got shape \(\)"),
     ],
 )
 def test_a_loss_that_has_no_gradient_is_named(value, error, message):
@@ -492,8 +493,15 @@ def test_a_loss_that_has_no_gradient_is_named(value, error, message):
 def test_a_state_that_a_step_has_taken_is_named():
     state = create_train_state(nnx_model(), SGD)
     train_step(state, INPUTS, TARGETS, loss=cross_entropy)
-    with pytest.raises(ValueError, match="state was given to a step before, which took its arrays"):
-        train_step(state, INPUTS, TARGETS, loss=cross_entropy)
+    data = {"inputs": INPUTS, "targets": TARGETS, "loss": cross_entropy}
+    for use in (
+        functools.partial(train_step, **data),
+        functools.partial(train_epoch, **data, batch_size=4, key=jax.random.key(0)),
+        functools.partial(evaluate, **data, batch_size=4),
+        functools.partial(shard_train_state, mesh=jax.make_mesh((1,), ("data",), (AxisType.Auto,))),
+    ):
+        with pytest.raises(ValueError, match="state was given to a step before, which took its arrays"):
+            use(state)
 
 
 def test_a_loss_that_is_no_callable_is_named():
