@@ -264,7 +264,7 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
         # Devices would have to agree on the choice.
         if not have_sizes(x) or x.size < _LEAST or jax.device_count() > 1:
             return scaled(x, y, eps)
-        x_square, y_square, inner = (_product(*pair, axis) for pair in ((x, x), (y, y), _apart(x, y)))
+        inner, x_square, y_square = _inner_products(x, y, axis)
         # Also the square of a product of lengths has a reciprocal.
         least = math.sqrt(jnp.finfo(eps.dtype).tiny)
         clamped = jnp.maximum(jnp.stack([x_square, y_square]), eps * eps)
@@ -286,56 +286,58 @@ def _products_scaled_if_needed(axis: int) -> Callable[..., tuple[jax.Array, ...]
     return products
 
 
-@jax.custom_jvp
 def smoothed_cosine(x: jax.Array, y: jax.Array, where: jax.Array | None) -> jax.Array:
     """Returns x·y / √((‖x‖² + 1e-12) · (‖y‖² + 1e-12)) along the last axis, of 0 behind a mask of vectors.
 
     The two roots are kept apart, and in the derivative, too: the product of the squares would overflow early.
     """
-    return _product(*_apart(x, y), -1, where) / (_smoothed_length(x, where) * _smoothed_length(y, where))
+    return _cosine_and_lengths(x, y, where)[0]
 
 
-@functools.partial(smoothed_cosine.defjvp, symbolic_zeros=True)
-def _smoothed_cosine_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+@jax.custom_jvp
+def _cosine_and_lengths(x: jax.Array, y: jax.Array, where: jax.Array | None) -> tuple[jax.Array, ...]:
+    inner, *squares = _inner_products(x, y, -1, where)
+    # A square that overflows is NaN, and not length 0.
+    lengths = [jnp.sqrt(square + _SMOOTHING) + 0 * square for square in squares]
+    return inner / (lengths[0] * lengths[1]), *lengths
+
+
+@functools.partial(_cosine_and_lengths.defjvp, symbolic_zeros=True)
+def _cosine_and_lengths_jvp(
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     x, y, where = primals
-    cosine = smoothed_cosine(x, y, where)
-    terms = [
-        _turn(cosine, vector, other, where, tangent)
-        for vector, other, tangent in ((x, y, tangents[0]), (y, x, tangents[1]))
-        if not isinstance(tangent, SymbolicZero)
+    found = cosine, *lengths = _cosine_and_lengths(*primals)
+    directions = [
+        vector * jnp.expand_dims(1 / length, -1)
+        for vector, length in zip(_hidden(_stretched(where, x.ndim, -1), x, y), lengths, strict=True)
     ]
-    return cosine, functools.reduce(jnp.add, terms)
+    turned, growths = jnp.zeros_like(cosine), [jnp.zeros_like(cosine)] * 2
+    for i, tangent in enumerate(tangents[:2]):
+        if not isinstance(tangent, SymbolicZero):
+            # A vector that grows gets longer; one that grows across itself, towards the other, turns there.
+            across = directions[1 - i] - jnp.expand_dims(cosine, -1) * directions[i]
+            turned += jnp.sum(across * tangent.astype(across.dtype), -1) / lengths[i]
+            growths[i] = jnp.sum(directions[i] * tangent.astype(across.dtype), -1)
+    return found, (turned, *growths)
 
 
-def _turn(
-    cosine: jax.Array, vector: jax.Array, other: jax.Array, where: jax.Array | None, tangent: jax.Array
-) -> jax.Array:
-    """Returns how the cosine changes with the one vector: it grows towards the other, across the one."""
-    scale = 1 / _smoothed_length(vector, where)
-    reach = 1 / _smoothed_length(other, where)
-    vector, other = _hidden(_stretched(where, vector.ndim, -1), vector, other)
-    slope = jnp.expand_dims(reach, -1) * other - jnp.expand_dims(cosine * scale, -1) * vector
-    return scale * jnp.sum(slope * tangent.astype(slope.dtype), -1)
+def _inner_products(x: jax.Array, y: jax.Array, axis: int, where: jax.Array | None = None) -> list[jax.Array]:
+    """Returns x·y, x·x and y·y along an axis, of x and y that are 0 behind a mask of the vectors."""
+    rows = _stretched(where, x.ndim, axis)
 
-
-def _smoothed_length(vectors: jax.Array, where: jax.Array | None) -> jax.Array:
-    square = _product(vectors, vectors, -1, where)
-    return jnp.sqrt(square + _SMOOTHING) + 0 * square  # a square that overflows is NaN, and not length 0
-
-
-def _product(x: jax.Array, y: jax.Array, axis: int, where: jax.Array | None = None) -> jax.Array:
-    """Returns x·y along an axis, of x and y that are 0 behind a mask of the vectors."""
-
-    def terms(x: jax.Array, y: jax.Array, rows: jax.Array) -> jax.Array:
+    def terms(x: jax.Array, y: jax.Array, rows: jax.Array) -> list[jax.Array]:
         x, y = _hidden(rows, x, y)
-        return x * y
+        return [x * y, x * x, y * y]
 
-    return _sum(terms, (x, y, _stretched(where, x.ndim, axis)), axis, where)
+    if x.itemsize >= 4:
+        return _sum(terms, (x, y, rows), axis, where)
 
+    def one(i: int, x: jax.Array, y: jax.Array) -> jax.Array:
+        return _sum(lambda *arrays: terms(*arrays)[i], (x, y, rows), axis, where)
 
-def _apart(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns vectors for a sum of their own: what several sums share XLA:CPU would widen in full size."""
-    return (x, y) if x.itemsize >= 4 else (lax.optimization_barrier(x), lax.optimization_barrier(y))
+    # What two sums shared XLA:CPU would widen in full size.
+    return [one(0, lax.optimization_barrier(x), lax.optimization_barrier(y)), one(1, x, y), one(2, x, y)]
 
 
 def _stretched(where: jax.Array | None, ndim: int, axis: int) -> jax.Array:

@@ -203,7 +203,7 @@ def cosine_embedding_loss(
         )
     targets = hide(where, checked_signs(targets, where), 1)
     sign = sign_or_nan(lax.stop_gradient(targets).astype(arithmetic_dtype(*embeddings)))
-    agreement = sign * smoothed_cosine(*embeddings, where)
+    agreement = sign * smoothed_cosine(embeddings[0], embeddings[1], where)
     apart = _hinge(-agreement - jnp.asarray(margin, sign.dtype))
     return reduce_weighted(jnp.where(sign > 0, 1 - agreement, apart), None, where, reduction)
 
