@@ -296,6 +296,7 @@ def smoothed_cosine(x: jax.Array, y: jax.Array, where: jax.Array | None) -> jax.
 
 @jax.custom_jvp
 def _cosine_and_lengths(x: jax.Array, y: jax.Array, where: jax.Array | None) -> tuple[jax.Array, ...]:
+    """Returns the cosine, and the two lengths that it is divided by."""
     inner, *squares = _inner_products(x, y, -1, where)
     # A square that overflows is NaN, and not length 0.
     lengths = [jnp.sqrt(square + _SMOOTHING) + 0 * square for square in squares]
