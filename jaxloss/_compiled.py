@@ -141,7 +141,8 @@ def _refuse_misfit(
                     f"{function.__name__}: {option} must be known while tracing, a hashable Python value and "
                     f"not {type(value).__name__}; bind it with functools.partial"
                 ) from None
-        for leaf in [] if option in static else jax.tree.leaves(value):
+            continue
+        for leaf in jax.tree.leaves(value):
             is_text_or_time = isinstance(leaf, _ON_HOST) and leaf.dtype.kind in "SUOMm"
             if not isinstance(leaf, _ARRAY) or is_text_or_time:
                 raise TypeError(

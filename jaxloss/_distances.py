@@ -317,9 +317,10 @@ def _cosine_and_lengths_jvp(
     for i, tangent in enumerate(tangents[:2]):
         if not isinstance(tangent, SymbolicZero):
             # A vector that grows gets longer; one that grows across itself, towards the other, turns there.
+            tangent = tangent.astype(cosine.dtype)
             across = directions[1 - i] - jnp.expand_dims(cosine, -1) * directions[i]
-            turned += jnp.sum(across * tangent.astype(across.dtype), -1) / lengths[i]
-            growths[i] = jnp.sum(directions[i] * tangent.astype(across.dtype), -1)
+            turned += jnp.sum(across * tangent, -1) / lengths[i]
+            growths[i] = jnp.sum(directions[i] * tangent, -1)
     return found, (turned, *growths)
 
 

@@ -125,7 +125,8 @@ class Checkpoints:
         """
         refuse_what_was_taken(state)
         manager = self._open()
-        if empty := [name for name, array in _arrays(state).items() if not array.size]:
+        arrays = _arrays(state)
+        if empty := [name for name, array in arrays.items() if not array.size]:
             raise ValueError(f"a checkpoint cannot hold arrays without numbers: {', '.join(empty)}")
         step = int(state.step)
         sound = _finite(state.params)
@@ -142,7 +143,7 @@ class Checkpoints:
                 "it, or use another folder"
             )
         if step != latest:
-            manager.save(step, args=ocp.args.StandardSave(_arrays(state)))
+            manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, state: TrainState) -> TrainState:
         """Returns the newest checkpoint, or `state` where there is none.

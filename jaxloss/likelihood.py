@@ -165,10 +165,10 @@ def gaussian_nll_loss(
     var = _variances(var, predictions, targets)
     (wide,) = widened(var)
     valid = (wide >= 0) & (jnp.maximum(wide, jnp.asarray(eps, wide.dtype)) > 0)
-    rows = mask(where, predictions.shape)
-    if rows is not None:  # a variance counts if any element does that it holds for
-        rows = jnp.any(rows, [axis for axis, size in enumerate(var.shape) if size == 1], keepdims=True)
-    valid = hide(rows, valid, True)
+    used = mask(where, predictions.shape)
+    if used is not None:  # a variance is, if it holds for any element that counts
+        used = jnp.any(used, [axis for axis, size in enumerate(var.shape) if size == 1], keepdims=True)
+    valid = hide(used, valid, True)
     var = checked(var, valid, "var: expected variances >= 0, and > 0 where eps is 0")
 
     def loss(*arguments: jax.Array) -> jax.Array:

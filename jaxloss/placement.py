@@ -46,7 +46,8 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         The state on the mesh. The one that was given stays as it is.
 
     Raises:
-        ValueError: If the mesh has no such axis, or an axis does not divide what is split over it.
+        ValueError: If the mesh has no such axis, an axis does not divide what is split over it, or a step has
+            taken the state.
         TypeError: If `state` is no `TrainState`, `mesh` no `Mesh`, or `split` is none of the above.
 
     Example:
@@ -105,6 +106,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
         The same pytree of arrays on the mesh.
 
     Raises:
+        TypeError: If `mesh` is no `Mesh`.
         ValueError: If the mesh has no such axis, or the axis does not divide the batch.
 
     Example:
@@ -117,6 +119,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
         >>> inputs.sharding.spec[0]
         'data'
     """
+    _refuse_other_than_mesh(mesh)
     size = _axis_size(mesh, axis)
 
     def place(path: Any, array: Any) -> jax.Array:
@@ -178,7 +181,6 @@ def _refuse_other_than_mesh(mesh: Any) -> None:
 
 
 def _axis_size(mesh: Mesh, axis: str) -> int:
-    _refuse_other_than_mesh(mesh)
     if axis not in mesh.shape:
         raise ValueError(f"the mesh has the axes {', '.join(map(repr, mesh.axis_names))}; got {axis!r}")
     return mesh.shape[axis]
