@@ -245,10 +245,16 @@ def _sum_in_steps(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def pick(scores: jax.Array, labels: jax.Array, classes: ClassAxis) -> jax.Array:
-    """Returns the score of each position's class; every label must be a class that exists."""
+    """Returns the score of each position's class; every label must be a class that exists.
+
+    Scores that are the same at many positions may have size 1 there: their derivative is then added up where
+    the labels lie.
+    """
     if classes.is_split(scores):
         return classes.sum(jnp.where(classes.equals(labels, scores), scores, 0))
-    picked = jnp.take_along_axis(scores, classes.expand(labels), classes.position, mode="promise_in_bounds")
+    index = classes.expand(labels)
+    stretched = jnp.broadcast_to(scores, jnp.broadcast_shapes(scores.shape, index.shape))
+    picked = jnp.take_along_axis(stretched, index, classes.position, mode="promise_in_bounds")
     return jnp.squeeze(picked, classes.position)
 
 
@@ -285,7 +291,7 @@ def class_labels(
         own = jnp.ones(labels.shape, scores.dtype)
     else:
         of_classes = weight_of_classes(weight, scores, classes).astype(scores.dtype)
-        own = pick(broadcast("weight", of_classes, scores.shape), existing, classes)
+        own = pick(of_classes, existing, classes)
     return Labels(existing, kept, jnp.where(valid, own, jnp.nan))
 
 

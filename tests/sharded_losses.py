@@ -24,6 +24,7 @@ SPECS = {
     "hidden": P(BATCH, None),
     "kernel": P(None, CLASSES),
     "bias": P(CLASSES),
+    "weight": P(CLASSES),
     "logits": P(BATCH, CLASSES),
     "targets": P(BATCH),
 }
@@ -34,6 +35,7 @@ def draw() -> Arrays:
     random = np.random.default_rng(0)
     shapes = {"hidden": (16, 6), "kernel": (6, 40), "bias": (40,), "logits": (16, 40)}
     arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["weight"] = random.uniform(0.5, 1.5, 40).astype(np.float32)
     positions = np.arange(16)
     ignored = (positions < 8) & (positions % 4 > 0)
     return {**arrays, "targets": np.where(ignored, -100, random.integers(40, size=16)).astype(np.int32)}
@@ -43,7 +45,9 @@ def losses(arrays: Arrays, **options: Any) -> dict[str, Any]:
     """Returns both losses, by name."""
     linear = {name: array for name, array in arrays.items() if name != "logits"}
     return {
-        "cross_entropy": cross_entropy(arrays["logits"], arrays["targets"], **options),
+        "cross_entropy": cross_entropy(
+            arrays["logits"], arrays["targets"], weight=arrays["weight"], **options
+        ),
         "linear_cross_entropy": linear_cross_entropy(**linear, **options),
     }
 
@@ -56,7 +60,7 @@ def per_shard(arrays: Arrays) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def means(compute: Any, arrays: Arrays) -> tuple[Any, Any]:
-    """Returns the means, and the gradient of their sum, which share no argument but the targets."""
+    """Returns the means, and the gradient of their sum, which share no logits."""
 
     def objective(moved: Arrays) -> tuple[jax.Array, Any]:
         found = compute({**arrays, **moved})
