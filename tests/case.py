@@ -85,7 +85,7 @@ class Case(NamedTuple):
     def inputs(self, dtype: Any) -> dict[str, jax.Array]:
         """Returns the arrays as JAX arrays, the floating ones in `dtype`."""
         return {
-            name: jnp.asarray(array).astype(dtype if array.dtype.kind == "f" else jnp.int32)
+            name: jnp.asarray(array.astype(dtype if array.dtype.kind == "f" else np.int32))
             for name, array in self.arrays.items()
         }
 

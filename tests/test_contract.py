@@ -96,8 +96,8 @@ if torch_oracle.IS_INSTALLED:
 def test_reductions_agree(case: Case):
     with jax.enable_x64(True):
         found = case.in_every_way(case.inputs(jnp.float64))
-        total, weight = found["sum_and_weight"]
-        np.testing.assert_allclose(jnp.sum(found["none"]), found["sum"], rtol=1e-12)
+        total, weight = map(np.asarray, found["sum_and_weight"])
+        np.testing.assert_allclose(np.sum(found["none"]), found["sum"], rtol=1e-12)
         if case.loss != "ctc_loss":  # whose mean divides each loss by the length of its target first
             np.testing.assert_allclose(found["sum"], total, rtol=1e-12)
         np.testing.assert_allclose(found["mean"], total / weight, rtol=1e-12)
@@ -109,7 +109,7 @@ def test_pairs_of_parts_add_up_to_the_whole(case: Case):
         arrays = case.inputs(jnp.float64)
         parts = [rows(case, arrays, part) for part in (slice(0, 1), slice(1, None))]
         pairs = [case(part, reduction="sum_and_weight") for part in parts]
-        total, weight = jax.tree.map(lambda *parts: sum(parts), *pairs)
+        total, weight = np.sum(pairs, axis=0)
         np.testing.assert_allclose(total / weight, case.in_every_way(arrays)["mean"], rtol=1e-12)
 
 
@@ -174,7 +174,9 @@ def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
 def rows(case: Case, arrays: dict[str, Any], chosen: Any) -> dict[str, Any]:
     """Returns some rows of the batch."""
     return {
-        name: array[(*[slice(None)] * case.batch_axis(name), chosen)] if name in case.batched else array
+        name: jnp.asarray(np.asarray(array)[(*[slice(None)] * case.batch_axis(name), chosen)])
+        if name in case.batched
+        else array
         for name, array in arrays.items()
     }
 
@@ -190,8 +192,8 @@ def spoil(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any
             where = mask.reshape([1] * before + [*mask.shape] + [1] * (array.ndim - before - mask.ndim))
         if case.is_per_class(name) or where.ndim != array.ndim or array.size < mask.size:
             return array
-        bad = jnp.asarray(np.nan if jnp.issubdtype(array.dtype, jnp.floating) else 10**6, array.dtype)
-        return jnp.where(where, array, bad)
+        bad = np.asarray(np.nan if jnp.issubdtype(array.dtype, jnp.floating) else 10**6, array.dtype)
+        return jnp.asarray(np.where(where, array, bad))
 
     return {name: spoilt(name, array) for name, array in arrays.items()}
 
@@ -202,6 +204,11 @@ def spoil(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any
 def mean_of(case: Case, arrays: dict[str, Any]) -> dict[str, jax.Array]:
     """Returns the mean and its gradients from what is compiled for the parity with PyTorch."""
     return case.answers(arrays, REDUCTIONS)["mean"]
+
+
+def stacked(*trees: Any) -> Any:
+    """Returns the arrays of equal trees on a new first axis; by NumPy, which compiles nothing."""
+    return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *trees)
 
 
 @every_kind
@@ -217,11 +224,9 @@ def test_jit_changes_nothing(case: Case):
 def test_vmap_is_a_loop(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
-        others = {name: jnp.roll(array, 1, 0) if array.ndim else array for name, array in arrays.items()}
-        both = jax.tree.map(lambda *pair: jnp.stack(pair), arrays, others)
-        looped = jax.tree.map(
-            lambda *pair: jnp.stack(pair), *(mean_of(case, one) for one in (arrays, others))
-        )
+        others = {name: jnp.asarray(np.roll(a, 1, 0)) if a.ndim else a for name, a in arrays.items()}
+        both = stacked(arrays, others)
+        looped = stacked(*(mean_of(case, one) for one in (arrays, others)))
         chex.assert_trees_all_close(jax.vmap(case.answer)(both), looped, rtol=1e-12, atol=1e-15)
 
 
@@ -234,7 +239,7 @@ def test_scan_and_remat_change_nothing(case: Case):
             return carry, jax.checkpoint(lambda arrays: case.answer(arrays))(arrays)
 
         _, scanned = jax.lax.scan(body, None, length=2)
-        last = jax.tree.map(lambda stacked: stacked[-1], scanned)
+        last = jax.tree.map(lambda both: np.asarray(both)[-1], scanned)
         chex.assert_trees_all_close(last, mean_of(case, arrays), rtol=1e-12, atol=1e-15)
 
 
@@ -243,8 +248,8 @@ def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         point = {name: arrays[name] for name in case.gradients}
-        direction = {n: jnp.asarray(np.cos(np.arange(a.size)).reshape(a.shape)) for n, a in point.items()}
-        step = 1e-5 * max(1.0, *(float(jnp.max(jnp.abs(array))) for array in point.values()))
+        direction = {n: np.cos(np.arange(float(a.size))).reshape(a.shape) for n, a in point.items()}
+        step = 1e-5 * max(1.0, *(float(np.max(np.abs(array))) for array in point.values()))
 
         def f(moved: dict[str, Any]) -> jax.Array:
             return case({**arrays, **moved}, reduction="sum")
@@ -257,13 +262,11 @@ def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
             tangent = jax.jvp(f, (point,), (direction,))[1]
             return tangent, jax.jvp(jax.grad(f), (point,), (direction,))[1], jax.grad(slope)(point)
 
-        ahead, behind = (
-            case.answers(
-                {**arrays, **jax.tree.map(lambda p, d, s=s: p + s * d, point, direction)}, REDUCTIONS
-            )
-            for s in (step, -step)
-        )
-        product = jax.tree.map(lambda a, b: (a - b) / (2 * step), ahead["sum"], behind["sum"])
+        def moved_by(step: float) -> dict[str, Any]:
+            moved = {n: jnp.asarray(np.asarray(point[n]) + step * direction[n]) for n in point}
+            return jax.device_get(case.answers({**arrays, **moved}, REDUCTIONS)["sum"])
+
+        product = jax.tree.map(lambda a, b: (a - b) / (2 * step), moved_by(step), moved_by(-step))
         tangent = product.pop("value")
         chex.assert_trees_all_close(derivatives(point), (tangent, product, product), rtol=1e-5, atol=1e-7)
 
@@ -336,10 +339,10 @@ def test_float32_stays_where_float64_is_allowed(case: Case):
 def test_integers_and_booleans_follow_the_other_arguments(case: Case, dtype: str):
     arrays = case.inputs(jnp.float32)
     for name in case.gradients:
-        ones = {**arrays, name: jnp.ones(arrays[name].shape)}
+        ones = {**arrays, name: jnp.asarray(np.ones(arrays[name].shape, np.float32))}
         # Not reduced: XLA:CPU has one exponential for sums and another one for arrays.
         expected = case(ones, reduction="none")
-        converted = case({**ones, name: ones[name].astype(dtype)}, reduction="none")
+        converted = case({**ones, name: jnp.asarray(np.asarray(ones[name], dtype))}, reduction="none")
         np.testing.assert_array_equal(converted, expected, strict=True)
 
 
@@ -361,7 +364,7 @@ def test_a_loss_is_a_plain_function(case: Case):
 def test_one_compilation_per_shape(case: Case):
     arrays = case.inputs(jnp.float32)
     case(arrays)
-    others = {name: jnp.roll(array, 1, 0) for name, array in arrays.items()}
+    others = {name: jnp.asarray(np.roll(array, 1, 0)) for name, array in arrays.items()}
     compilations = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
     case(others)
@@ -374,7 +377,7 @@ def test_one_compilation_per_shape(case: Case):
 def test_wrong_calls_are_refused(case: Case):
     arrays = case.inputs(jnp.float32)
     first, second = list(arrays)[:2]
-    wrong_shape = jnp.concatenate([arrays[second], arrays[second]])
+    wrong_shape = jnp.asarray(np.concatenate([arrays[second], arrays[second]]))
     with pytest.raises(ValueError, match=rf"(?s){second}.*\({wrong_shape.shape[0]},"):
         case({**arrays, second: wrong_shape})
     with pytest.raises(ValueError, match=r"reduction must be one of 'none', 'mean', 'sum', .* got 'avg'"):
@@ -402,7 +405,6 @@ def test_checkify_finds_nothing_wrong_with_what_is_right(case: Case):
 @every_loss
 def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
     arrays = case.inputs(jnp.float32)
-    both = jax.tree.map(lambda array: jnp.stack([array, array]), arrays)
-    error, losses = checkify.checkify(jax.vmap(lambda arrays: case(arrays)))(both)
+    error, losses = checkify.checkify(jax.vmap(lambda arrays: case(arrays)))(stacked(arrays, arrays))
     assert error.get() is None
     np.testing.assert_allclose(losses, [case(arrays)] * 2, rtol=1e-6)
