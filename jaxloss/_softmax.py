@@ -17,11 +17,11 @@ from jax.typing import ArrayLike
 
 from jaxloss._arguments import (
     as_array,
-    broadcast,
     have_sizes,
     hide,
     integer,
     labels_of,
+    stretchable,
     widened_integers,
 )
 from jaxloss._checks import checked
@@ -70,7 +70,7 @@ class ClassAxis(NamedTuple):
         return numbers + (lax.axis_index(self.mesh_axis) * count).astype(dtype)
 
     def equals(self, labels: jax.Array, scores: jax.Array) -> jax.Array:
-        """Returns, in the shape of the scores, which class is its position's label."""
+        """Returns which class of each position is its label, as many as the scores have classes."""
         return self.numbers(scores, labels.dtype) == self.expand(labels)
 
     def is_split(self, array: jax.Array) -> bool:
@@ -110,7 +110,7 @@ def with_z_loss(losses: jax.Array, z_loss: ArrayLike, log_sum_exp: jax.Array) ->
     """Returns the losses and the penalty z_loss · logsumexp² of each position."""
     if isinstance(z_loss, float) and z_loss == 0.0:
         return losses
-    factor = broadcast("z_loss", jnp.asarray(z_loss, losses.dtype), losses.shape)
+    factor = stretchable("z_loss", jnp.asarray(z_loss, losses.dtype), losses.shape)
     return losses + product(factor, log_sum_exp * log_sum_exp)
 
 

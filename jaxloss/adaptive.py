@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxloss._arguments import as_array, broadcast, mask, values
+from jaxloss._arguments import as_array, mask, stretchable, values
 from jaxloss._blocks import Output, statistics
 from jaxloss._compiled import compiled
 from jaxloss._reduction import Reduction, reduce_weighted
@@ -317,7 +317,7 @@ def _surprise(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labe
 
 def _logits(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     logits = jnp.dot(hidden, kernel)
-    return logits if bias is None else logits + broadcast("bias", bias, logits.shape)
+    return logits if bias is None else logits + stretchable("bias", bias, logits.shape)
 
 
 def _log_probs(hidden: jax.Array, layers: _Layers) -> Iterator[jax.Array]:

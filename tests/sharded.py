@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxloss import _blocks, cosine_similarity
+from jaxloss import _blocks, adaptive_log_probs, cosine_similarity, init_adaptive_log_softmax
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
@@ -40,6 +40,7 @@ def main() -> None:
                 compare(case, mesh, split, f"{case.name}, {'classes' if split else 'batch'} split")
                 checked += 1
     compare_with_replicated(mesh)
+    check_bias(mesh)
     print("checked", checked, "layouts")
 
 
@@ -98,6 +99,18 @@ def compare_with_replicated(mesh: Mesh) -> None:
     expected = jax.value_and_grad(lambda few, many: total(jnp.tile(few, (4, 1)), many), (0, 1))(few, many)
     if not all(jax.tree.leaves(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), found, expected))):
         print(f"vectors beside the same few: {found}, on one device {expected}")
+
+
+def check_bias(mesh: Mesh) -> None:
+    """Says whether the gradient of a bias, which all positions share, is added up from a copy of theirs."""
+    params = init_adaptive_log_softmax(jax.random.key(0), 8, 8, (4,), head_bias=True)
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    hidden = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, P(BATCH)))
+    gradient = jax.jit(
+        jax.grad(lambda params: jnp.sum(adaptive_log_probs(hidden, params, cutoffs=(4,)) ** 2))
+    )
+    if gathers(gradient.lower(params).compile()):
+        print("adaptive_log_probs: gathers the positions")
 
 
 def splits(case: Case) -> bool:

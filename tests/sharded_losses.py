@@ -25,6 +25,7 @@ SPECS = {
     "kernel": P(None, CLASSES),
     "bias": P(CLASSES),
     "weight": P(CLASSES),
+    "z_loss": P(),
     "logits": P(BATCH, CLASSES),
     "targets": P(BATCH),
 }
@@ -35,7 +36,8 @@ def draw() -> Arrays:
     random = np.random.default_rng(0)
     shapes = {"hidden": (16, 6), "kernel": (6, 40), "bias": (40,), "logits": (16, 40)}
     arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays["weight"] = random.uniform(0.5, 1.5, 40).astype(np.float32)
+    arrays["weight"] = random.uniform(0.5, 2.0, 40).astype(np.float32)
+    arrays["z_loss"] = np.array(1e-3, np.float32)
     positions = np.arange(16)
     ignored = (positions < 8) & (positions % 4 > 0)
     return {**arrays, "targets": np.where(ignored, -100, random.integers(40, size=16)).astype(np.int32)}
@@ -46,7 +48,7 @@ def losses(arrays: Arrays, **options: Any) -> dict[str, Any]:
     linear = {name: array for name, array in arrays.items() if name != "logits"}
     return {
         "cross_entropy": cross_entropy(
-            arrays["logits"], arrays["targets"], weight=arrays["weight"], **options
+            arrays["logits"], arrays["targets"], weight=arrays["weight"], z_loss=arrays["z_loss"], **options
         ),
         "linear_cross_entropy": linear_cross_entropy(**linear, **options),
     }
@@ -100,7 +102,7 @@ def check_losses() -> Iterator[str]:
 
     # Each process takes the losses of its own positions, the first of more than the second.
     rows = [slice(0, 11), slice(11, 16)][jax.process_index()]
-    mine = {name: array[rows] if SPECS[name][0] == BATCH else array for name, array in arrays.items()}
+    mine = {name: array[rows] if BATCH in SPECS[name] else array for name, array in arrays.items()}
     pairs, gradients = jax.tree.map(lambda array: array.sum(0), process_allgather(sums(mine)))
     found = {name: total / weight for name, (total, weight) in pairs.items()}
     weight = pairs["linear_cross_entropy"][1]
