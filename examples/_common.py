@@ -16,9 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from sklearn.model_selection import KFold
 
-from jaxloss.checkpoints import Checkpoints
-from jaxloss.epochs import read_losses
-from jaxloss.training import TrainState, create_train_state, train_step
+from jaxloss.training import Checkpoints, TrainState, create_train_state, read_losses, train_step
 
 
 def parse_arguments(

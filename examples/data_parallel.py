@@ -28,10 +28,8 @@ from sklearn.datasets import load_digits
 
 from examples._common import at_least
 from jaxloss import cross_entropy
-from jaxloss.epochs import read_losses
 from jaxloss.models import Classifier
-from jaxloss.placement import shard_batch, shard_train_state
-from jaxloss.training import create_train_state, train_step
+from jaxloss.training import create_train_state, read_losses, shard_batch, shard_train_state, train_step
 
 BATCH_SIZE = 64
 

@@ -12,8 +12,8 @@ import jax
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxloss._reduction import Reduction
-from jaxloss.adaptive import (
+from jaxloss._core.reduction import Reduction
+from jaxloss.losses.adaptive import (
     adaptive_log_probs,
     adaptive_log_softmax,
     adaptive_predict,

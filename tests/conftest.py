@@ -5,7 +5,7 @@ import gc
 import jax
 import pytest
 
-from jaxloss import _blocks
+from jaxloss._core import projection as _blocks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxloss import _blocks, adaptive_log_probs, cosine_similarity, init_adaptive_log_softmax
+from jaxloss import adaptive_log_probs, cosine_similarity, init_adaptive_log_softmax
+from jaxloss._core import projection as _blocks
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"

@@ -15,7 +15,8 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxloss import _blocks, cross_entropy, linear_cross_entropy
+from jaxloss import cross_entropy, linear_cross_entropy
+from jaxloss._core import projection as _blocks
 
 Arrays = dict[str, Any]
 

@@ -20,11 +20,17 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxloss import cross_entropy
-from jaxloss.checkpoints import Checkpoints
-from jaxloss.epochs import evaluate, train_epoch
 from jaxloss.models import Classifier
-from jaxloss.placement import shard_batch, shard_train_state
-from jaxloss.training import TrainState, create_train_state, train_step
+from jaxloss.training import (
+    Checkpoints,
+    TrainState,
+    create_train_state,
+    evaluate,
+    shard_batch,
+    shard_train_state,
+    train_epoch,
+    train_step,
+)
 from tests.sharded_losses import check_losses
 
 SIZES = (16, 64, 8)

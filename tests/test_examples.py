@@ -25,9 +25,8 @@ from examples import (
 )
 from examples._common import fit
 from jaxloss import mse_loss
-from jaxloss.checkpoints import Checkpoints
 from jaxloss.models import LinearRegression
-from jaxloss.training import create_train_state, train_step
+from jaxloss.training import Checkpoints, create_train_state, train_step
 
 EXAMPLES = [regression, classification, binary_classification]
 LOSSES = re.compile(

@@ -1,0 +1,312 @@
+"""Losses of a sequence of labels that is not aligned with the frames it is read from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxloss._core.arguments import (
+    arithmetic_dtype,
+    as_array,
+    have_sizes,
+    hide,
+    integer,
+    mask,
+    widened_integers,
+)
+from jaxloss._core.checks import checked
+from jaxloss._core.decorator import compiled
+from jaxloss._core.reduction import Reduction, reduce_weighted
+
+
+@compiled(
+    static=("blank", "zero_infinity", "reduction"), indices=("targets", "input_lengths", "target_lengths")
+)
+def ctc_loss(
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    input_lengths: ArrayLike,
+    target_lengths: ArrayLike,
+    *,
+    blank: int = 0,
+    zero_infinity: bool = False,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """Measures how surprised the model is by a sequence of labels whose timing is unknown.
+
+    Every frame emits one class. A path, one class for each frame, spells the labels that are left when runs
+    of one class are merged and blanks then dropped: with blank -, both "aa-b" and "-abb" spell "ab". The loss
+    sums over all paths that spell the targets,
+
+        loss = -log Σ_path exp(Σ_t log_probs[t, path[t]])
+
+    in O(T · S) steps. It is infinite where no path does: the labels, and a blank between each two that are
+    equal, need more frames than there are, or every path that spells them has probability 0.
+
+    Args:
+        log_probs: Log-probabilities such as `jax.nn.log_softmax` gives, shape (T, N, C) for T frames, N
+            samples and C classes; or (T, C) for a single sample. They are taken as they are, and not
+            normalised. A mesh with `Explicit` axes may split them by samples alone, and then targets and
+            lengths with them.
+        targets: Integer class labels in [0, C). Padded, shape (N, S): what stands behind a sample's
+            `target_lengths` has no influence. Or concatenated without padding, shape (Σ target_lengths,):
+            then S is taken to be min(Σ target_lengths, T + 1), so that padded targets, where theirs is less,
+            need less time and memory; and a mesh with Explicit axes must not split them or the samples.
+            Shape (S,) for a single sample.
+        input_lengths: How many frames of `log_probs` are the sample's, integers in [0, T] of shape (N,), or
+            () for a single sample. The frames behind have no influence.
+        target_lengths: How many labels of `targets` are the sample's, integers of the shape of
+            `input_lengths`: in [0, S] for padded targets, of sum Σ target_lengths for concatenated ones.
+        blank: The class that stands for no label, a Python number in [0, C).
+        zero_infinity: Whether an infinite loss is 0 instead. It counts in the mean nevertheless.
+        where: Boolean mask, broadcast to the shape of `input_lengths`. What lies behind False has no
+            influence on value or gradient, NaN included, and does not count in the mean; only the target
+            length of a sample in concatenated targets does, as it says where the next sample begins.
+        reduction: "mean" for the mean over the samples of loss / max(target_lengths, 1), "sum" for Σ loss,
+            "none" for the loss of each sample, or "sum_and_weight" for the pair
+            (Σ loss / max(target_lengths, 1), number of samples), which adds up over micro-batches and devices
+            to the exact mean. The sum in the pair is that of the mean, and so not that of "sum".
+
+    Returns:
+        A scalar for "mean" and "sum", an array of the shape of `input_lengths` for "none", two scalars for
+        "sum_and_weight". The dtype is float32, or float64 where `log_probs` are; the unit is nats, for "mean"
+        nats per label. A loss that is below 0 by no more than 8 eps of the dtype of `log_probs` a frame,
+        as their rounding can leave it, is 0. An infinite loss has gradient 0. A log-probability of +inf gives
+        NaN. A label that is no class, or a length out of range, gives NaN in the sample's value and gradient,
+        and an error under `jax.experimental.checkify`. The mean over no sample is NaN with gradient 0. An
+        empty sum is 0.
+
+    Raises:
+        TypeError: An argument is not an array of real numbers, targets or lengths are not integers, `where`
+            is not boolean, or an option that Python must know while tracing (`blank`, `zero_infinity`,
+            `reduction`) is an array.
+        ValueError: The shapes do not fit, `blank` is no class, or the reduction is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> log_probs = jnp.log(jnp.full((4, 1, 3), 1 / 3))  # 4 frames, 1 sample, 3 classes
+        >>> targets = jnp.array([[1, 2]])  # spelt by 15 of the 81 paths
+        >>> jaxloss.ctc_loss(log_probs, targets, jnp.array([4]), jnp.array([2]), reduction="sum")
+        Array(1.6864, dtype=float32)
+
+    Differences from PyTorch:
+        * The gradient is the derivative of the value. PyTorch's is greater by exp(log_probs) times the
+          sample's weight; behind `log_softmax`, where that makes no difference, the two are equal.
+        * An infinite loss has gradient 0, where PyTorch's is NaN without `zero_infinity`. So has a
+          log-probability of -inf, where PyTorch's is NaN.
+        * Blanks among the labels are taken as labels, as in PyTorch, whose gradient in the last frame is
+          wrong if the last label is one.
+        * The loss has second derivatives and forward-mode derivatives.
+        * What rounding makes of a loss of 0 is never below 0.
+        * A label out of range is NaN, or an error under checkify, where PyTorch reads foreign memory. A
+          length out of range is so, too, where PyTorch raises.
+        * Labels behind those of the last sample, as concatenated targets of a fixed size have them, are not
+          read, where PyTorch raises. So are labels of a single sample behind its length.
+        * Lengths are arrays, or integers for a single sample, and never tuples or lists. No frames at all,
+          T = 0, are allowed.
+        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
+
+    Source:
+        A. Graves et al. (2006), Connectionist Temporal Classification. PyTorch documentation:
+        torch.nn.CTCLoss, torch.nn.functional.ctc_loss.
+    """
+    log_probs = _log_probs(log_probs, blank)
+    samples = log_probs.shape[1:-1]
+    where = mask(where, samples)
+    input_lengths = _lengths("input_lengths", input_lengths, samples)
+    target_lengths = _lengths("target_lengths", target_lengths, samples)
+    spelling = _spelling(log_probs, targets, input_lengths, target_lengths, blank, where)
+    own_frames = spelling.input_lengths.astype(arithmetic_dtype(log_probs))
+    rounding = 8 * float(jnp.finfo(log_probs.dtype).eps) * own_frames
+    losses = _without_rounding(-_log_likelihood(log_probs, spelling), rounding) * spelling.validity
+    losses = losses * jnp.where(losses == -jnp.inf, jnp.nan, 1).astype(losses.dtype)  # of a score of +inf
+    if zero_infinity:
+        losses = jnp.where(losses == jnp.inf, 0, losses)
+    if reduction in ("mean", "sum_and_weight"):
+        losses = losses / jnp.maximum(spelling.target_lengths, 1).astype(losses.dtype)
+    return reduce_weighted(losses, None, where, reduction)
+
+
+def _log_probs(log_probs: ArrayLike, blank: int) -> jax.Array:
+    """Returns floating log-probabilities that have a blank."""
+    converted = as_array("log_probs", log_probs)
+    if converted.ndim not in (2, 3):
+        raise ValueError(f"log_probs must have shape (T, N, C) or (T, C), got shape {converted.shape}")
+    if not 0 <= integer("blank", blank) < converted.shape[-1]:
+        raise ValueError(f"blank must be a class in [0, {converted.shape[-1]}), got {blank}")
+    is_floating = jnp.issubdtype(converted.dtype, jnp.floating)
+    return converted if is_floating else converted.astype(arithmetic_dtype(converted))
+
+
+def _integers(name: str, array: ArrayLike) -> jax.Array:
+    converted = as_array(name, array)
+    if not jnp.issubdtype(converted.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got dtype {converted.dtype}")
+    return widened_integers(converted)
+
+
+def _lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
+    converted = _integers(name, lengths)
+    if converted.shape != samples:
+        raise ValueError(
+            f"{name} must have one length for each sample, shape {samples}, got {converted.shape}"
+        )
+    return converted
+
+
+class _Spelling(NamedTuple):
+    """What the paths of each sample have to spell; nothing in it is out of range, whatever came."""
+
+    labels: jax.Array  # one more than S: the blank, and then the labels; blank behind the sample's own
+    input_lengths: jax.Array
+    target_lengths: jax.Array
+    validity: jax.Array  # 1, or NaN for a sample of which something was out of range
+
+
+def _spelling(
+    log_probs: jax.Array,
+    targets: ArrayLike,
+    input_lengths: jax.Array,
+    target_lengths: jax.Array,
+    blank: int,
+    where: jax.Array | None,
+) -> _Spelling:
+    frames, classes = log_probs.shape[0], log_probs.shape[-1]
+    labels, room, expected = _padded(targets, target_lengths, log_probs)
+    # A sample of no labels in no frames is a loss of 0 that reads nothing.
+    input_lengths, target_lengths = hide(where, input_lengths), hide(where, target_lengths)
+    inputs_fit = (input_lengths >= 0) & (input_lengths <= frames)
+    input_lengths = checked(input_lengths, inputs_fit, f"input_lengths: expected lengths in [0, {frames}]")
+    targets_fit = (target_lengths >= 0) & (target_lengths <= room)
+    target_lengths = checked(target_lengths, targets_fit, f"target_lengths: expected lengths {expected}")
+    target_lengths = jnp.clip(target_lengths, 0, labels.shape[-1]).astype(jnp.int32)
+    is_own = _positions(labels, -1) < target_lengths[..., None]
+    is_class = (labels >= 0) & (labels < classes) | ~is_own
+    labels = checked(labels, is_class, f"targets: expected class indices in [0, {classes})")
+    valid = inputs_fit & targets_fit & jnp.all(is_class, -1)
+    first = jnp.full_like(target_lengths, blank)[..., None]
+    return _Spelling(
+        jnp.concatenate([first, jnp.where(is_own & is_class, labels, blank).astype(jnp.int32)], -1),
+        jnp.where(valid, input_lengths, frames).astype(jnp.int32),  # NaN in the gradient of every frame
+        target_lengths,
+        jnp.where(valid, 1, jnp.nan).astype(arithmetic_dtype(log_probs)),
+    )
+
+
+def _padded(
+    targets: ArrayLike, target_lengths: jax.Array, log_probs: jax.Array
+) -> tuple[jax.Array, jax.Array, str]:
+    """Returns one row of labels for each sample, how many labels there are for it, and that in words."""
+    labels = _integers("targets", targets)
+    samples = log_probs.shape[1:-1]
+    if labels.shape[:-1] == samples and labels.ndim:
+        size = labels.shape[-1]
+        return labels, jnp.full_like(target_lengths, size), f"in [0, {size}]"
+    if labels.ndim != 1 or not samples:
+        raise ValueError(
+            f"targets must have shape (N, S) or (Σ target_lengths,), or (S,) for log_probs (T, C), "
+            f"got targets {labels.shape} and log_probs {log_probs.shape}"
+        )
+    (total,) = labels.shape
+    # What needs more than T frames is impossible, however many labels more there are.
+    size = min(total, log_probs.shape[0] + 1) if have_sizes(labels, log_probs) else total
+    lengths = jnp.clip(target_lengths, 0, total).astype(jnp.int32)
+    first = jnp.cumsum(lengths) - lengths
+    index = first[:, None] + jnp.arange(size, dtype=first.dtype)[None]
+    return (
+        labels.at[index].get(mode="clip"),
+        jnp.maximum(total - first, 0).astype(target_lengths.dtype),
+        f">= 0 with the sum {total}",
+    )
+
+
+def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
+    """Returns the log-probability of all paths that spell the labels.
+
+    With b[s] that of the paths so far that spell s labels and end in a blank, and l[s] that of those that end
+    in the label s itself, a path has spelt s labels with probability u[s] = b[s] + l[s], and a frame makes
+    b[s] out of u[s], and l[s + 1] out of itself and u[s]; of b[s] alone where the two labels are equal, which
+    only a blank keeps apart. The memory is that of b and l in every frame: going back, a frame's arithmetic
+    is done again.
+    """
+    labels = spelling.labels
+    scores = _scores(log_probs, labels)
+    is_repeat = labels[..., 1:] == labels[..., :-1]
+    # Nothing is spelt before the first frame; the zeros lie on a mesh as the scores do.
+    nothing = jnp.where(_positions(labels, -1) == 0, jnp.zeros_like(jnp.sum(scores, 0)), -jnp.inf)
+    # Behind the sample's own frames come sure blanks, which change nothing.
+    is_own = _positions(scores, 0) < spelling.input_lengths[None, ..., None]
+    scores = jnp.where(is_own, scores, nothing[None])
+
+    def spelt(blanks: jax.Array, ends: jax.Array) -> jax.Array:
+        return _log_add_exp(blanks, jnp.concatenate([jnp.full_like(blanks[..., :1], -jnp.inf), ends], -1))
+
+    def step(
+        state: tuple[jax.Array, jax.Array], score: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        blanks, ends = state
+        before = spelt(blanks, ends)
+        origins = jnp.where(is_repeat, blanks[..., :-1], before[..., :-1])
+        return (before + score[..., :1], _log_add_exp(ends, origins) + score[..., 1:]), None
+
+    impossible = jnp.full_like(nothing[..., 1:], -jnp.inf)
+    state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), (nothing, impossible), scores)
+    is_last = _positions(labels, -1) == spelling.target_lengths[..., None]
+    return jnp.sum(jnp.where(is_last, spelt(*state), 0), -1)
+
+
+@jax.custom_jvp
+def _scores(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the log-probability of each sample's labels in each frame, in the dtype of arithmetic."""
+    picked = jnp.take_along_axis(log_probs, labels[None], -1, mode="promise_in_bounds")
+    return picked.astype(arithmetic_dtype(log_probs))
+
+
+@_scores.defjvp
+def _scores_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    log_probs, labels = primals
+    scores = _scores(log_probs, labels)
+    # Going back, a product with ones and zeros is faster than the scatter that a gather becomes.
+    classes = jnp.arange(log_probs.shape[-1], dtype=labels.dtype)
+    ones = (labels[..., None] == jnp.expand_dims(classes, range(labels.ndim))).astype(scores.dtype)
+    tangent = tangents[0].astype(scores.dtype)
+    return scores, jnp.einsum("t...c,...sc->t...s", tangent, ones, precision=lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def _log_add_exp(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns log(exp(x) + exp(y)), of derivative 0 where both are -inf."""
+    larger = jnp.maximum(x, y)
+    return larger + jnp.log1p(jnp.exp(jnp.minimum(x, y) - _finite(larger)))
+
+
+@_log_add_exp.defjvp
+def _log_add_exp_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    x, y = primals
+    shift = _finite(lax.stop_gradient(jnp.maximum(x, y)))
+    from_x, from_y = jnp.exp(x - shift), jnp.exp(y - shift)
+    total = from_x + from_y
+    share = 1 / jnp.where(total == 0, 1, total)
+    return _log_add_exp(x, y), from_x * share * tangents[0] + from_y * share * tangents[1]
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    # What is subtracted from -inf must not be -inf itself.
+    return jnp.maximum(x, jnp.finfo(x.dtype).min)
+
+
+def _without_rounding(losses: jax.Array, rounding: jax.Array) -> jax.Array:
+    """Returns 0 for what rounding may have left of it below 0, of unchanged derivative."""
+    below = jnp.where((losses <= 0) & (losses >= -rounding), losses, 0)
+    return losses - lax.stop_gradient(below)
+
+
+def _positions(array: jax.Array, axis: int) -> jax.Array:
+    """Returns the index along an axis, in the shape of the array."""
+    return lax.broadcasted_iota(jnp.int32, array.shape, axis % array.ndim)

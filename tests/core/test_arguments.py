@@ -1,0 +1,130 @@
+"""Arguments become arrays that agree, or are refused by name."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxloss
+from jaxloss._core import arguments
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        (["float16", "bfloat16"], "float32"),
+        (["bfloat16", "float32"], "float32"),
+        (["float32", "float64"], "float64"),
+        (["int32", "float32"], "float32"),
+        (["int64", "bfloat16"], "float32"),
+        (["float8_e4m3fn"], "float32"),
+        (["int32", "bool"], "float64"),
+    ],
+)
+def test_arithmetic_is_float32_or_wider(dtypes, expected):
+    with jax.enable_x64(True):
+        arrays = [jnp.ones(2, jnp.dtype(dtype)) for dtype in dtypes]
+        assert arguments.arithmetic_dtype(*arrays) == expected
+        assert {array.dtype for array in arguments.widened(*arrays)} == {jnp.dtype(expected)}
+
+
+def test_python_numbers_follow_the_arrays():
+    with jax.enable_x64(True):
+        assert arguments.values(a=jnp.float32(1), b=2.0)[1].dtype == jnp.float32
+        assert arguments.values(a=1.0, b=2)[0].dtype == jnp.float64
+    assert arguments.values(a=1, b=True)[1].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("value", [[1.0], (1.0, 2.0), None, "text", {"a": 1.0}, 1j])
+def test_what_is_no_array_is_refused_by_name(value):
+    with pytest.raises(TypeError, match=f"targets must be an array, got {type(value).__name__}"):
+        arguments.as_array("targets", value)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(2, jnp.complex64), jax.random.key(0)])
+def test_what_holds_no_real_numbers_is_refused(value):
+    with pytest.raises(TypeError, match="targets must hold real numbers, got dtype"):
+        arguments.as_array("targets", value)
+
+
+def test_shapes_that_differ_are_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"a and b must have the same shape, got a \(3, 1\) and b \(3,\)"):
+        arguments.agree(a=jnp.ones((3, 1)), b=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"a, b and c .*got a \(2,\), b \(2,\) and c \(\)"):
+        arguments.agree(a=jnp.ones(2), b=jnp.ones(2), c=1.0)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (2, 3)])
+def test_broadcast_stretches(shape):
+    assert arguments.broadcast("weight", jnp.ones(shape), (2, 3)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 2), (1, 2, 3), (0,)])
+def test_broadcast_never_changes_the_shape_it_is_given(shape):
+    with pytest.raises(ValueError, match=r"weight must broadcast to shape \(2, 3\)"):
+        arguments.broadcast("weight", jnp.ones(shape), (2, 3))
+
+
+def test_masks_are_boolean():
+    assert arguments.mask(None, (2,)) is None
+    assert arguments.mask(np.array([True]), (2, 3)).shape == (1, 1)
+    with pytest.raises(TypeError, match="where must be boolean, got dtype int32"):
+        arguments.mask(jnp.ones(2, jnp.int32), (2,))
+
+
+def test_hidden_values_meet_no_arithmetic():
+    hidden = arguments.hide(jnp.array([True, False]), jnp.array([1.0, np.nan], jnp.bfloat16), 0.5)
+    np.testing.assert_array_equal(hidden, jnp.array([1.0, 0.5], jnp.bfloat16), strict=True)
+
+
+def test_labels_name_the_axis_that_would_fit():
+    labels = jnp.zeros((4, 2), jnp.int32)
+    assert arguments.labels_of(labels, "logits", (4, 2, 5), 2).shape == (4, 2)
+    with pytest.raises(ValueError, match=r"targets \(4, 2\) and logits \(4, 5, 2\) with axis=2.* fit axis=1"):
+        arguments.labels_of(labels, "logits", (4, 5, 2), 2)
+    with pytest.raises(ValueError, match=r"got targets \(4, 2\) and logits \(4, 5\) with axis=1$"):
+        arguments.labels_of(labels, "logits", (4, 5), 1)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float32"])
+def test_labels_are_integers(dtype):
+    with pytest.raises(TypeError, match=f"targets must be integer class indices, got dtype {dtype}"):
+        arguments.labels_of(jnp.zeros(4, jnp.dtype(dtype)), "logits", (4, 5), 1)
+
+
+@pytest.mark.parametrize(
+    ("label", "dtype", "expected"),
+    [
+        (127, "int8", 127),
+        (200, "uint8", 200),
+        (-5, "int16", -5),
+        (2**31 - 1, "uint32", 2**31 - 1),
+        (2**31, "uint32", 2**31 - 1),
+        (2**32 - 1, "uint32", 2**31 - 1),
+    ],
+)
+def test_integers_are_widened_to_what_compares_with_any_class(label, dtype, expected):
+    widened = arguments.widened_integers(jnp.full(1, label, jnp.dtype(dtype)))
+    np.testing.assert_array_equal(widened, np.array([expected], np.int32), strict=True)
+
+
+@pytest.mark.parametrize("axis", [-3, 2])
+def test_an_axis_that_does_not_exist_is_refused(axis):
+    with pytest.raises(
+        ValueError, match=rf"axis must be an axis of logits, got axis={axis} for logits \(2, 3\)"
+    ):
+        arguments.canonical_axis(axis, "logits", (2, 3))
+
+
+@pytest.mark.parametrize("axis", [None, 1.0, (0, 1), "last"])
+def test_an_axis_that_is_no_integer_is_refused(axis):
+    with pytest.raises(TypeError, match=f"axis must be an integer, got {re.escape(repr(axis))}"):
+        arguments.canonical_axis(axis, "logits", (2, 3))
+
+
+@pytest.mark.parametrize("loss", [jaxloss.cross_entropy, jaxloss.multi_margin_loss])
+def test_scores_of_no_class_are_refused(loss):
+    with pytest.raises(ValueError, match=r"must have at least one class, got .* \(2, 0\) with axis=-1"):
+        loss(jnp.zeros((2, 0)), jnp.zeros(2, int))

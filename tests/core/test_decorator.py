@@ -1,0 +1,197 @@
+"""The decorator: a compiled loss is still a plain function, and refuses what it must."""
+
+import functools
+import inspect
+import re
+import timeit
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+import jaxloss
+from jaxloss._core.decorator import compiled, fraction, not_negative, positive
+
+
+@compiled(
+    static=("reduction", "share"), domains={"scale": positive, "shift": not_negative, "share": fraction}
+)
+def toy_loss(predictions, targets, *, scale=1.0, shift=0.0, share=0.0, reduction="mean"):
+    """Measures nothing."""
+    return jnp.float32(scale) * (predictions - targets) + shift + share
+
+
+ONE = jnp.float32(1.0)
+
+
+def test_name_signature_and_docstring_survive():
+    assert toy_loss.__name__ == "toy_loss"
+    assert toy_loss.__doc__ == "Measures nothing."
+    assert list(inspect.signature(toy_loss).parameters)[:3] == ["predictions", "targets", "scale"]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((ONE, ONE), {"reducton": "sum"}),
+        ((ONE, ONE), {"sclae": 2.0}),
+        ((ONE,), {}),
+        ((ONE, ONE, ONE), {}),
+        ((ONE, ONE), {"targets": ONE}),
+    ],
+)
+def test_a_call_that_does_not_fit_gets_pythons_own_message(args, kwargs):
+    with pytest.raises(TypeError) as theirs:
+        inspect.unwrap(toy_loss)(*args, **kwargs)
+    with pytest.raises(TypeError) as ours:
+        toy_loss(*args, **kwargs)
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [
+        ("scale", 0),
+        ("scale", -1.5),
+        ("scale", np.float32(-1)),
+        ("scale", float("nan")),
+        ("shift", -1),
+        ("share", 1.01),
+    ],
+)
+def test_a_number_outside_its_domain_is_refused(option, number):
+    with pytest.raises(ValueError, match=f"toy_loss: {option} must be a number .*, got {number}"):
+        toy_loss(ONE, ONE, **{option: number})
+
+
+@pytest.mark.parametrize("value", [None, "large", 1j, [1.0]])
+@pytest.mark.parametrize("option", ["scale", "shift"])
+def test_what_is_no_number_is_refused(option, value):
+    message = f"toy_loss: {option} must be a number >=? 0, got {re.escape(repr(value))}"
+    with pytest.raises(TypeError, match=message):
+        toy_loss(ONE, ONE, **{option: value})
+
+
+def test_a_number_outside_its_domain_is_refused_under_an_outer_jit():
+    with pytest.raises(ValueError, match="scale must be a number > 0, got 0"):
+        jax.jit(lambda x: toy_loss(x, x, scale=0))(ONE)
+
+
+def test_a_traced_number_outside_its_domain_becomes_nan():
+    slope = jax.grad(lambda x, scale: toy_loss(x, ONE, scale=scale))
+    assert np.isnan(toy_loss(ONE, ONE, scale=jnp.float32(-1)))
+    assert np.isnan(jax.jit(slope)(ONE, -1.0))
+    assert jax.jit(slope)(ONE, 2.0) == 2
+
+
+def test_a_traced_number_outside_its_domain_is_named_under_checkify():
+    error, _ = checkify.checkify(jax.jit(toy_loss))(ONE, ONE, scale=-3.0)
+    assert "scale: expected a number > 0, got -3.0" in error.get()
+
+
+@pytest.mark.parametrize(
+    "two", [2, 2.0, np.float64(2), np.int64(2), jnp.int32(2), jnp.bfloat16(2), True + True]
+)
+def test_numbers_of_every_kind_are_taken(two):
+    assert toy_loss(3 * ONE, ONE, scale=two) == 4
+    assert jax.jit(lambda two: toy_loss(3 * ONE, ONE, scale=jnp.asarray(two, jnp.float32)))(two) == 4
+
+
+def test_a_traced_number_outside_its_domain_has_no_slope_either():
+    assert np.isnan(jax.grad(lambda scale: toy_loss(ONE, ONE, scale=scale))(jnp.float32(-1)))
+
+
+@compiled(static=(), indices=("labels",))
+def given(values, labels):
+    return values, labels
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+@pytest.mark.parametrize("kind", [np.asarray, lambda number: number])
+def test_integers_of_64_bits_are_not_taken_modulo(dtype, kind):
+    narrow = np.int32 if dtype == np.int64 else np.uint32
+    small, large = kind(dtype(5)), kind(dtype(2**32 + 5))
+    for found in (given(small, small), given(values=small, labels=small)):
+        chex.assert_trees_all_equal(found, (narrow(5), narrow(5)), strict=True)
+    for found in (given(large, large), given(values=large, labels=large)):
+        chex.assert_trees_all_equal(found, (np.float32(2**32 + 5), narrow(np.iinfo(narrow).max)), strict=True)
+    with jax.enable_x64(True):
+        chex.assert_trees_all_equal(given(large, large), (large, large), strict=True)
+
+
+def test_labels_in_a_file_are_not_taken_modulo(tmp_path):
+    labels = np.memmap(tmp_path / "labels", np.int64, "w+", shape=(2,))
+    labels[:] = [2**32 + 1, 1]
+    assert np.isnan(jaxloss.cross_entropy(np.eye(2), labels, reduction="none")).tolist() == [True, False]
+
+
+def test_a_missing_label_that_was_cast_to_an_integer_is_no_class():
+    with np.errstate(invalid="ignore"):
+        labels = np.array([0.0, np.nan]).astype(np.int64)
+    losses = jaxloss.cross_entropy(np.eye(2), labels, reduction="none")
+    np.testing.assert_array_equal(np.isnan(losses), [False, True])
+
+
+def test_a_static_number_of_numpy_is_pythons_own():
+    with jax.enable_x64(True):
+        assert toy_loss(ONE, ONE, share=np.float64(0.5)).dtype == jnp.float32
+
+
+def test_an_option_with_axes_is_refused():
+    with pytest.raises(ValueError, match=r"scale must be a number > 0, got float32\[2\]"):
+        toy_loss(ONE, ONE, scale=jnp.ones(2))
+
+
+def test_a_key_for_an_option_is_refused():
+    with pytest.raises(ValueError, match=r"scale must be a number > 0, got key<fry>\[\]"):
+        toy_loss(ONE, ONE, scale=jax.random.key(0))
+
+
+@pytest.mark.parametrize("value", ["text", {1}, object(), np.array(["a"]), np.array([object()])])
+def test_what_is_no_array_is_refused_by_name(value):
+    with pytest.raises(TypeError, match="toy_loss: targets must be an array of numbers, got "):
+        toy_loss(ONE, value)
+
+
+@pytest.mark.parametrize("value", [jnp.float32(0.5), np.ones(2), ["mean"], {"mean": 1}, {1}])
+def test_an_array_for_a_static_argument_is_explained(value):
+    with pytest.raises(TypeError, match="toy_loss: reduction must be known while tracing"):
+        toy_loss(ONE, ONE, reduction=value)
+    with pytest.raises(TypeError, match=r"share must be known while tracing.*functools\.partial"):
+        jax.jit(lambda share: toy_loss(ONE, ONE, share=share))(0.5)
+
+
+def test_traced_options_are_swept_and_learned_without_compiling():
+    traces = []
+
+    @compiled(static=("reduction",), domains={"scale": positive})
+    def counted(predictions, targets, *, scale=1.0, reduction="mean"):
+        traces.append(reduction)
+        return scale * predictions - targets
+
+    for scale in (0.5, 1.5, 2.5):
+        counted(ONE, ONE, scale=scale)
+    assert traces == ["mean"]
+    np.testing.assert_allclose(
+        jax.vmap(lambda s: toy_loss(3 * ONE, ONE, scale=s))(jnp.arange(1.0, 4)), [2, 4, 6]
+    )
+    assert jax.grad(lambda s: toy_loss(3 * ONE, ONE, scale=s))(2.0) == 2
+
+
+def test_options_bind_with_partial_and_pass_through_transforms():
+    criterion = jax.tree_util.Partial(functools.partial(toy_loss, share=0.5), scale=jnp.float32(2))
+    assert jax.jit(lambda criterion, x: criterion(x, ONE))(criterion, 3 * ONE) == 4.5
+
+
+def test_a_call_costs_less_than_a_microsecond_more_than_jit():
+    jitted = jax.jit(inspect.unwrap(toy_loss), static_argnames=("reduction", "share"))
+
+    def cost(function):
+        function(ONE, ONE, reduction="sum")
+        return timeit.timeit(lambda: function(ONE, ONE, reduction="sum"), number=2000) / 2000
+
+    # The least of interleaved pairs: noise only ever adds.
+    assert min(cost(toy_loss) - cost(jitted) for _ in range(15)) < 1e-6

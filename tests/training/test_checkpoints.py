@@ -1,0 +1,256 @@
+"""Checkpoints: what comes back, what is refused, and runs that are killed for real."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxloss import cross_entropy
+from jaxloss.models import Classifier
+from jaxloss.training import Checkpoints, create_train_state, train_step
+
+ADAM = optax.adam(0.01)
+STEPS, EVERY = 12, 4
+# Which of the names in the folder are those of complete checkpoints when a run is killed.
+COMPLETE = {6: [True], 8: [False, True]}
+
+
+class Dropped(nnx.Module):
+    """A model with a typed key in its state, wide enough that writing it takes a while."""
+
+    def __init__(self, *, rngs):
+        self.classifier = Classifier(20, 20_000, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.classifier(self.dropout(inputs))
+
+
+def new_state():
+    return create_train_state(Dropped(rngs=nnx.Rngs(0)), ADAM)
+
+
+def batch(step):
+    """The data of a step depend on its number alone."""
+    random = np.random.default_rng((0, step))
+    return random.normal(size=(8, 20)).astype(np.float32), random.integers(3, size=8)
+
+
+def run(folder, kill=None):
+    """Trains on, and kills its own process after the step `kill`, between two saves or during one."""
+    with Checkpoints(folder) as checkpoints:
+        state = checkpoints.restore(new_state())
+        for step in range(int(state.step) + 1, STEPS + 1):
+            state, _ = train_step(state, *batch(step), loss=cross_entropy)
+            if step % EVERY == 0:
+                checkpoints.save(state)
+            # At step 6 the checkpoint of step 4 is complete, and at step 8 there is one more, under way.
+            while step == kill and sorted(path.name.isdigit() for path in folder.iterdir()) != COMPLETE[kill]:
+                time.sleep(0.001)
+            if step == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return state
+
+
+def equal(actual, expected):
+    def compare(actual, expected):
+        assert actual.dtype == expected.dtype
+        bits = jax.random.key_data if jnp.issubdtype(actual.dtype, jax.dtypes.prng_key) else np.asarray
+        np.testing.assert_array_equal(bits(actual), bits(expected))
+
+    jax.tree.map(compare, actual, expected)
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+    expected = run(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    for kill in COMPLETE:
+        program = (
+            "import pathlib; from tests.training.test_checkpoints import run; "
+            f"run(pathlib.Path({str(folder)!r}), {kill})"
+        )
+        child = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=pathlib.Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
+        left = [path.name for path in folder.iterdir()]
+        assert sorted(name.isdigit() for name in left) == COMPLETE[kill], left
+        assert "4" in left
+    equal(run(folder), expected)
+    assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    state, _ = train_step(new_state(), *batch(1), loss=cross_entropy)
+    kept = jax.tree.map(jnp.copy, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest is None
+        checkpoints.save(state)
+        # The next step takes the arrays that are still being written.
+        state, _ = train_step(state, *batch(2), loss=cross_entropy)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest == 1
+        restored = checkpoints.restore(new_state())
+        equal(restored, kept)
+        again, _ = train_step(restored, *batch(2), loss=cross_entropy)
+        equal(again, state)
+
+
+def small(*sizes, optimizer=ADAM):
+    return create_train_state(Classifier(*sizes, rngs=nnx.Rngs(0)), optimizer)
+
+
+# The parameters are named first.
+FIRST = r"\['params'\]\['hidden'\]\['bias'\] is float32\[5\], expected "
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: small(6, 7, 3), FIRST + r"float32\[7\]; "),
+        (lambda: small(6, 5, 3, optimizer=optax.sgd(0.1)), r".*mu.* is float32\[.*\], expected nothing"),
+        (new_state, r"\['params'\]\['classifier'\].* is missing, expected .*; and \d+ more"),
+        (
+            lambda: jax.tree.map(lambda a: a.astype(jnp.bfloat16), small(6, 5, 3)),
+            FIRST + r"bfloat16\[5\]; ",
+        ),
+    ],
+    ids=["shape", "optimizer", "model", "dtype"],
+)
+def test_a_checkpoint_of_something_else_is_refused(other, message, saved_once):
+    files = sorted(saved_once.rglob("*"))
+    with (
+        Checkpoints(saved_once) as checkpoints,
+        pytest.raises(ValueError, match=rf"checkpoint of step 0 in .* does not fit this state: {message}"),
+    ):
+        checkpoints.restore(other())
+    assert sorted(saved_once.rglob("*")) == files
+    with Checkpoints(saved_once) as checkpoints:
+        equal(checkpoints.restore(small(6, 5, 3)), small(6, 5, 3))
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(small(6, 5, 3))
+        checkpoints.save(small(6, 5, 3))  # the same step: nothing happens
+    return folder
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    state = small(6, 5, 3)
+    broken = jax.tree.map(jnp.copy, state)
+    broken.params["output"]["bias"] = jnp.array([0.0, jnp.nan, 0.0])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        with pytest.raises(
+            FloatingPointError,
+            match=r"parameters \['output'\]\['bias'\] are not finite at step 1.* of step 0",
+        ):
+            checkpoints.save(broken.replace(step=broken.step + 1))
+        assert checkpoints.newest == 0
+
+
+def test_what_was_just_saved_is_waited_for(tmp_path):
+    first = new_state()
+    second = first.replace(step=first.step + 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first)
+        assert (tmp_path / str(checkpoints.newest)).is_dir()
+        checkpoints.save(second)
+        equal(checkpoints.restore(new_state()), second)
+
+
+def test_a_folder_that_is_closed_is_complete(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(new_state())
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
+    state = small(6, 5, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    checkpoints.close()  # once more does no harm
+    uses = checkpoints.save, checkpoints.restore, lambda _: checkpoints.newest
+    for use in uses:
+        with pytest.raises(ValueError, match=r"the checkpoints in .* are closed"):
+            use(state.replace(step=state.step + 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
+    with jax.enable_x64(True), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(create_train_state((jnp.multiply, np.ones(3)), ADAM))
+    state = create_train_state((jnp.multiply, np.ones(3)), ADAM)
+    message = r"\['params'\] is float64\[3\], expected float32\[3\]"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=message):
+        checkpoints.restore(state)
+
+
+def test_what_cannot_be_saved_is_named(tmp_path):
+    state = create_train_state((lambda params, inputs: inputs, {"w": jnp.ones(2), "b": jnp.ones(0)}), ADAM)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match=r"cannot hold arrays without numbers: .*\['b'\]"):
+            checkpoints.save(state)
+        jax.tree.map(lambda array: array.delete(), state)
+        with pytest.raises(ValueError, match="state was given to a step before"):
+            checkpoints.save(state)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_state_is_neither_saved_nor_restored(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for use in (checkpoints.save, checkpoints.restore):
+            with pytest.raises(TypeError, match=r"state must be a TrainState, .*; got None"):
+                use(None)
+
+
+def test_a_step_before_the_newest_is_refused(tmp_path):
+    state = small(6, 5, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (20, 30):
+            checkpoints.save(state.replace(step=jnp.int32(step)))
+        for step in (10, 20):
+            with pytest.raises(ValueError, match=rf"newest .* is of step 30, after step {step}: restore it"):
+                checkpoints.save(state.replace(step=jnp.int32(step)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "30"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "error", "message"),
+    [
+        ("folder", 0, ValueError, "keep must be at least 1, got 0"),
+        ("folder", None, TypeError, "keep must be an integer, got None"),
+        ("gs://bucket/run", 2, ValueError, "local or mounted folder, got gs://bucket/run"),
+        (__file__, 2, NotADirectoryError, "must be a folder, got the file .*test_checkpoints.py"),
+    ],
+)
+def test_what_can_hold_no_checkpoints_is_refused(name, keep, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        Checkpoints(name, keep=keep)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_so_many_are_kept(tmp_path):
+    state = small(6, 5, 3)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(4):
+            checkpoints.save(state.replace(step=jnp.int32(step)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
