@@ -1,13 +1,87 @@
-"""PyTorch's loss functions for JAX: the same names, the same defaults, the same numbers.
+"""PyTorch's loss functions for JAX, with the same names, defaults and values, and further losses.
 
-Every loss is a pure compiled function of what the model hands over and the targets, with its options as
-keywords. `reduce` takes losses of your own, or weights per sample, to the same sums and means. This package
-needs JAX alone; the models in `jaxloss.models` and the training step in `jaxloss.training` need Flax, and the
-step Optax, too.
+Every loss is a pure jitted function that works under `grad`, `jvp`, `hessian`, `vmap`, `scan` and
+`shard_map`. This page describes what all losses share; `help(jaxloss.huber_loss)` describes one of
+them. The losses need only JAX. `jaxloss.models` needs Flax, and `jaxloss.training` Flax, Optax and
+Orbax, which `pip install "jaxloss[train]"` installs.
+
+    >>> import jax, jaxloss
+    >>> import jax.numpy as jnp
+    >>> logits, labels = jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]), jnp.array([0, 1])
+    >>> loss, gradient = jax.value_and_grad(jaxloss.cross_entropy)(logits, labels)
+    >>> loss
+    Array(0.9076, dtype=float32)
+
+Calling a loss
+--------------
+    loss(<model output>, targets, *, <options>, where=None, reduction="mean")
+
+The model's output comes first, under a name that says what is expected: `predictions`, `logits` (raw
+scores), `log_probs`, `probs`, `scores`, `embeddings`, `distances` or `hidden`. Then come the targets.
+Options are keyword-only.
+
+where: Boolean mask that broadcasts to the shape of `reduction="none"`. Masked elements never affect the
+    value or the gradient, even if they are NaN, and do not count in the mean.
+reduction: "mean", "sum", "none" for the loss of each element, or "sum_and_weight" for the pair
+    (sum, weight), where mean == sum / weight: the weight is what the mean of the loss divides by. Pairs
+    add up over micro-batches, devices and hosts to the exact mean. `jaxloss.reduce` reduces custom
+    losses.
+axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, the mesh axis that splits
+    the classes. Logits, probabilities, class weights and biases are then the local slices; labels still
+    count over all classes. Under `jit`, sharded arrays need no `axis_name`.
+
+Arrays and dtypes
+-----------------
+Arrays are NumPy arrays of any byte order, JAX arrays, Python numbers, `nnx.Variable`, and any object
+with `__jax_array__`. Lists (except of lengths), PyTorch tensors and masked arrays are refused: pass
+`jax.numpy.asarray(x)`, `x.numpy()`, or the mask as `where`. Predictions and targets have equal shapes
+and never broadcast; weights and masks do.
+
+Arithmetic and results are at least float32: bfloat16 and float16 inputs give a float32 loss, and
+float64 stays float64. Integers and booleans become the default float. A gradient has the dtype of its
+input. Matrix products have the precision that `jax.default_matmul_precision` sets.
+
+Integer targets of a loss over classes are class indices; floating-point targets are probabilities.
+
+Invalid values
+--------------
+Compiled code cannot raise. A label out of range, or any other input outside the domain that a docstring
+states, gives NaN in the value and in the gradient. Under `jax.experimental.checkify` it is an error
+that names the argument and its domain. The mean over no elements, or over total weight 0, is NaN with
+gradient 0. An empty sum is 0.
+
+Options
+-------
+Options that are numbers are traced unless they are called static: they can be scheduled, learned or
+swept without compiling again. A Python number outside its domain is a ValueError; an array outside it
+gives NaN, or an error under checkify. Words, booleans, axes, `ignore_index` and static numbers must be
+Python values.
+
+PyTorch's criterion with bound options is a `jax.tree_util.Partial`, which `jit` and `grad` accept as an
+argument. Bind static options with one `functools.partial` inside it; every new one compiles again.
+
+    >>> criterion = jax.tree_util.Partial(jaxloss.cross_entropy, weight=jnp.array([1.0, 2.0, 4.0]))
+    >>> criterion(logits, labels)
+    Array(1.0743, dtype=float32)
+
+Exceptions
+----------
+TypeError: An argument is not an array of real numbers, labels are not integers, `where` is not boolean,
+    or a static option is an array.
+ValueError: Shapes do not fit, an option is outside its domain, or the reduction is unknown.
+
+Differences from PyTorch
+------------------------
+* The class axis is the last; PyTorch's (N, C, d1, ...) is `axis=1`.
+* Predictions and targets never broadcast against each other: (3, 1) with (3,) is an error.
+* bfloat16 and float16 inputs are computed in float32, and the loss is float32.
+* A label out of range gives NaN; PyTorch raises.
+* If a mean divides by 0, its gradient is 0; PyTorch's is NaN in some losses.
+* Labels may have any integer dtype, other targets any integer or boolean one.
+* Losses are differentiable with respect to options and weights, too.
+* `where`, "sum_and_weight" and `axis_name` are additions. `size_average` and `reduce` are left out.
 """
 
-from jaxloss._core.distances import cosine_similarity as cosine_similarity
-from jaxloss._core.distances import pairwise_distance as pairwise_distance
 from jaxloss._core.reduction import reduce as reduce
 from jaxloss.losses.adaptive import adaptive_log_probs as adaptive_log_probs
 from jaxloss.losses.adaptive import adaptive_log_softmax as adaptive_log_softmax
@@ -21,10 +95,13 @@ from jaxloss.losses.classification import cross_entropy as cross_entropy
 from jaxloss.losses.classification import kl_div as kl_div
 from jaxloss.losses.classification import nll_loss as nll_loss
 from jaxloss.losses.embedding import cosine_embedding_loss as cosine_embedding_loss
+from jaxloss.losses.embedding import cosine_similarity as cosine_similarity
 from jaxloss.losses.embedding import hinge_embedding_loss as hinge_embedding_loss
 from jaxloss.losses.embedding import margin_ranking_loss as margin_ranking_loss
+from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
 from jaxloss.losses.embedding import triplet_margin_loss as triplet_margin_loss
 from jaxloss.losses.embedding import triplet_margin_with_distance_loss as triplet_margin_with_distance_loss
+from jaxloss.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
 from jaxloss.losses.likelihood import gaussian_nll_loss as gaussian_nll_loss
 from jaxloss.losses.likelihood import poisson_nll_loss as poisson_nll_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss

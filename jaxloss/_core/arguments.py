@@ -1,28 +1,79 @@
-"""Arguments become arrays that agree: conversion, dtype, shapes, the class axis, masks.
+"""Arguments become arrays that agree: conversion, dtype, shapes, masks.
 
-Everything here runs while a loss is traced, so it costs nothing per call.
+All but `from_host` runs while a loss is traced, and costs nothing per call.
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_map_with_path
 from jax.typing import ArrayLike
 
 
-def agree(**arrays: ArrayLike) -> list[jax.Array]:
-    """Returns the named arguments as real arrays, or refuses what is not of one shape."""
+def from_host(name: str, value: Any) -> Any:
+    """Returns what `jit` reads without changing a number; everything but host arrays comes back as it is.
+
+    JAX reads the bytes of big-endian arrays as they lie, ignores the mask of a masked array, and takes 64-bit
+    integers modulo 2**32 unless 64-bit types are enabled. Those that do not fit stay 64-bit here.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array, got a NumPy masked array; pass its mask as where=")
+    if isinstance(value, np.ndarray | np.generic):
+        if not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
+        if value.dtype.kind in "iu" and value.itemsize == 8:
+            narrow = np.asarray(value).astype(jax.dtypes.canonicalize_dtype(value.dtype))
+            if (narrow == value).all():
+                return narrow
+            with jax.enable_x64(True):
+                return jnp.asarray(value)
+    elif not isinstance(value, jax.Array) and hasattr(value, "__jax_array__"):
+        return value.__jax_array__()
+    return value
+
+
+def tree_from_host(name: str, tree: Any) -> Any:
+    """Returns `from_host` of every leaf, named by its path."""
+    if isinstance(tree, jax.Array):
+        return tree
+    return tree_map_with_path(lambda path, leaf: from_host(name + keystr(path), leaf), tree)
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """Returns a real array, or raises a TypeError that names the argument and the remedy."""
+    value = from_host(name, value)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
+        kind = type(value)
+        is_torch = kind.__module__.partition(".")[0] == "torch"
+        found, remedy = kind.__name__, ""
+        if is_torch:
+            found, remedy = f"torch.{kind.__name__}", f"; pass {name}.detach().cpu().numpy()"
+        elif isinstance(value, list | tuple):
+            remedy = f"; pass jax.numpy.asarray({name})"
+        raise TypeError(f"{name} must be an array, got {found}{remedy}")
+    dtype = value.dtype if hasattr(value, "dtype") else jnp.result_type(value)
+    is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    if not (is_number or jnp.issubdtype(dtype, bool)):
+        raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
+
+
+def agree(**arrays: Any) -> list[jax.Array]:
+    """Returns the named arguments as real arrays of one shape, laid out alike on a mesh."""
     converted = [as_array(name, array) for name, array in arrays.items()]
     if len({array.shape for array in converted}) > 1:
         raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}")
-    return converted
+    split = next((array for array in converted if any(_layout(array)[1])), converted[0])
+    return [laid_out_as(split, array) for array in converted]
 
 
-def values(**arrays: ArrayLike) -> list[jax.Array]:
-    """Returns the named arguments as floating arrays of one dtype, float32 or wider."""
+def values(**arrays: Any) -> list[jax.Array]:
+    """Returns the named arguments as floating-point arrays of one dtype, at least float32."""
     return widened(*(as_array(name, array) for name, array in arrays.items()))
 
 
@@ -32,16 +83,10 @@ def widened(*arrays: jax.Array) -> list[jax.Array]:
     return [array.astype(dtype) for array in arrays]
 
 
-def of_one_dtype(*arrays: jax.Array) -> list[jax.Array]:
-    """Returns real arrays as they came if they have one dtype, else in that of their arithmetic."""
-    return list(arrays) if len({array.dtype for array in arrays}) == 1 else widened(*arrays)
-
-
 def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
-    """Returns float64 where an array is, else float32: bfloat16 and float16 are too narrow to sum in.
+    """Returns float64 if an array has it, else float32: bfloat16 and float16 are too narrow for sums.
 
-    Integers and booleans, and Python's numbers beside arrays, follow the others; alone they are the default
-    float.
+    Integers, booleans and Python numbers follow the other arrays; alone they become the default float.
     """
     floating = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
     decisive = [array for array in floating if not jax.typeof(array).weak_type] or floating
@@ -50,114 +95,95 @@ def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
     return jnp.dtype(jnp.float64 if any(array.dtype.itemsize == 8 for array in decisive) else jnp.float32)
 
 
-def widened_integers(array: jax.Array) -> jax.Array:
-    """Returns integers in a dtype that compares with -1 and with any number of classes.
+def index_array(name: str, indices: jax.Array) -> jax.Array:
+    """Returns class indices or lengths as int32, or int64 if 64-bit types are enabled.
 
-    What is too large for it is its largest number, which is no class either.
+    Values beyond that range are clipped to it, where they are no valid index either.
     """
-    dtype = jnp.dtype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
-    largest = jnp.iinfo(dtype).max
-    if jnp.iinfo(array.dtype).max > largest:
-        array = jnp.minimum(array, np.asarray(largest, array.dtype))
-    return array.astype(dtype)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got dtype {indices.dtype}")
+    is_wide = indices.dtype.itemsize == 8 and jax.config.jax_enable_x64
+    limits, own = jnp.iinfo(jnp.int64 if is_wide else jnp.int32), jnp.iinfo(indices.dtype)
+    if own.max > limits.max:
+        low = np.asarray(max(own.min, limits.min), indices.dtype)
+        high = np.asarray(limits.max, indices.dtype)
+        with jax.enable_x64(True):  # or the comparison itself would be of 32 bits
+            return jnp.clip(indices, low, high).astype(limits.dtype)
+    return indices.astype(limits.dtype)
 
 
 def have_sizes(*arrays: jax.Array) -> bool:
-    """Whether the sizes of arrays are numbers, and not the symbols of a program that is exported for many."""
+    """Whether every size is a number, and not a symbol of a program exported for any size."""
     return all(type(size) is int for array in arrays for size in array.shape)
 
 
-def as_array(name: str, array: ArrayLike) -> jax.Array:
-    """Returns a real array, or a TypeError that names the argument."""
-    if not isinstance(array, jax.Array | np.ndarray | np.generic | bool | int | float):
-        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-    converted = jnp.asarray(array)
-    real = jnp.issubdtype(converted.dtype, jnp.floating) or jnp.issubdtype(converted.dtype, jnp.integer)
-    if not (real or converted.dtype == bool):
-        raise TypeError(f"{name} must hold real numbers, got dtype {converted.dtype}")
-    return converted
+def broadcastable(name: str, array: jax.Array, like: jax.Array, without: Sequence[int] = ()) -> jax.Array:
+    """Returns `array` with the rank of `like`, each size that of `like` or 1, and laid out like it.
 
-
-def broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns `array` in `shape`, or refuses what does not stretch to just that shape."""
-    array = stretchable(name, array, shape)
-    return array if array.shape == shape else jnp.broadcast_to(array, shape)
-
-
-def stretchable(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns `array` with as many axes as `shape`, of its sizes or 1, or refuses it."""
+    `without` are the axes of `like` that `array` does not have.
+    """
+    shape, _ = _layout(like, without)
     try:
         fits = jnp.broadcast_shapes(array.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(f"{name} must broadcast to shape {shape}, got shape {array.shape}")
-    return array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+    return laid_out_as(like, array.reshape((1,) * (len(shape) - array.ndim) + array.shape), without)
 
 
-def mask(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
-    """Returns the mask, which stretches to `shape`, that of the losses before they are reduced."""
+def mask(where: ArrayLike | None, like: jax.Array, without: Sequence[int] = ()) -> jax.Array | None:
+    """Returns the mask, `broadcastable` to `like`."""
     if where is None:
         return None
     converted = as_array("where", where)
     if converted.dtype != bool:
-        raise TypeError(f"where must be boolean, got dtype {converted.dtype}")
-    return stretchable("where", converted, shape)
+        raise TypeError(
+            f"where must be boolean, got dtype {converted.dtype}; for weights use jaxloss.reduce(weight=...)"
+        )
+    return broadcastable("where", converted, like, without)
 
 
-def hide(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Array:
-    """Returns `array` with `fill` where the mask is False: what lies there must never meet arithmetic."""
+def fill_masked(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Array:
+    """Returns `array` with `fill` where the mask is False, so that no arithmetic sees what was there."""
     return array if where is None else jnp.where(where, array, jnp.asarray(fill, array.dtype))
 
 
+def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) -> jax.Array:
+    """Returns a replicated array of equal rank split over the explicit mesh axes as `like` is.
+
+    JAX adds arrays of different layouts, but refuses to select between them.
+    """
+    _, spec = _layout(like, without)
+    if not any(spec) or any(_layout(array)[1]):
+        return array
+    spec = [part if size > 1 else None for part, size in zip(spec, array.shape, strict=True)]
+    sharding: Any = jax.typeof(like).sharding
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def _layout(array: jax.Array, without: Sequence[int] = ()) -> tuple[tuple[int, ...], list[Any]]:
+    """Returns the shape of an array, and for each axis the explicit mesh axes that split it."""
+    sharding: Any = jax.typeof(array).sharding
+    spec = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
+    axes = [axis for axis in range(array.ndim) if axis not in without]
+    return tuple(array.shape[axis] for axis in axes), [spec[axis] for axis in axes]
+
+
 def integer(name: str, value: Any) -> int:
-    """Returns a Python integer that is known while tracing, or a TypeError that names the argument."""
+    """Returns a Python integer that is known while tracing, or raises a TypeError that names the argument."""
     try:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
-def class_axis(axis: int, scores: str, shape: tuple[int, ...]) -> int:
-    """Returns the class axis counted from the front, or refuses scores of no class."""
-    position = canonical_axis(axis, scores, shape)
-    if not shape[position]:
-        raise ValueError(f"{scores} must have at least one class, got {scores} {shape} with axis={axis}")
-    return position
-
-
-def canonical_axis(axis: int, scores: str, shape: tuple[int, ...]) -> int:
-    """Returns an axis counted from the front."""
+def canonical_axis(axis: int, name: str, shape: tuple[int, ...]) -> int:
+    """Returns an axis of the array called `name`, counted from the front."""
     axis = integer("axis", axis)
     if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"axis must be an axis of {scores}, got axis={axis} for {scores} {shape}")
+        raise ValueError(f"axis must be an axis of {name}, got axis={axis} for {name} {shape}")
     return axis % len(shape)
-
-
-def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """Returns `shape` without its class axis: the shape of the labels."""
-    return (*shape[:axis], *shape[axis + 1 :])
-
-
-def labels_of(targets: jax.Array, scores: str, shape: tuple[int, ...], axis: int | None) -> jax.Array:
-    """Returns integer class labels, or refuses what does not fit `shape` without its class axis.
-
-    Features have no class axis (None): the last one is theirs.
-    """
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"targets must be integer class indices, got dtype {targets.dtype}")
-    expected = shape[:-1] if axis is None else without(shape, axis)
-    if targets.shape != expected:
-        which, chosen, hint = "its last axis", "", ""
-        if axis is not None:
-            fitting = [other for other in range(len(shape)) if targets.shape == without(shape, other)]
-            which, chosen = "the class axis", f" with axis={axis}"
-            hint = f"; they would fit axis={fitting[0]}" if fitting else ""
-        raise ValueError(
-            f"targets must have the shape of {scores} without {which}, {expected}, "
-            f"got targets {targets.shape} and {scores} {shape}{chosen}{hint}"
-        )
-    return targets
 
 
 def _and(names: Iterable[str], arrays: Iterable[jax.Array] | None = None) -> str:

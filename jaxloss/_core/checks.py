@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 # checkify's table of rules has no public name; nothing else of JAX's inside is touched in this package.
 from jax._src.checkify import error_checks
@@ -32,6 +34,16 @@ def checked(values: jax.Array, valid: jax.Array, expected: str) -> jax.Array:
         `values`, unchanged and of unchanged derivative.
     """
     return cast(jax.Array, _checked_p.bind(values, valid, expected=expected))
+
+
+def one_or_nan(valid: jax.Array, dtype: Any) -> jax.Array:
+    """Returns 1 where `valid`, else NaN: a factor that turns value and gradient of invalid input into NaN.
+
+    Made of bits, since `jax.debug_nans` would report a NaN constant even where it is not selected.
+    """
+    dtype = jnp.dtype(dtype)
+    one, nan = (np.asarray(number, dtype).view(f"int{8 * dtype.itemsize}") for number in (1, np.nan))
+    return lax.bitcast_convert_type(jnp.where(valid, one, nan), dtype)
 
 
 _checked_p = Primitive("jaxloss_checked")

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import reprlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -10,19 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss._core.checks import checked
+from jaxloss._core.arguments import as_array, from_host, tree_from_host
+from jaxloss._core.checks import checked, one_or_nan
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _NUMBER = (float, int, np.number)
-_ON_HOST = (np.ndarray, np.generic)
-# To look for a type among these at each call costs less than isinstance.
-_MAY_BE_LONG = {np.ndarray, np.memmap, np.int64, np.uint64}
-_ARRAY = (jax.Array, *_ON_HOST, bool, int, float, complex)
+# What `jit` reads as it is. To look a type up costs less per call than isinstance.
+_READY = {type(jnp.zeros(())), bool, int, float, str, type(None)}
 
 
 class Domain(NamedTuple):
-    """The numbers that an option may be: their description and a test that works on arrays, too."""
+    """The numbers that an option may be: a description, and a test that works on arrays, too."""
 
     description: str
     contains: Callable[[Any], Any]
@@ -36,29 +34,27 @@ finite = Domain("a finite number", lambda number: abs(number) < float("inf"))
 
 
 def compiled(
-    *, static: Collection[str], domains: Mapping[str, Domain] | None = None, indices: Collection[str] = ()
+    *,
+    static: Collection[str],
+    domains: Mapping[str, Domain] | None = None,
+    sequences: Collection[str] = (),
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compiles a function, and keeps it a plain function for everyone who looks at it.
+    """Compiles a loss, which stays a plain function with its name, signature, types and docstring.
 
     A bare `jax.jit` neither pickles nor shows its parameters to editors and type checkers, and it reports a
     misspelt keyword as an array that it cannot interpret.
 
     Args:
-        static: Names of the arguments that Python has to look at while tracing.
-        domains: What the number options among the keyword arguments may be. A Python number outside its
-            domain is a ValueError, under an outer `jit`, too; an array outside it becomes NaN, and an error
-            under `checkify`.
-        indices: Names of the arguments whose integers are classes or lengths. All others are values.
-
-    Returns:
-        A decorator that keeps name, signature, types and docstring of the function that it is given.
+        static: Names of the arguments that Python reads while tracing.
+        domains: What number options may be. A concrete number outside its domain is a ValueError; a traced
+            one becomes NaN, and an error under `checkify`.
+        sequences: Names of the arguments that may be lists or tuples of integers.
     """
     limits = dict(domains or {})
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         name, parameters = function.__name__, inspect.signature(function).parameters
-        # By name and by place.
-        are_indices = {*indices, *(place for place, option in enumerate(parameters) if option in indices)}
+        names = list(parameters)
 
         @functools.wraps(function)
         def traced(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -70,20 +66,30 @@ def compiled(
 
         jitted: Callable[..., R] = jax.jit(traced, static_argnames=tuple(static))
 
+        def ready(option: str, value: Any) -> Any:
+            if option in sequences and isinstance(value, list | tuple):
+                is_concrete = all(isinstance(number, int | np.integer) for number in value)
+                value = np.asarray(value) if is_concrete and value else jnp.asarray(value, int)
+            if option in static:
+                return value
+            if isinstance(value, dict):
+                return tree_from_host(option, value)
+            return from_host(option, value)
+
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
             given: tuple[Any, ...] = args
-            if not _MAY_BE_LONG.isdisjoint(map(type, args)):
-                given = tuple(_narrowed(value, place in are_indices) for place, value in enumerate(args))
+            if not _READY.issuperset(map(type, args)):
+                given = tuple(map(ready, names, args)) if len(args) <= len(names) else args
             for option, value in kwargs.items():
-                if type(value) in _MAY_BE_LONG and option not in static:
-                    kwargs[option] = _narrowed(value, option in are_indices)
+                if type(value) not in _READY:
+                    kwargs[option] = value = ready(option, value)
                 if option in limits and value is not parameters[option].default:
                     _refuse_outside(limits[option], value, name, option)
             try:
                 return jitted(*given, **kwargs)
             except (TypeError, ValueError):
-                _refuse_misfit(function, static, args, kwargs)
+                _refuse_misfit(function, static, given, kwargs)
                 raise
 
         return wrapper
@@ -91,28 +97,18 @@ def compiled(
     return decorate
 
 
-def _narrowed(array: Any, is_index: bool) -> Any:
-    """Returns integers that JAX would take modulo 2**32: indices bounded, values as floats."""
-    if type(array) not in _MAY_BE_LONG or array.dtype.kind not in "iu" or array.itemsize < 8:
-        return array
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    narrow = array.astype(dtype)
-    if (narrow == array).all():
-        return narrow
-    limits = np.iinfo(dtype)
-    return np.clip(array, limits.min, limits.max).astype(dtype) if is_index else array.astype(np.float32)
-
-
 def _within(domain: Domain, value: Any, option: str) -> jax.Array:
-    """Returns a traced number; NaN, and of slope NaN, where it lies outside its domain."""
+    """Returns a traced number, NaN with slope NaN outside its domain."""
     number = jnp.asarray(value)
     is_real = number.dtype == bool or jnp.issubdtype(number.dtype, jnp.number)
     if number.ndim or jnp.iscomplexobj(number) or not is_real:
         raise ValueError(f"{option} must be {domain.description}, got {jax.typeof(number)}")
     if not jnp.issubdtype(number.dtype, jnp.floating):
         number = number.astype(float)
-    number = checked(number, domain.contains(number), f"{option}: expected {domain.description}")
-    return number * jnp.where(domain.contains(number), 1.0, jnp.nan)
+    valid = domain.contains(number)
+    return checked(number, valid, f"{option}: expected {domain.description}") * one_or_nan(
+        valid, number.dtype
+    )
 
 
 def _refuse_outside(domain: Domain, number: Any, name: str, option: str) -> None:
@@ -126,7 +122,7 @@ def _refuse_outside(domain: Domain, number: Any, name: str, option: str) -> None
 def _refuse_misfit(
     function: Callable[..., Any], static: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Raises what says more than JAX does, where the call does not fit the function."""
+    """Raises a clearer error than JAX's where the call does not fit the function."""
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
     except TypeError:
@@ -141,10 +137,6 @@ def _refuse_misfit(
                     f"{function.__name__}: {option} must be known while tracing, a hashable Python value and "
                     f"not {type(value).__name__}; bind it with functools.partial"
                 ) from None
-            continue
-        for leaf in jax.tree.leaves(value):
-            is_text_or_time = isinstance(leaf, _ON_HOST) and leaf.dtype.kind in "SUOMm"
-            if not isinstance(leaf, _ARRAY) or is_text_or_time:
-                raise TypeError(
-                    f"{function.__name__}: {option} must be an array of numbers, got {reprlib.repr(leaf)}"
-                ) from None
+        else:
+            for path, leaf in jax.tree.leaves_with_path(value):
+                as_array(option + jax.tree_util.keystr(path), leaf)

@@ -1,91 +1,144 @@
 """Elementwise building blocks with the right value and derivative at kinks, zeros and infinities."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._core.arguments import hide, widened
-from jaxloss._core.checks import checked
+from jaxloss._core.arguments import fill_masked, widened
+from jaxloss._core.checks import checked, one_or_nan
 
 Elementwise = Callable[..., jax.Array]
 
 
-def derivatives(*partials: Elementwise, of_difference: bool = False) -> Callable[[Elementwise], Elementwise]:
+def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
     """Gives an elementwise function its partial derivatives in closed form, one for each argument.
 
-    With `of_difference` the result takes two arrays in place of the first argument, and the function and its
-    partials see their difference: the gradient of the one is minus that of the other, computed once.
-
-    The function and its partials see their arguments widened to the dtype of arithmetic; callers hand over
-    the arrays as they came.
+    All arguments have one dtype. Compiled for the TPU, value and gradient of `binary_cross_entropy`, Poisson
+    and hinge losses then move their inputs and gradients once: 96 to 192 MB where the plain forms move 416 to
+    544.
     """
 
-    def seen(arguments: list[Any]) -> list[Any]:
-        return [arguments[0] - arguments[1], *arguments[2:]] if of_difference else arguments
-
     def decorate(function: Elementwise) -> Elementwise:
-        def call(*arguments: jax.Array) -> jax.Array:
-            return function(*seen(widened(*arguments)))
-
-        def rule(arguments: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-            value = primal(*arguments)
-            inputs = seen(widened(*arguments))
-            moved = [0 if isinstance(t, SymbolicZero) else t.astype(value.dtype) for t in tangents]
+        def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
             terms = [
-                partial(*inputs) * tangent
-                for partial, tangent in zip(partials, seen(moved), strict=True)
-                if not isinstance(tangent, int)
+                partial(*primals) * tangent
+                for partial, tangent in zip(partials, tangents, strict=True)
+                if not isinstance(tangent, SymbolicZero)
             ]
-            return value, functools.reduce(jnp.add, terms)
+            return with_derivatives(*primals), functools.reduce(jnp.add, terms)
 
-        call.__name__, call.__doc__ = function.__name__, function.__doc__
-        primal = jax.custom_jvp(call)
-        primal.defjvp(rule, symbolic_zeros=True)
-        return primal
+        with_derivatives = jax.custom_jvp(function)
+        with_derivatives.defjvp(rule, symbolic_zeros=True)
+        return with_derivatives
 
     return decorate
 
 
-def tangents_of(function: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
-    """Returns the tangents of a function's results, in a rule that sees symbolic zeros.
-
-    Arguments that do not move are held, and so cost nothing.
-    """
-    moved = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
-
-    def of_moved(*moving: jax.Array) -> Any:
-        return function(*(moving[moved.index(i)] if i in moved else held for i, held in enumerate(primals)))
-
-    return jax.jvp(of_moved, [primals[i] for i in moved], [tangents[i] for i in moved])[1]
-
-
 @derivatives(jnp.sign)
 def absolute(number: jax.Array) -> jax.Array:
-    """Returns |number|, of slope 0 at 0, where that of `jnp.abs` is 1."""
+    """Returns |number|, with slope 0 at 0, where `jnp.abs` has slope 1."""
     return jnp.abs(number)
 
 
-@derivatives(lambda factor, magnitude: magnitude, lambda factor, magnitude: factor)
-def product(factor: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """Returns factor · magnitude for magnitude > -∞, with 0 · ∞ = 0: what has no weight adds nothing."""
-    # The bound is 0 or ∞: without a select, which before a sum over classes costs XLA:CPU a temporary of full
-    # size, and without a sign, which it computes one by one. It must not fold the number, nor write it out in
-    # full size because the derivative holds it, too.
-    large = lax.optimization_barrier(jnp.asarray(float(jnp.finfo(factor.dtype).max), factor.dtype))
-    return jnp.minimum(magnitude, jnp.abs(factor) * large * large) * factor
+def _slope_of_square_root(number: jax.Array) -> jax.Array:
+    vanishes = number == 0
+    return jnp.where(vanishes, 0, 0.5 / jnp.sqrt(jnp.where(vanishes, 1, number)))
+
+
+@derivatives(_slope_of_square_root)
+def square_root(number: jax.Array) -> jax.Array:
+    """Returns √number, with every derivative 0 at 0."""
+    return jnp.sqrt(number)
+
+
+def power(base: jax.Array, exponent: float) -> jax.Array:
+    """Returns base ** exponent for base >= 0, with every derivative 0 at 0."""
+    vanishes = base == 0
+    return jnp.where(vanishes, 0, jnp.where(vanishes, 1, base) ** exponent)
+
+
+@derivatives(lambda weight, loss: loss, lambda weight, loss: weight)
+def weighted(weight: jax.Array, loss: jax.Array) -> jax.Array:
+    """Returns weight · loss, where an infinite loss of weight 0 is 0."""
+    return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)
+
+
+# These slopes are arithmetic, NaN for NaN: compilers store the masks of comparisons.
+@derivatives(lambda gap: 1 - jnp.sign(jnp.maximum(-gap, 0)))
+def clamped_at_zero(gap: jax.Array) -> jax.Array:
+    """Returns max(gap, 0), with slope 1 at 0 as that of PyTorch's `clamp_min`; NaN has slope NaN."""
+    return jnp.maximum(gap, 0)
+
+
+@derivatives(lambda gap: jnp.sign(jnp.maximum(gap, 0)))
+def positive_part(gap: jax.Array) -> jax.Array:
+    """Returns max(gap, 0), with slope 0 at 0; NaN has slope NaN."""
+    return jnp.maximum(gap, 0)
+
+
+def _softplus_curve(logits: jax.Array) -> jax.Array:
+    """Returns log(1 + exp(-|logits|)), by which softplus exceeds max(logits, 0)."""
+    return jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def _sigmoid_slope(logits: jax.Array) -> jax.Array:
+    odds = jnp.exp(-jnp.abs(logits))  # differentiated at 0 as on one side, which is right: the slope is even
+    return odds / (1 + odds) ** 2
+
+
+@derivatives(_sigmoid_slope)
+def sigmoid(logits: jax.Array) -> jax.Array:
+    """Returns the sigmoid; in its slope nothing cancels as in sigmoid · (1 - sigmoid)."""
+    return jax.nn.sigmoid(logits)
+
+
+@derivatives(sigmoid)
+def softplus(logits: jax.Array) -> jax.Array:
+    """Returns log(1 + exp(logits))."""
+    return jnp.maximum(logits, 0) + _softplus_curve(logits)
+
+
+@derivatives(
+    lambda logits, factor: -factor * sigmoid(-logits) - sigmoid(logits),
+    lambda logits, factor: softplus(-logits),
+)
+def _excess_of_yes(logits: jax.Array, factor: jax.Array) -> jax.Array:
+    """Returns factor · softplus(-logits) - softplus(logits): by how much a yes costs more than a no."""
+    wrong = weighted(factor, jnp.maximum(-logits, 0)) - jnp.maximum(logits, 0)
+    return wrong + (factor - 1) * _softplus_curve(logits)
+
+
+def _slope_of_cross_entropy(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
+    """(1 - targets) · sigmoid(logits) - factor · targets · sigmoid(-logits), in which nothing cancels."""
+    no, yes, odds = 1 - targets, factor * targets, jnp.exp(-jnp.abs(logits))
+    return jnp.where(logits >= 0, no - yes * odds, no * odds - yes) / (1 + odds)
+
+
+@derivatives(
+    _slope_of_cross_entropy,
+    lambda logits, targets, factor: _excess_of_yes(logits, factor),
+    lambda logits, targets, factor: weighted(targets, softplus(-logits)),
+)
+def cross_entropy_of_logits(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
+    """Returns (1 - targets) · softplus(logits) + factor · targets · softplus(-logits)."""
+    # What has no weight adds nothing, infinite as it may be.
+    no, yes = 1 - targets, factor * targets
+    wrong_yes = jnp.where(no == 0, 0, no * jnp.maximum(logits, 0))
+    wrong_no = jnp.where(yes == 0, 0, yes * jnp.maximum(-logits, 0))
+    return wrong_yes + wrong_no + (no + yes) * _softplus_curve(logits)
 
 
 def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns the targets; what is neither 1, nor -1, nor masked is an error under checkify."""
+    """Returns targets; under `checkify` an unmasked one other than 1 and -1 is an error."""
     (wide,) = widened(targets)
-    return checked(targets, hide(where, jnp.abs(wide) == 1, True), "targets: expected 1 or -1")
+    is_sign = jnp.abs(wide) == 1
+    return checked(targets, fill_masked(where, is_sign, True), "targets: expected 1 or -1")
 
 
 def sign_or_nan(targets: jax.Array) -> jax.Array:
-    """Returns targets that are 1 or -1, and NaN in place of others."""
-    return jnp.where(jnp.abs(targets) == 1, targets, jnp.nan)
+    """Returns targets of 1 and -1, and NaN in place of others."""
+    return targets * one_or_nan(jnp.abs(targets) == 1, targets.dtype)

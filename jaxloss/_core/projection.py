@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxloss._core.arguments import broadcast, have_sizes
-from jaxloss._core.classes import ClassAxis, capped, pick
-from jaxloss._core.derivatives import derivatives, product
+from jaxloss._core.arguments import broadcastable, have_sizes
+from jaxloss._core.classes import ClassAxis, soft_capped, take_class
+from jaxloss._core.derivatives import derivatives, weighted
 
 # Logits of a block on each device that a matrix product is fast with: 4 MB in float32.
 _BLOCK = 2**20
@@ -113,12 +113,13 @@ def _of_blocks(
         if labels is not None:
             found["logit"] = blocks.pick(logits, labels, first)
         if labels is not None and weight is not None:
-            of_class = broadcast("weight", cut(weight), logits.shape)
+            of_class = broadcastable("weight", cut(weight), logits)
             found["weight"] = blocks.compare(of_class, labels, first)
         if shares is not None:
-            factor = once(broadcast("shares", shares(cut).astype(logits.dtype), logits.shape))
+            factor = broadcastable("shares", shares(cut).astype(logits.dtype), logits)
+            factor = once(jnp.broadcast_to(factor, logits.shape))
             found["share"] = classes.sum(factor)
-            found["share_gap"] = classes.sum(product(factor, gaps))
+            found["share_gap"] = classes.sum(weighted(factor, gaps))
         if entropy:
             found["spread"] = classes.sum(once(_moment(gaps)))
         return found
@@ -129,8 +130,8 @@ def _of_blocks(
 def _logits(hidden: jax.Array, output: Output, cut: Cut) -> jax.Array:
     logits = jnp.dot(hidden, cut(output.kernel))
     if output.bias is not None:
-        logits = logits + broadcast("bias", cut(output.bias), logits.shape)
-    return capped(logits, output.soft_cap)
+        logits = logits + broadcastable("bias", cut(output.bias), logits)
+    return soft_capped(logits, output.soft_cap)
 
 
 def _joined(parts: Statistics, over: ClassAxis) -> Statistics:
@@ -141,7 +142,7 @@ def _joined(parts: Statistics, over: ClassAxis) -> Statistics:
     joined = {"largest": largest, "norm": over.sum(scale * parts["norm"])}
     joined |= {name: over.sum(parts[name]) for name in ("logit", "weight", "share") if name in parts}
     if "share" in parts:
-        joined["share_gap"] = over.sum(parts["share_gap"] + product(parts["share"], gaps))
+        joined["share_gap"] = over.sum(parts["share_gap"] + weighted(parts["share"], gaps))
     if "spread" in parts:
         joined["spread"] = over.sum(scale * parts["spread"] + parts["norm"] * _moment(gaps))
     return joined
@@ -210,7 +211,7 @@ class _Blocks:
         """Returns 1 for classes that no earlier block holds, else 0; None if there are no others."""
         if self.number * self.size * self.segments == self.count:
             return None
-        return broadcast("is_new", (self._classes(first) >= 0).astype(like.dtype), like.shape)
+        return broadcastable("is_new", (self._classes(first) >= 0).astype(like.dtype), like)
 
     def pick(self, logits: jax.Array, labels: jax.Array, first: jax.Array) -> jax.Array:
         """Returns the label's logit where the block holds it, else 0."""
@@ -218,12 +219,12 @@ class _Blocks:
             return self.compare(logits, labels, first)
         place = labels - self._start(first).astype(labels.dtype)
         inside = (labels >= first.astype(labels.dtype)) & (place < logits.shape[-1])
-        picked = pick(logits, jnp.where(inside, place, 0), ClassAxis(logits.ndim - 1, None))
+        picked = take_class(logits, jnp.where(inside, place, 0), ClassAxis(logits.ndim - 1, None), logits)
         return jnp.where(inside, picked, 0)
 
     def compare(self, array: jax.Array, labels: jax.Array, first: jax.Array) -> jax.Array:
         """Returns what `pick` does without a gather, for what may be split or is the same everywhere."""
-        classes = broadcast("classes", self._classes(first).astype(labels.dtype), array.shape)
+        classes = broadcastable("classes", self._classes(first).astype(labels.dtype), array)
         chosen = classes == jnp.expand_dims(labels, -1)
         return jnp.sum(jnp.where(chosen, array, 0), -1)
 

@@ -1,5 +1,7 @@
 """The adaptive softmax: a large vocabulary in which rare classes get fewer features than frequent ones."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -9,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import as_array, mask, stretchable, values
-from jaxloss._core.classes import ClassAxis, hidden_labels
+from jaxloss._core.arguments import as_array, broadcastable, values
+from jaxloss._core.classes import ClassAxis, labels_without_weight
 from jaxloss._core.decorator import compiled
 from jaxloss._core.projection import Output, statistics
-from jaxloss._core.reduction import Reduction, reduce_weighted
+from jaxloss._core.reduction import Reduction, reduce_losses
 
 
-@compiled(static=("cutoffs", "reduction"), indices=("targets",))
+@compiled(static=("cutoffs", "reduction"))
 def adaptive_log_softmax(
     hidden: ArrayLike,
     params: Mapping[str, Any],
@@ -26,42 +28,25 @@ def adaptive_log_softmax(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures how surprised the model is by the right class: cross-entropy with an adaptive softmax.
+    """Cross-entropy under an adaptive softmax, for many classes of unequal frequency.
 
-    The classes are sorted by frequency. The head scores the most frequent ones, and with them each tail of
-    rarer classes as a whole; a tail scores its own classes with fewer features. With tail i, counted from 0,
-    holding the classes from cutoffs[i] up to the next cutoff or the last class,
+    Classes are sorted by decreasing frequency. The head scores the most frequent ones, and each tail as a
+    whole; tail i scores the classes from cutoffs[i] up to the next cutoff, from fewer features.
 
         loss = -log softmax(hidden · kernel + bias)[y]                  for y < cutoffs[0]
         loss = -log softmax(hidden · kernel + bias)[cutoffs[0] + i]
                - log softmax(hidden · down_i · up_i)[y - cutoffs[i]]    for y in tail i
 
     Args:
-        hidden: The last hidden features of the model, of shape (..., H).
-        params: What `init_adaptive_log_softmax` returns, or arrays of such shapes in the same places.
-        targets: Integer class labels in [0, number of classes), of the shape of `hidden` without its last
-            axis.
-        cutoffs: The first class of each tail, rising integers >= 1 in a tuple. The number of classes is not
-            among them; the parameters tell it.
-        where: Boolean mask, broadcast to the shape of `targets`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of positions, "sum", "none" for the loss of each position, or
-            "sum_and_weight" for the pair (Σ loss, number of positions), which adds up over micro-batches and
-            devices to the exact mean.
+        hidden: Input of the last layer, shape (..., H).
+        params: Parameters as from `init_adaptive_log_softmax`.
+        targets: Integer class labels, of the shape of `hidden` without its last axis.
+        cutoffs: First class of each tail, a static tuple of increasing integers >= 1.
+        where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of positions), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `targets` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where hidden or parameters are; the unit is nats. A
-        label that is no class gives NaN in the value and in the gradients of `hidden` and of the head, and an
-        error under `jax.experimental.checkify`. The mean over no position is NaN with gradient 0. An empty
-        sum is 0. Matrix products are as precise as `jax.default_matmul_precision` says.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `targets` are not integers, `where` is not
-            boolean, or `cutoffs` is a list or an array.
-        ValueError: The cutoffs are no integers that rise from 1, the shapes of `hidden`, `params` and
-            `targets` do not fit together, `where` does not broadcast to the targets' shape, or the reduction
-            is unknown.
+        A scalar, or an array of the shape of `targets` for "none"; in nats.
 
     Example:
         >>> import jax, jaxloss
@@ -74,60 +59,47 @@ def adaptive_log_softmax(
         Array(6.4333, dtype=float32)
 
     Differences from PyTorch:
-        * A function of its parameters; the module over it is `jaxloss.models.AdaptiveLogSoftmax`. Kernels
-          are (in, out), the transposes of PyTorch's weights. PyTorch's `output` is minus the loss of "none".
-        * Every tail is evaluated at every position, since compiled shapes are fixed, where PyTorch picks the
-          positions whose labels lie in the tail. A position costs H · kernel columns, and for each tail H ·
-          width + width · classes: small beside H · classes where the tails are narrow, and the same for all
-          batches. Of a large head or tail some classes are scored at a time, as in `linear_cross_entropy`,
-          and the gradient scores them anew.
-        * Hidden features may have any number of leading axes.
-        * A label out of range is NaN, or an error under checkify, where PyTorch raises.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Labels may have any integer dtype.
+        * A function of its parameters; the module is `jaxloss.models.AdaptiveLogSoftmax`. Kernels have
+          shape (in, out), the transpose of PyTorch's; PyTorch's `output` is minus the loss of "none".
+        * Every tail is evaluated at every position, as compiled shapes are fixed.
 
     Source:
         E. Grave et al. (2017), Efficient softmax approximation for GPUs. PyTorch documentation:
         torch.nn.AdaptiveLogSoftmaxWithLoss.
     """
     hidden, layers = _layers(hidden, params, cutoffs)
-    where = mask(where, hidden.shape[:-1])
     features = ClassAxis(hidden.ndim - 1, None)
-    hidden = features.hide(where, hidden)
-    labels, _, weight = hidden_labels(as_array("targets", targets), hidden, layers.edges[-1], None, where)
+    where = features.mask(where, hidden)
+    hidden = features.fill_masked(where, hidden)
+    targets, count = as_array("targets", targets), layers.edges[-1]
+    labels, _, weight = labels_without_weight(targets, "hidden", hidden, features, count, None, where)
     losses, entry = jnp.zeros_like(weight), labels
     for index, (first, end) in enumerate(pairwise(layers.edges)):
         inside = (labels >= first) & (labels < end)
         entry = jnp.where(inside, layers.edges[0] + index, entry)
         down, up = layers.tail[index]
-        narrowed = features.hide(inside, jnp.dot(hidden, down))
+        narrowed = features.fill_masked(inside, jnp.dot(hidden, down))
         surprise = _surprise(narrowed, up, None, jnp.where(inside, labels - first, 0))
         losses = losses + jnp.where(inside, surprise, 0)
     losses = losses + _surprise(hidden, layers.kernel, layers.bias, entry)
-    return reduce_weighted(weight * losses, None, where, reduction)
+    return reduce_losses(weight * losses, None, where, reduction)
 
 
 @compiled(static=("cutoffs",))
 def adaptive_log_probs(
     hidden: ArrayLike, params: Mapping[str, Any], *, cutoffs: tuple[int, ...]
 ) -> jax.Array:
-    """Returns the log-probability of every class under an adaptive softmax.
+    """Log-probabilities of all classes under an adaptive softmax.
 
-    `adaptive_log_softmax` is `nll_loss` of these without holding them all.
+    Their `nll_loss` is `adaptive_log_softmax`, which does not hold them all.
 
     Args:
-        hidden: The last hidden features of the model, of shape (..., H).
-        params: What `init_adaptive_log_softmax` returns, or arrays of such shapes in the same places.
-        cutoffs: The first class of each tail, rising integers >= 1 in a tuple.
+        hidden: Input of the last layer, shape (..., H).
+        params: Parameters as from `init_adaptive_log_softmax`.
+        cutoffs: First class of each tail, a static tuple of increasing integers >= 1.
 
     Returns:
-        Log-probabilities in nats, of shape (..., number of classes); float32, or float64 where hidden or
-        parameters are.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `cutoffs` is a list or an array.
-        ValueError: The cutoffs are no integers that rise from 1, or the shapes of `hidden` and `params` do
-            not fit.
+        Log-probabilities in nats, shape (..., number of classes).
 
     Example:
         >>> import jax, jaxloss
@@ -137,8 +109,7 @@ def adaptive_log_probs(
         Array([0.3333, 0.3333, 0.1111, 0.1111, 0.1111], dtype=float32)
 
     Differences from PyTorch:
-        * The module's method `log_prob` is a function of the parameters, for any leading axes.
-        * bfloat16 and float16 inputs are computed in float32, and the result stays float32.
+        * The module's method `log_prob` is a function of the parameters, for any number of leading axes.
 
     Source:
         E. Grave et al. (2017), Efficient softmax approximation for GPUs. PyTorch documentation:
@@ -149,21 +120,15 @@ def adaptive_log_probs(
 
 @compiled(static=("cutoffs",))
 def adaptive_predict(hidden: ArrayLike, params: Mapping[str, Any], *, cutoffs: tuple[int, ...]) -> jax.Array:
-    """Returns the most likely class under an adaptive softmax.
+    """Most likely class under an adaptive softmax.
 
     Args:
-        hidden: The last hidden features of the model, of shape (..., H).
-        params: What `init_adaptive_log_softmax` returns, or arrays of such shapes in the same places.
-        cutoffs: The first class of each tail, rising integers >= 1 in a tuple.
+        hidden: Input of the last layer, shape (..., H).
+        params: Parameters as from `init_adaptive_log_softmax`.
+        cutoffs: First class of each tail, a static tuple of increasing integers >= 1.
 
     Returns:
-        Integer class labels of the shape of `hidden` without its last axis; of equally likely classes the
-        first.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `cutoffs` is a list or an array.
-        ValueError: The cutoffs are no integers that rise from 1, or the shapes of `hidden` and `params` do
-            not fit.
+        Integer class labels, of the shape of `hidden` without its last axis. Ties go to the lowest class.
 
     Example:
         >>> import jax, jaxloss
@@ -174,7 +139,7 @@ def adaptive_predict(hidden: ArrayLike, params: Mapping[str, Any], *, cutoffs: t
         Array([2], dtype=int32)
 
     Differences from PyTorch:
-        * The module's method `predict` is a function of the parameters, for any leading axes.
+        * The module's method `predict` is a function of the parameters, for any number of leading axes.
 
     Source:
         E. Grave et al. (2017), Efficient softmax approximation for GPUs. PyTorch documentation:
@@ -197,25 +162,24 @@ def init_adaptive_log_softmax(
     div_value: float = 4.0,
     head_bias: bool = False,
 ) -> dict[str, Any]:
-    """Draws the parameters of an adaptive softmax as PyTorch does: uniform in ±1/√fan_in.
+    """Initial parameters of an adaptive softmax, uniform in ±1/√fan_in as in PyTorch.
 
     Args:
-        key: A key of `jax.random`.
-        in_features: Number of hidden features H.
-        n_classes: Number of classes, which are sorted from the most frequent to the rarest.
-        cutoffs: The first class of each tail, rising integers in [1, n_classes - 1].
-        div_value: How much narrower each tail is than what comes before it: tail i, counted from 0, has width
-            ⌊H / div_value^(i + 1)⌋.
+        key: Key from `jax.random`.
+        in_features: Number of features H of the hidden states.
+        n_classes: Number of classes, sorted by decreasing frequency.
+        cutoffs: First class of each tail, increasing integers in [1, n_classes - 1].
+        div_value: Factor by which each tail is narrower than the one before: tail i, counted from 0, has
+            width ⌊H / div_value^(i + 1)⌋.
         head_bias: Whether the head has a bias. The tails have none.
 
     Returns:
-        `{"head": {"kernel": ...}, "tail": [{"down": ..., "up": ...}, ...]}`, with `head_bias` a "bias" beside
-        the kernel. The shapes are (H, cutoffs[0] + number of tails) for the kernel, whose last columns score
-        the tails, (H, width) for `down` and (width, classes of the tail) for `up`. The dtype is JAX's default
-        float.
+        `{"head": {"kernel": ...}, "tail": [{"down": ..., "up": ...}, ...]}`, with a "bias" in the head if
+        `head_bias`, in the default float dtype. Shapes: (H, cutoffs[0] + number of tails) for the kernel,
+        whose last columns score the tails, (H, width) for `down` and (width, classes of the tail) for `up`.
 
     Raises:
-        ValueError: The cutoffs do not rise within [1, n_classes - 1], or a tail would have no features.
+        ValueError: If the cutoffs do not increase within [1, n_classes - 1], or a tail would have width 0.
 
     Example:
         >>> import jax, jaxloss
@@ -226,8 +190,8 @@ def init_adaptive_log_softmax(
         [((64, 16), (16, 180)), ((64, 4), (4, 800))]
 
     Differences from PyTorch:
-        * Kernels are (in, out), the transposes of PyTorch's weights.
-        * A tail of no features, whose classes would all be equally likely, is refused.
+        * Kernels have shape (in, out), the transpose of PyTorch's weights.
+        * Tails of width 0, whose classes would all be equally likely, are an error.
 
     Source:
         PyTorch documentation: torch.nn.AdaptiveLogSoftmaxWithLoss.
@@ -317,7 +281,7 @@ def _surprise(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labe
 
 def _logits(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     logits = jnp.dot(hidden, kernel)
-    return logits if bias is None else logits + stretchable("bias", bias, logits.shape)
+    return logits if bias is None else logits + broadcastable("bias", bias, logits)
 
 
 def _log_probs(hidden: jax.Array, layers: _Layers) -> Iterator[jax.Array]:

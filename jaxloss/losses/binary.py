@@ -1,5 +1,7 @@
 """Losses on yes-or-no targets, one or many at each position."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +11,24 @@ from jaxloss._core.arguments import (
     agree,
     arithmetic_dtype,
     as_array,
-    class_axis,
-    hide,
+    broadcastable,
+    fill_masked,
     mask,
-    stretchable,
     widened,
 )
-from jaxloss._core.checks import checked
+from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import ClassAxis, weight_of_classes
 from jaxloss._core.decorator import compiled
-from jaxloss._core.derivatives import checked_signs, derivatives, product, sign_or_nan
-from jaxloss._core.elementwise import in_one_loop
-from jaxloss._core.logarithms import log, log1p_of_fraction
-from jaxloss._core.reduction import Reduction, reduce_each
+from jaxloss._core.derivatives import (
+    checked_signs,
+    cross_entropy_of_logits,
+    derivatives,
+    sigmoid,
+    sign_or_nan,
+    softplus,
+    weighted,
+)
+from jaxloss._core.reduction import Reduction, reduce_elementwise, reduce_losses
 
 
 @compiled(static=("reduction",))
@@ -33,32 +40,23 @@ def binary_cross_entropy(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures how surprised the model is by yes-or-no targets: cross-entropy of probabilities.
+    """Binary cross-entropy between probabilities and binary targets.
 
-    loss = -weight · (targets · log(probs) + (1 - targets) · log(1 - probs)), each logarithm at least -100, so
-    that a wrong certainty costs 100 and not ∞. Where raw scores are at hand,
-    `binary_cross_entropy_with_logits` is more exact.
+    loss = -weight · (targets · log(probs) + (1 - targets) · log(1 - probs))
+
+    Each logarithm is at least -100, so the loss of a confident error is 100, not ∞. Given logits,
+    `binary_cross_entropy_with_logits` is more accurate.
 
     Args:
-        probs: Probabilities of yes in [0, 1], of any shape.
-        targets: 1 or True for yes, 0 or False for no, or probabilities of yes; of the shape of `probs`.
-        weight: How much each element counts, broadcast to the shape of `probs`. Default: 1 each.
-        where: Boolean mask, broadcast to the shape of `probs`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of elements, "sum", "none" for the loss of each element, or
-            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
-            devices to the exact mean. As in PyTorch the weights are not in the denominator.
+        probs: Probabilities of class 1 in [0, 1], any shape.
+        targets: 0 or 1, booleans, or probabilities in [0, 1], of the shape of `probs`.
+        weight: Weight of each element, broadcast to the shape of `probs`. Default: 1.
+        where: Mask, broadcast to the shape of `probs`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements, not by Σ weight, as in PyTorch), "sum", "none"
+            or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `probs` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where probs or targets are; the unit is nats. A
-        value of `probs` outside [0, 1] gives NaN in the value and in the gradient, and an error under
-        `jax.experimental.checkify`. The mean over no element is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
-        ValueError: `probs` and `targets` differ in shape, `weight` or `where` does not broadcast to that
-            shape, or the reduction is unknown.
+        A scalar, or an array of the shape of `probs` for "none"; in nats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,20 +66,17 @@ def binary_cross_entropy(
         Array(0.3406, dtype=float32)
 
     Differences from PyTorch:
-        * Probabilities and targets outside [0, 1] are NaN, or an error under checkify, where PyTorch raises.
-        * The gradient in the targets stays within ±100 as the logarithms do, where PyTorch's is infinite at
-          probabilities of 0 and 1.
-        * Second derivatives are those of the bounded gradient, where PyTorch's grow beyond all bounds.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may be integers or booleans.
+        * Probabilities and targets outside [0, 1] give NaN; PyTorch raises.
+        * The gradient with respect to the targets stays within ±100; PyTorch's is infinite at probabilities
+          of 0 and 1. Second derivatives are those of the bounded gradient; PyTorch's are unbounded.
 
     Source:
         PyTorch documentation: torch.nn.BCELoss, torch.nn.functional.binary_cross_entropy.
     """
     probs, targets = agree(probs=probs, targets=targets)
-    where = mask(where, probs.shape)
+    where = mask(where, probs)
     arrays = [_probabilities("probs", probs, where), _probabilities("targets", targets, where)]
-    return reduce_each(_from_probs, arrays, weight=weight, where=where, reduction=reduction)
+    return reduce_elementwise(_from_probs, arrays, weight=weight, where=where, reduction=reduction)
 
 
 @compiled(static=("reduction",))
@@ -94,34 +89,25 @@ def binary_cross_entropy_with_logits(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures how surprised the model is by yes-or-no targets: cross-entropy of raw scores.
+    """Binary cross-entropy between logits and binary targets.
 
     loss = weight · (pos_weight · targets · softplus(-logits) + (1 - targets) · softplus(logits))
 
-    with softplus(x) = log(1 + exp(x)). This is `binary_cross_entropy` of sigmoid(logits) without its rounding
-    and its bound.
+    with softplus(x) = log(1 + exp(x)). This is `binary_cross_entropy` of sigmoid(logits), without its
+    rounding error and its upper bound.
 
     Args:
-        logits: Raw scores, real numbers of any shape; above 0 the model says yes.
-        targets: 1 or True for yes, 0 or False for no, or probabilities of yes; of the shape of `logits`.
-        weight: How much each element counts, broadcast to the shape of `logits`. Default: 1 each.
-        pos_weight: How much more a yes counts than a no, broadcast to the shape of `logits`: one number, or
-            one for each class on the last axis. Default: 1.
-        where: Boolean mask, broadcast to the shape of `logits`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of elements, "sum", "none" for the loss of each element, or
-            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
-            devices to the exact mean. As in PyTorch no weights are in the denominator.
+        logits: Raw scores, any shape; class 1 is more likely above 0.
+        targets: 0 or 1, booleans, or probabilities, of the shape of `logits`.
+        weight: Weight of each element, broadcast to the shape of `logits`. Default: 1.
+        pos_weight: Weight of the positive term, broadcast to the shape of `logits`: one number, or one for
+            each class along the last axis. Default: 1.
+        where: Mask, broadcast to the shape of `logits`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements, not by any weights, as in PyTorch), "sum",
+            "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `logits` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where logits or targets are; the unit is nats. The
-        mean over no element is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
-        ValueError: `logits` and `targets` differ in shape, `weight`, `pos_weight` or `where` does not
-            broadcast to that shape, or the reduction is unknown.
+        A scalar, or an array of the shape of `logits` for "none"; in nats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -131,10 +117,8 @@ def binary_cross_entropy_with_logits(
         Array(0.3778, dtype=float32)
 
     Differences from PyTorch:
-        * At infinite logits the loss is the limit, 0 for a right certainty and ∞ for a wrong one, where
-          PyTorch is NaN at -inf, and at inf with target 1.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may be integers or booleans. The loss has a derivative in `pos_weight`, too.
+        * Infinite logits have the limit as their loss, 0 if right and ∞ if wrong; PyTorch gives NaN at
+          -inf, and at inf with target 1.
 
     Source:
         PyTorch documentation: torch.nn.BCEWithLogitsLoss,
@@ -142,8 +126,10 @@ def binary_cross_entropy_with_logits(
     """
     arrays = agree(logits=logits, targets=targets)
     factor = as_array("pos_weight", 1.0 if pos_weight is None else pos_weight)
-    factor = stretchable("pos_weight", factor.astype(arithmetic_dtype(*arrays)), arrays[0].shape)
-    return reduce_each(_from_logits, [*arrays, factor], weight=weight, where=where, reduction=reduction)
+    factor = broadcastable("pos_weight", factor.astype(arithmetic_dtype(*arrays)), arrays[0])
+    return reduce_elementwise(
+        cross_entropy_of_logits, [*arrays, factor], weight=weight, where=where, reduction=reduction
+    )
 
 
 @compiled(static=("reduction",))
@@ -154,30 +140,19 @@ def soft_margin_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures how far scores are on the wrong side of 0, softly.
+    """Soft margin loss (logistic loss).
 
-    loss = log(1 + exp(-targets · scores)), which is `binary_cross_entropy_with_logits` with targets 1 and -1
-    in place of 1 and 0.
+    loss = log(1 + exp(-targets · scores)), which is `binary_cross_entropy_with_logits` with targets -1 and
+    1 in place of 0 and 1.
 
     Args:
-        scores: Raw scores, real numbers of any shape; above 0 the model says 1, below 0 it says -1.
+        scores: Raw scores, any shape; positive for class 1, negative for class -1.
         targets: 1 or -1, of the shape of `scores`.
-        where: Boolean mask, broadcast to the shape of `scores`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of elements, "sum", "none" for the loss of each element, or
-            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
-            devices to the exact mean.
+        where: Mask, broadcast to the shape of `scores`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `scores` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where scores or targets are; the unit is nats. A
-        target that is neither 1 nor -1 gives NaN in the value and in the gradient, and an error under
-        `jax.experimental.checkify`. The mean over no element is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
-        ValueError: `scores` and `targets` differ in shape, `where` does not broadcast to that shape, or the
-            reduction is unknown.
+        A scalar, or an array of the shape of `scores` for "none"; in nats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -187,19 +162,16 @@ def soft_margin_loss(
         Array(0.3778, dtype=float32)
 
     Differences from PyTorch:
-        * A score far on the wrong side costs its distance from 0, where PyTorch overflows to ∞ with gradient
-          NaN; a score far on the right side costs a little, where PyTorch rounds to 0.
-        * A target that is neither 1 nor -1 is NaN, or an error under checkify. PyTorch takes any number.
-        * Scores and targets never broadcast against each other: (3, 1) with (3,) is an error.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * The loss has a derivative in `targets`, too.
+        * The loss is stable in both tails: PyTorch overflows to ∞ with gradient NaN for scores that are far
+          wrong, and rounds to 0 for scores that are far right.
+        * Targets other than 1 and -1 give NaN; PyTorch accepts any number.
 
     Source:
         PyTorch documentation: torch.nn.SoftMarginLoss, torch.nn.functional.soft_margin_loss.
     """
     scores, targets = agree(scores=scores, targets=targets)
-    arrays = [scores, checked_signs(targets, mask(where, targets.shape))]
-    return reduce_each(_soft_margin, arrays, where=where, reduction=reduction)
+    arrays = [scores, checked_signs(targets, mask(where, targets))]
+    return reduce_elementwise(_soft_margin, arrays, where=where, reduction=reduction)
 
 
 @compiled(static=("axis", "reduction", "axis_name"))
@@ -213,36 +185,25 @@ def multilabel_soft_margin_loss(
     reduction: Reduction = "mean",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Measures how surprised the model is by a yes or no for each class, averaged over the classes.
+    """Multi-label soft margin loss: binary cross-entropy averaged over the classes.
 
     loss = 1 / C · Σ_c weight[c] · (t[c] · softplus(-x[c]) + (1 - t[c]) · softplus(x[c]))
 
-    with softplus(x) = log(1 + exp(x)), at a position with logits x and targets t of C classes that do not
-    exclude each other. It is the mean over the classes of `binary_cross_entropy_with_logits`.
+    with softplus(x) = log(1 + exp(x)), at a position with logits x and targets t of C independent classes.
 
     Args:
-        logits: Raw scores, real numbers of any shape that has a class axis; above 0 the model says yes.
-        targets: 1 or True for yes, 0 or False for no, or probabilities of yes; of the shape of `logits`.
-        axis: The class axis of `logits` and `targets`.
-        weight: How much each class counts, shape (C,). Default: 1 each.
-        where: Boolean mask, broadcast to the shape of `logits` without the class axis. What lies behind False
-            has no influence on value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of positions, "sum", "none" for the loss of each position, or
-            "sum_and_weight" for the pair (Σ loss, number of positions), which adds up over micro-batches and
-            devices to the exact mean. As in PyTorch the weights are not in the denominator.
-        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the class axis is split. Then
-            `logits`, `targets` and `weight` are this device's slices.
+        logits: Raw scores, any shape with a class axis; a class is more likely than not above 0.
+        targets: 0 or 1, booleans, or probabilities, of the shape of `logits`.
+        axis: Class axis of `logits` and `targets`.
+        weight: Weight of each class, shape (C,), or an array that broadcasts to the shape of `logits`.
+            Default: 1.
+        where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of positions, not by any weights, as in PyTorch), "sum",
+            "none" or "sum_and_weight".
+        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `logits` without the class axis for "none",
-        two scalars for "sum_and_weight". The dtype is float32, or float64 where logits or targets are; the
-        unit is nats. The mean over no position is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `where` is not boolean, or an option that
-            Python must know while tracing (`axis`, `reduction`, `axis_name`) is an array.
-        ValueError: `logits` and `targets` differ in shape or have no such axis, `weight` has another shape
-            than (C,), `where` does not broadcast to the positions, or the reduction is unknown.
+        A scalar, or an array of the shape of `logits` without the class axis for "none"; in nats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -253,39 +214,30 @@ def multilabel_soft_margin_loss(
         Array(0.3014, dtype=float32)
 
     Differences from PyTorch:
-        * The class axis is the last unless `axis` says otherwise, as in PyTorch, which has no such option.
-        * Infinite logits give the limit: 0 for a right certainty and ∞ for a wrong one, where PyTorch gives
-          NaN. A class of weight 0 adds 0.
-        * Logits and targets never broadcast against each other, and `weight` has one value for each class.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may be booleans.
+        * The class axis is the last, as in PyTorch; `axis` is an addition.
+        * Infinite logits have the limit as their loss, ∞ if wrong and 0 if right; PyTorch gives NaN for the
+          latter. A class of weight 0 contributes 0.
 
     Source:
         PyTorch documentation: torch.nn.MultiLabelSoftMarginLoss,
         torch.nn.functional.multilabel_soft_margin_loss.
     """
-    arrays = agree(logits=logits, targets=targets)
-    shape = arrays[0].shape
-    classes = ClassAxis(class_axis(axis, "logits", shape), axis_name)
-    factor = weight_of_classes(weight, arrays[0], classes).astype(arithmetic_dtype(*arrays))
-
-    def loss(logits: jax.Array, targets: jax.Array, factor: jax.Array, one: jax.Array) -> jax.Array:
-        return product(factor, _from_logits(logits, targets, one))
-
-    return reduce_each(
-        loss,
-        [*arrays, factor],
-        [1.0],
-        weight=1 / classes.count(arrays[0]),
-        where=where,
-        reduction=reduction,
-        classes=classes,
-    )
+    logits, targets = agree(logits=logits, targets=targets)
+    classes = ClassAxis.of(axis, axis_name, "logits", logits)
+    where = classes.mask(where, logits)
+    wide = widened(*(classes.fill_masked(where, array) for array in (logits, targets)))
+    if weight is None or jnp.ndim(weight) <= 1:
+        factor = weight_of_classes(weight, logits, classes).astype(wide[0].dtype)
+    else:
+        factor = broadcastable("weight", as_array("weight", weight).astype(wide[0].dtype), logits)
+        factor = classes.fill_masked(where, factor)
+    terms = weighted(factor, cross_entropy_of_logits(*wide, jnp.ones([1] * logits.ndim, wide[0].dtype)))
+    return reduce_losses(classes.sum(terms) / classes.count(logits), None, where, reduction)
 
 
 def _probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
     (wide,) = widened(array)
-    valid = hide(where, (wide >= 0) & (wide <= 1), True)
+    valid = fill_masked(where, (wide >= 0) & (wide <= 1), True)
     return checked(array, valid, f"{name}: expected probabilities in [0, 1]")
 
 
@@ -296,15 +248,12 @@ _SMALLEST_VARIANCE = float(np.float32(1e-12))
 def _variance(probs: jax.Array) -> jax.Array:
     """Returns probs · (1 - probs), bounded from below; NaN outside [0, 1]."""
     variance = probs * (1 - probs)
-    return jnp.where(variance < 0, jnp.nan, jnp.maximum(variance, _SMALLEST_VARIANCE))
+    return jnp.maximum(variance, _SMALLEST_VARIANCE) * one_or_nan(variance >= 0, variance.dtype)
 
 
 def _logs(probs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns log(probs) and log(1 - probs), bounded as in PyTorch: nothing costs more than 100."""
-    # As accurate as log1p, and faster: what rounding takes from 1 - probs comes back at first order.
-    others = 1 - probs
-    lost = jnp.where(probs < 0.5, ((1 - others) - probs) / others, 0)
-    return jnp.maximum(log(probs), -100), jnp.maximum(log(others) + lost, -100)
+    return jnp.maximum(jnp.log(probs), -100), jnp.maximum(jnp.log1p(-probs), -100)
 
 
 @derivatives(lambda probs: -1 / _variance(probs))
@@ -314,7 +263,7 @@ def _log_odds_against(probs: jax.Array) -> jax.Array:
 
 
 def _where_probability(targets: jax.Array, values: jax.Array) -> jax.Array:
-    return jnp.where((targets >= 0) & (targets <= 1), values, jnp.nan)
+    return values * one_or_nan((targets >= 0) & (targets <= 1), values.dtype)
 
 
 def _curvature(probs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -338,66 +287,15 @@ def _from_probs(probs: jax.Array, targets: jax.Array) -> jax.Array:
     return _where_probability(targets, (targets - 1) * log_of_others - targets * log_of_probs)
 
 
-def _curve(logits: jax.Array) -> jax.Array:
-    """Returns log(1 + exp(-|logits|)), by which softplus exceeds max(logits, 0)."""
-    return log1p_of_fraction(jnp.exp(-jnp.abs(logits)))
-
-
-def _sigmoid_slope(logits: jax.Array) -> jax.Array:
-    odds = jnp.exp(-jnp.abs(logits))  # differentiated at 0 as on one side, which is right: the slope is even
-    return odds / (1 + odds) ** 2
-
-
-@derivatives(_sigmoid_slope)
-def _sigmoid(logits: jax.Array) -> jax.Array:
-    """The sigmoid, in whose slope nothing cancels as in sigmoid · (1 - sigmoid)."""
-    return jax.nn.sigmoid(logits)
-
-
-@derivatives(_sigmoid)
-def _softplus(logits: jax.Array) -> jax.Array:
-    return in_one_loop(jnp.maximum(logits, 0) + _curve(logits))  # else slow if summed outside
-
-
-@derivatives(
-    lambda logits, factor: -factor * _sigmoid(-logits) - _sigmoid(logits),
-    lambda logits, factor: _softplus(-logits),
-)
-def _excess_of_yes(logits: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns factor · softplus(-logits) - softplus(logits): by how much a yes costs more than a no."""
-    wrong = product(factor, jnp.maximum(-logits, 0)) - jnp.maximum(logits, 0)
-    return wrong + (factor - 1) * _curve(logits)
-
-
-def _slope(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
-    """(1 - targets) · sigmoid(logits) - factor · targets · sigmoid(-logits), in which nothing cancels."""
-    no, yes, odds = 1 - targets, factor * targets, jnp.exp(-jnp.abs(logits))
-    return jnp.where(logits >= 0, no - yes * odds, no * odds - yes) / (1 + odds)
-
-
-@derivatives(
-    _slope,
-    lambda logits, targets, factor: _excess_of_yes(logits, factor),
-    lambda logits, targets, factor: product(targets, _softplus(-logits)),
-)
-def _from_logits(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
-    """(1 - targets) · softplus(logits) + factor · targets · softplus(-logits)."""
-    # What has no weight adds nothing, infinite as it may be.
-    no, yes = 1 - targets, factor * targets
-    wrong_yes = jnp.where(no == 0, 0, no * jnp.maximum(logits, 0))
-    wrong_no = jnp.where(yes == 0, 0, yes * jnp.maximum(-logits, 0))
-    return in_one_loop(wrong_yes + wrong_no + (no + yes) * _curve(logits))  # else slow if summed outside
-
-
 def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
-    return _sigmoid(-sign_or_nan(targets) * scores)
+    return sigmoid(-sign_or_nan(targets) * scores)
 
 
 @derivatives(
     lambda scores, targets: -targets * _wrongness(scores, targets),
-    lambda scores, targets: product(
+    lambda scores, targets: weighted(
         jnp.where(scores < 0, 1, -1) * _wrongness(scores, targets), jnp.abs(scores)
     ),
 )
 def _soft_margin(scores: jax.Array, targets: jax.Array) -> jax.Array:
-    return _softplus(-sign_or_nan(targets) * scores)
+    return softplus(-sign_or_nan(targets) * scores)

@@ -1,37 +1,33 @@
 """Losses over classes: one right class, or one distribution over the classes, at each position."""
 
-import functools
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, as_array, class_axis, hide, mask, values, widened, without
-from jaxloss._core.checks import checked
+from jaxloss._core.arguments import agree, as_array, fill_masked, mask, widened
+from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import (
-    SIMPLE,
     ClassAxis,
     Labels,
-    capped,
     class_labels,
-    log_sum_exp,
-    pick,
+    log_normalizer,
     refuse_ignored_probabilities,
     smoothed,
-    sum_of,
+    soft_capped,
+    take_class_in_pass,
     weight_of_classes,
     with_z_loss,
 )
 from jaxloss._core.decorator import compiled, fraction, not_negative, positive_and_finite
-from jaxloss._core.derivatives import derivatives, product
-from jaxloss._core.logarithms import log
-from jaxloss._core.reduction import BatchReduction, Reduction, reduce_each, reduce_weighted
+from jaxloss._core.derivatives import derivatives, weighted
+from jaxloss._core.reduction import BatchReduction, Reduction, reduce_elementwise, reduce_losses
 
 
 @compiled(
     static=("axis", "ignore_index", "label_smoothing", "reduction", "axis_name"),
     domains={"label_smoothing": fraction, "z_loss": not_negative, "soft_cap": positive_and_finite},
-    indices=("targets",),
 )
 def cross_entropy(
     logits: ArrayLike,
@@ -47,56 +43,30 @@ def cross_entropy(
     reduction: Reduction = "mean",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Measures how surprised the model is by the right class: softmax cross-entropy of raw scores.
+    """Softmax cross-entropy between logits and class labels or probabilities.
 
-    With p = softmax(logits) over the C classes, a position has
+    With p = softmax(logits) over C classes and label smoothing s,
 
-        loss = weight[y] · -log p[y]              for the class label y
-        loss = Σ_c weight[c] · t[c] · -log p[c]   for the class probabilities t
-
-    Label smoothing s mixes in the uniform distribution. The two become
-
-        loss = (1 - s) · weight[y] · -log p[y] + s / C · Σ_c weight[c] · -log p[c]
-        loss = Σ_c weight[c] · ((1 - s) · t[c] + s / C) · -log p[c]
-
-    `z_loss` adds z_loss · logsumexp(logits)² to that, unweighted. With `soft_cap` every logit x is
-    soft_cap · tanh(x / soft_cap) first.
+        loss = (1 - s) · weight[y] · -log p[y] + s / C · Σ_c weight[c] · -log p[c]    for a label y
+        loss = Σ_c weight[c] · ((1 - s) · t[c] + s / C) · -log p[c]                   for probabilities t
 
     Args:
-        logits: Raw scores, real numbers of any shape that has a class axis.
-        targets: Integer class labels in [0, C), of the shape of `logits` without the class axis; or floating
-            class probabilities, of the shape of `logits`.
-        axis: The class axis of `logits`, and of probabilities.
-        weight: How much each class counts, shape (C,). Default: 1 each.
-        ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
-        label_smoothing: The share s of the uniform distribution, a Python number in [0, 1].
-        z_loss: How much the squared logarithm of the softmax's denominator counts, a number >= 0. It keeps
-            logits from drifting away from 0. Traced: it can be scheduled without compiling again.
-        soft_cap: The bound on the size of logits, a finite number > 0, traced. Default: none.
-        where: Boolean mask, broadcast to the shape of `logits` without the class axis. What lies behind False
-            has no influence on value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean", "sum", "none" for the loss of each position, or "sum_and_weight" for a pair with
-            mean = sum / weight, which adds up over micro-batches and devices to the exact mean. For labels,
-            weight is Σ weight[y] over the positions that are neither ignored nor masked. For probabilities it
-            is the number of positions that are not masked.
-        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the class axis is split. Then
-            `logits`, `weight` and probabilities are this device's slices; labels still count over all C
-            classes.
+        logits: Raw scores, any shape with a class axis.
+        targets: Integer class labels in [0, C), of the shape of `logits` without the class axis; or
+            floating-point class probabilities, of the shape of `logits`.
+        axis: Class axis of `logits`, and of probabilities.
+        weight: Weight of each class, shape (C,). Default: 1.
+        ignore_index: Label of positions to leave out, any integer; negative if targets are probabilities.
+        label_smoothing: Share s of the uniform distribution, a static number in [0, 1].
+        z_loss: Number >= 0. Adds z_loss · logsumexp(logits)², which keeps logits near 0. Not in PyTorch.
+        soft_cap: Finite c > 0. Replaces logits by c · tanh(logits / c). Default: none. Not in PyTorch.
+        where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
+        reduction: "mean", "sum", "none" or "sum_and_weight". The mean divides by Σ weight[y] over the
+            labels that are not ignored; for probabilities, by the number of positions.
+        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `logits` without the class axis for "none",
-        two scalars for "sum_and_weight". The dtype is float32, or float64 where logits or probabilities are;
-        the unit is nats. A label that is neither a class nor `ignore_index` gives NaN in the value and in the
-        gradient, and an error under `jax.experimental.checkify`. Where the weight is 0, as when every
-        position is ignored, the mean is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `where` is not boolean, `targets` are boolean,
-            or an option that Python must know while tracing (`axis`, `ignore_index`, `label_smoothing`,
-            `reduction`, `axis_name`) is an array.
-        ValueError: The shapes do not fit, `label_smoothing` is outside [0, 1], `z_loss` is a negative number,
-            `soft_cap` is a number <= 0, `ignore_index` is not negative and targets are probabilities, or the
-            reduction is unknown.
+        A scalar, or an array of the shape of `logits` without the class axis for "none"; in nats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,64 +77,29 @@ def cross_entropy(
         Array(0.4076, dtype=float32)
 
     Differences from PyTorch:
-        * The class axis is the last; PyTorch's (N, C, d1, ...) is `axis=1`.
-        * A label out of range is NaN, or an error under checkify, where PyTorch raises.
-        * Logits of -inf with target probability or class weight 0 add 0, where PyTorch gives NaN.
-        * At ignored positions the gradient is 0 whatever the logits are, where PyTorch hands NaN on. Where
-          the weight of the labels is 0, PyTorch's gradient of the mean is NaN unless every label is ignored.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Labels may have any integer dtype. The loss of labels has a derivative in `weight`, too.
-        * `z_loss` and `soft_cap` are new.
+        * A class of weight or probability 0 contributes 0 even if its logit is -inf, and ignored positions
+          have gradient 0 even if their logits are NaN; PyTorch gives NaN.
 
     Source:
-        C. Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision, for label
-        smoothing. A. Chowdhery et al. (2022), PaLM, for the z-loss. Gemma Team (2024), Gemma 2, for the cap.
-        PyTorch documentation: torch.nn.CrossEntropyLoss, torch.nn.functional.cross_entropy.
+        Label smoothing: C. Szegedy et al. (2016). z-loss: PaLM (2022). Soft cap: Gemma 2 (2024). PyTorch
+        documentation: torch.nn.CrossEntropyLoss, torch.nn.functional.cross_entropy.
     """
-    given, targets = as_array("logits", logits), as_array("targets", targets)
-    are_soft = jnp.issubdtype(targets.dtype, jnp.floating)
-    (wide, *_) = widened(given, targets) if are_soft else widened(given)
-    classes = ClassAxis(class_axis(axis, "logits", wide.shape), axis_name)
-    where = mask(where, without(wide.shape, classes.position))
+    logits, targets = as_array("logits", logits), as_array("targets", targets)
+    classes = ClassAxis.of(axis, axis_name, "logits", logits)
+    where = classes.mask(where, logits)
     if weight is not None:
-        weight = as_array("weight", weight).astype(wide.dtype)  # once, and the gradient is rounded once
-    labels = None if are_soft else class_labels(targets, "logits", wide, classes, weight, ignore_index, where)
-    # What is ignored must not reach a derivative of the cap either.
-    kept = where if labels is None or soft_cap is None else labels.kept
-    logits = capped(classes.hide(kept, wide), soft_cap)
-    are_stored = soft_cap is None and given.dtype.itemsize >= 4
-    norm_of = functools.partial(log_sum_exp, classes=classes, are_stored=are_stored and kept is None)
-    shift, count = classes.max(logits), classes.count(logits)
-    if labels is None:
-        _refuse_no_probabilities(targets, logits, ignore_index)
-        log_norm = norm_of(logits, shift, where)
-
-        def loss(*arrays: jax.Array) -> jax.Array:  # of some of the classes
-            logits, probs, weight, shift, log_norm, penalty = widened(*arrays)
-            if label_smoothing:
-                probs = (1 - label_smoothing) * probs + label_smoothing / count
-            return _weighted(weight, probs, log_norm - (logits - shift)) + penalty
-
-        penalty = with_z_loss(jnp.zeros_like(shift), z_loss, log_norm + shift) / count
-        of_classes = weight_of_classes(weight, logits, classes).astype(logits.dtype)
-        of_positions = [classes.expand(array) for array in (shift, log_norm, penalty)]
-        return reduce_each(
-            loss,
-            [wide if soft_cap is None else logits, targets, of_classes, *of_positions],
-            where=where,
-            reduction=reduction,
-            classes=classes,
-            are_stored=are_stored,
-        )
-    # Nor one of second order, or of another option.
-    shift = hide(labels.kept, shift)
-    log_norm = hide(labels.kept, norm_of(logits, shift, labels.kept))
-    losses = _hard_losses(logits, labels, classes, weight, label_smoothing, shift, log_norm)
-    losses = with_z_loss(losses, z_loss, log_norm + shift)
-    return reduce_weighted(losses, labels.weight, labels.kept, reduction)
+        (weight,) = widened(as_array("weight", weight))  # once, and its gradient is rounded once
+    options = (weight, label_smoothing, z_loss, soft_cap)
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        refuse_ignored_probabilities(ignore_index, targets)
+        losses = _soft_losses(logits, targets, classes, where, *options)
+        return reduce_losses(losses, None, where, reduction)
+    labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
+    losses = _hard_losses(logits, labels, classes, *options)
+    return reduce_losses(losses, labels.weight, labels.valid, reduction)
 
 
-@compiled(static=("axis", "ignore_index", "reduction", "axis_name"), indices=("targets",))
+@compiled(static=("axis", "ignore_index", "reduction", "axis_name"))
 def nll_loss(
     log_probs: ArrayLike,
     targets: ArrayLike,
@@ -176,38 +111,23 @@ def nll_loss(
     reduction: Reduction = "mean",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Measures how surprised the model is by the right class: negative log-likelihood.
+    """Negative log-likelihood of class labels, from log-probabilities.
 
-    loss = weight[y] · -log_probs[y] at a position with class label y. `cross_entropy` does the same from raw
-    scores; prefer it where they are at hand.
+    loss = weight[y] · -log_probs[y] at a position with label y. Given logits, use `cross_entropy`.
 
     Args:
-        log_probs: Log-probabilities such as `jax.nn.log_softmax` gives, of any shape that has a class axis.
-            They are taken as they are, and not normalised.
+        log_probs: Log-probabilities, as from `jax.nn.log_softmax`, any shape with a class axis.
         targets: Integer class labels in [0, C), of the shape of `log_probs` without the class axis.
-        axis: The class axis of `log_probs`.
-        weight: How much each of the C classes counts, shape (C,). Default: 1 each.
-        ignore_index: The label of positions to leave out, as with a mask. It need not be a class.
-        where: Boolean mask, broadcast to the shape of `targets`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / Σ weight[y] over the positions that are neither ignored nor masked,
-            "sum", "none" for the loss of each position, or "sum_and_weight" for the pair (Σ loss,
-            Σ weight[y]), which adds up over micro-batches and devices to the exact mean.
-        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the class axis is split. Then
-            `log_probs` and `weight` are this device's slices; labels still count over all C classes.
+        axis: Class axis of `log_probs`.
+        weight: Weight of each class, shape (C,). Default: 1.
+        ignore_index: Label of positions to leave out, any integer.
+        where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
+        reduction: "mean" (divides by Σ weight[y] over the labels that are not ignored), "sum", "none" or
+            "sum_and_weight".
+        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `targets` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where `log_probs` are; the unit is nats. A label
-        that is neither a class nor `ignore_index` gives NaN in the value and in the gradient, and an error
-        under `jax.experimental.checkify`. Where Σ weight[y] is 0, as when every position is ignored, the mean
-        is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `targets` are not integers, `where` is not
-            boolean, or an option that Python must know while tracing (`axis`, `ignore_index`, `reduction`,
-            `axis_name`) is an array.
-        ValueError: The shapes do not fit, or the reduction is unknown.
+        A scalar, or an array of the shape of `targets` for "none"; in nats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -217,31 +137,20 @@ def nll_loss(
         Array(0.4581, dtype=float32)
 
     Differences from PyTorch:
-        * The class axis is the last; PyTorch's (N, C, d1, ...) is `axis=1`.
-        * A label out of range is NaN, or an error under checkify, where PyTorch raises.
-        * A log-probability of -inf whose class has weight 0 adds 0, where PyTorch gives NaN.
-        * Where Σ weight[y] is 0, PyTorch's gradient of the mean is NaN unless every label is ignored.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Labels may have any integer dtype. The loss has a derivative in `weight`, too.
+        * A log-probability of -inf whose class has weight 0 contributes 0; PyTorch gives NaN.
 
     Source:
         PyTorch documentation: torch.nn.NLLLoss, torch.nn.functional.nll_loss.
     """
-    (log_probs,) = values(log_probs=log_probs)
-    classes = ClassAxis(class_axis(axis, "log_probs", log_probs.shape), axis_name)
-    where = mask(where, without(log_probs.shape, classes.position))
-    log_probs = classes.hide(where, log_probs)
+    log_probs, targets = as_array("log_probs", log_probs), as_array("targets", targets)
+    classes = ClassAxis.of(axis, axis_name, "log_probs", log_probs)
     labels = class_labels(
-        as_array("targets", targets),
-        "log_probs",
-        log_probs,
-        classes,
-        weight,
-        ignore_index,
-        where,
+        targets, "log_probs", log_probs, classes, weight, ignore_index, classes.mask(where, log_probs)
     )
-    losses = product(labels.weight, -hide(labels.kept, pick(log_probs, labels.classes, classes)))
-    return reduce_weighted(losses, labels.weight, labels.kept, reduction)
+    log_probs = classes.fill_masked(labels.valid, log_probs)
+    (wide,) = widened(log_probs)
+    losses = weighted(labels.weight, -take_class_in_pass(wide, labels.classes, classes, log_probs))
+    return reduce_losses(losses, labels.weight, labels.valid, reduction)
 
 
 @compiled(static=("log_target", "reduction"))
@@ -253,37 +162,25 @@ def kl_div(
     where: ArrayLike | None = None,
     reduction: BatchReduction = "mean",
 ) -> jax.Array:
-    """Measures how far predicted distributions are from the target ones: Kullback-Leibler divergence.
+    """Kullback-Leibler divergence between target and predicted distributions.
 
-        loss = targets · (log(targets) - log_probs)
+        loss = targets · (log(targets) - log_probs)   for each class
         loss = exp(targets) · (targets - log_probs)   with log_target=True
 
-    for each class. The divergence is the sum over the classes, so that its mean over a batch of rows is
-    `reduction="batchmean"`; "mean" also divides by the number of classes.
+    The divergence of a distribution is the sum over its classes, so the mean over a batch of shape (N, C)
+    is `reduction="batchmean"`; "mean" also divides by C.
 
     Args:
-        log_probs: Log-probabilities such as `jax.nn.log_softmax` gives, of any shape. They are taken as they
-            are, and not normalised.
-        targets: The target probabilities >= 0, or their logarithms with `log_target=True`; of the shape of
-            `log_probs`.
-        log_target: Whether `targets` are logarithms of the probabilities.
-        where: Boolean mask, broadcast to the shape of `log_probs`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the means.
-        reduction: "mean" for Σ loss / number of elements, "batchmean" for Σ loss / size of the first axis,
-            which counts the rows that the mask does not empty, "sum", "none" for the loss of each element, or
-            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
-            devices to the exact mean.
+        log_probs: Log-probabilities, as from `jax.nn.log_softmax`, any shape. Not normalized here.
+        targets: Probabilities >= 0, or log-probabilities with `log_target=True`, of the shape of
+            `log_probs`. Negative probabilities give NaN.
+        log_target: Whether `targets` are log-probabilities.
+        where: Mask, broadcast to the shape of `log_probs`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements), "batchmean" (by the size of the first axis,
+            without rows that are fully masked), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean", "batchmean" and "sum", an array of the shape of `log_probs` for "none", two
-        scalars for "sum_and_weight". The dtype is float32, or float64 where log_probs or targets are; the
-        unit is nats. A negative target probability gives NaN in the value and in the gradient, and an error
-        under `jax.experimental.checkify`. The mean over no element is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
-        ValueError: `log_probs` and `targets` differ in shape, `where` does not broadcast to that shape, or
-            the reduction is unknown.
+        A scalar, or an array of the shape of `log_probs` for "none"; in nats.
 
     Example:
         >>> import jax.numpy as jnp
@@ -294,14 +191,10 @@ def kl_div(
         Array(0.2256, dtype=float32)
 
     Differences from PyTorch:
-        * A target probability of 0 costs 0 even where the log-probability is -inf, also as a logarithm of
-          -inf, where PyTorch gives NaN.
-        * The gradient in a target probability of 0 is its limit, -∞, or ∞ where the log-probability is -inf,
-          and in a target logarithm of -inf it is 0, where PyTorch gives NaN.
-        * A negative target probability has gradient NaN and not only value NaN.
-        * Log-probabilities and targets never broadcast against each other: (3, 1) with (3,) is an error.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * "mean" does not warn.
+        * A target of probability 0 has loss 0, even if its log-probability is -inf; PyTorch gives NaN.
+        * The gradient with respect to a target of probability 0 is its limit; PyTorch gives NaN. It is 0
+          for a log-probability of -inf, else -∞, or ∞ if `log_probs` is -inf.
+        * A negative target probability also has gradient NaN. "mean" does not warn.
 
     Source:
         S. Kullback and R. A. Leibler (1951), On Information and Sufficiency. PyTorch documentation:
@@ -310,10 +203,15 @@ def kl_div(
     log_probs, targets = agree(log_probs=log_probs, targets=targets)
     if not log_target:
         (wide,) = widened(targets)
-        valid = hide(mask(where, targets.shape), wide >= 0, True)
+        valid = fill_masked(mask(where, targets), wide >= 0, True)
         targets = checked(targets, valid, "targets: expected probabilities >= 0")
-    loss = _divergence_of_logs if log_target else _divergence
-    return reduce_each(loss, [log_probs, targets], where=where, reduction=reduction, words=BatchReduction)
+    return reduce_elementwise(
+        _divergence_of_logs if log_target else _divergence,
+        [log_probs, targets],
+        where=where,
+        reduction=reduction,
+        words=BatchReduction,
+    )
 
 
 def _hard_losses(
@@ -322,60 +220,65 @@ def _hard_losses(
     classes: ClassAxis,
     weight: ArrayLike | None,
     label_smoothing: float,
-    shift: jax.Array,
-    log_norm: jax.Array,
+    z_loss: ArrayLike,
+    soft_cap: ArrayLike | None,
 ) -> jax.Array:
-    """Returns weight[y] · -log p[y] at each position, mixed with Σ weight · -log p where it is smoothed."""
-    picked = hide(labels.kept, pick(logits, labels.classes, classes))
-    losses = product(labels.weight, log_norm - (picked - shift))
-    if not label_smoothing:
-        return losses
-    surprises = _sum_of_surprise(logits, labels.kept, classes, weight, shift, log_norm)
-    return smoothed(losses, surprises, label_smoothing, classes.count(logits))
+    """Returns weight[y] · -log p[y], smoothed with Σ weight · -log p, plus the z-loss."""
+    logits = classes.fill_masked(labels.valid, logits)
+    (wide,) = widened(logits)
+    wide = soft_capped(wide, soft_cap)
+    shift = classes.max(wide)
+    log_norm = log_normalizer(wide, shift, classes)
+    own = take_class_in_pass(wide, labels.classes, classes, logits if soft_cap is None else wide)
+    losses = weighted(labels.weight, log_norm - (own - shift))
+    if label_smoothing:
+        if weight is None:
+            uniform = classes.sum(classes.expand(shift) - wide) + classes.count(wide) * log_norm
+        else:
+            of_classes = weight_of_classes(weight, wide, classes).astype(wide.dtype)
+            below = classes.sum(weighted(of_classes, classes.expand(shift) - wide))
+            uniform = below + weighted(classes.sum(of_classes), log_norm)
+        losses = smoothed(losses, uniform, label_smoothing, classes.count(wide))
+    return with_z_loss(losses, z_loss, log_norm + shift)
+
+
+def _soft_losses(
+    logits: jax.Array,
+    probs: jax.Array,
+    classes: ClassAxis,
+    where: jax.Array | None,
+    weight: ArrayLike | None,
+    label_smoothing: float,
+    z_loss: ArrayLike,
+    soft_cap: ArrayLike | None,
+) -> jax.Array:
+    """Returns Σ weight · probs · -log p with smoothed probs, plus the z-loss."""
+    if probs.shape != logits.shape:
+        raise ValueError(
+            "floating targets are class probabilities and must have the shape of logits, got "
+            f"targets {probs.shape} and logits {logits.shape}; class indices must be integers"
+        )
+    logits, probs = (classes.fill_masked(where, array) for array in agree(logits=logits, targets=probs))
+    wide, probs = widened(logits, probs)
+    wide = soft_capped(wide, soft_cap)
+    if label_smoothing:
+        probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(wide)
+    shift = classes.max(wide)
+    log_norm = log_normalizer(wide, shift, classes)
+    surprise = classes.expand(log_norm) - (wide - classes.expand(shift))
+    of_classes = weight_of_classes(weight, wide, classes).astype(wide.dtype)
+    losses = classes.sum(_weighted_twice(of_classes, probs, surprise))
+    return with_z_loss(losses, z_loss, log_norm + shift)
 
 
 @derivatives(
-    lambda weight, probs, surprise: product(probs, surprise),
-    lambda weight, probs, surprise: product(weight, surprise),
+    lambda weight, probs, surprise: weighted(probs, surprise),
+    lambda weight, probs, surprise: weighted(weight, surprise),
     lambda weight, probs, surprise: weight * probs,
 )
-def _weighted(weight: jax.Array, probs: jax.Array, surprise: jax.Array) -> jax.Array:
-    """Returns weight · probs · surprise, to which an impossible class without either adds nothing."""
-    return product(weight * probs, surprise)
-
-
-def _sum_of_surprise(
-    logits: jax.Array,
-    kept: jax.Array,
-    classes: ClassAxis,
-    weight: ArrayLike | None,
-    shift: jax.Array,
-    log_norm: jax.Array,
-) -> jax.Array:
-    """Returns Σ weight · -log p over the classes, to which the norm adds the same for each."""
-    scores = logits, classes.expand(shift)
-    if weight is None:
-        below = sum_of(lambda logits, shift: shift - logits, scores, classes, SIMPLE)
-        return below + classes.count(logits) * log_norm
-    weight = weight_of_classes(weight, logits, classes).astype(logits.dtype)
-    below = sum_of(_weighted_difference, (*scores, weight, classes.expand(kept)), classes, SIMPLE)
-    return below + product(classes.sum(weight), log_norm)
-
-
-def _weighted_difference(
-    logits: jax.Array, shift: jax.Array, weight: jax.Array, kept: jax.Array
-) -> jax.Array:
-    return product(weight, hide(kept, shift - logits))
-
-
-def _refuse_no_probabilities(targets: jax.Array, logits: jax.Array, ignore_index: int) -> None:
-    """Refuses floating targets that are no distribution at each position."""
-    refuse_ignored_probabilities(ignore_index, targets)
-    if targets.shape != logits.shape:
-        raise ValueError(
-            "floating targets are class probabilities and must have the shape of logits, got "
-            f"targets {targets.shape} and logits {logits.shape}; class indices must be integers"
-        )
+def _weighted_twice(weight: jax.Array, probs: jax.Array, surprise: jax.Array) -> jax.Array:
+    """Returns weight · probs · surprise, where an infinite surprise without weight or probability is 0."""
+    return weighted(weight * probs, surprise)
 
 
 def _excess(probs: jax.Array, true_log: jax.Array, log_probs: jax.Array) -> jax.Array:
@@ -384,21 +287,18 @@ def _excess(probs: jax.Array, true_log: jax.Array, log_probs: jax.Array) -> jax.
 
 
 def _divergence_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
-    slope = 1 + log(targets) - log_probs
+    slope = 1 + jnp.log(targets) - log_probs
     slope = jnp.where((targets == 0) & (log_probs == -jnp.inf), jnp.inf, slope)
     return slope * _validity(targets)
 
 
 def _validity(targets: jax.Array) -> jax.Array:
-    return jnp.where(targets < 0, jnp.nan, 1)
+    return one_or_nan(~(targets < 0), targets.dtype)
 
 
-@derivatives(
-    lambda log_probs, targets: -targets * _validity(targets),
-    _divergence_slope,
-)
+@derivatives(lambda log_probs, targets: -targets * _validity(targets), _divergence_slope)
 def _divergence(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
-    return _excess(targets, log(targets), log_probs)
+    return _excess(targets, jnp.log(targets), log_probs)
 
 
 def _divergence_of_logs_slope(log_probs: jax.Array, targets: jax.Array) -> jax.Array:

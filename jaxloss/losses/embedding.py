@@ -1,29 +1,132 @@
 """Losses on embeddings, on their distances, and on the order of scores."""
 
-import functools
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import (
     agree,
-    arithmetic_dtype,
     as_array,
-    hide,
+    canonical_axis,
+    fill_masked,
+    laid_out_as,
     mask,
-    of_one_dtype,
     values,
     widened,
 )
+from jaxloss._core.checks import one_or_nan
 from jaxloss._core.decorator import compiled, finite, not_negative, positive
-from jaxloss._core.derivatives import checked_signs, derivatives, sign_or_nan
-from jaxloss._core.distances import distances, pairwise_distance, smoothed_cosine
-from jaxloss._core.reduction import Reduction, reduce_each, reduce_weighted
+from jaxloss._core.derivatives import (
+    absolute,
+    checked_signs,
+    clamped_at_zero,
+    derivatives,
+    power,
+    sign_or_nan,
+    square_root,
+)
+from jaxloss._core.reduction import Reduction, reduce_elementwise, reduce_losses
 
 Distance = Callable[[jax.Array, jax.Array], jax.Array]
+
+# PyTorch smooths the squared lengths with a float32 constant, in every dtype.
+_SMOOTHING = float(np.float32(1e-12))
+
+
+@compiled(static=("p", "keepdim", "axis"), domains={"p": not_negative, "eps": not_negative})
+def pairwise_distance(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    *,
+    p: float = 2.0,
+    eps: ArrayLike = 1e-6,
+    keepdim: bool = False,
+    axis: int = -1,
+) -> jax.Array:
+    """Distance between pairs of vectors under a p-norm.
+
+    distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1/p) along `axis`: the maximum for p = ∞, the
+    number of nonzero components for p = 0. For equal vectors or components, possible with eps = 0, the
+    gradient is 0; for equal vectors the second derivatives are, too.
+
+    Args:
+        x1: Vectors along one axis of an array of any shape.
+        x2: The other vector of each pair, of the shape of `x1`.
+        p: Order of the norm, a static number >= 0 or infinity.
+        eps: Number >= 0 that is added to each component of the difference.
+        keepdim: Whether to keep the reduced axis with size 1.
+        axis: Axis of the vectors.
+
+    Returns:
+        The distances, of the shape of `x1` without `axis`, or with size 1 there if `keepdim`; in the unit
+        of the vectors, or a count for p = 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> x1, x2 = jnp.array([[0.0, 0.0], [1.0, 1.0]]), jnp.array([[3.0, 4.0], [1.0, 2.0]])
+        >>> jaxloss.pairwise_distance(x1, x2, eps=0)
+        Array([5., 1.], dtype=float32)
+
+    Differences from PyTorch:
+        * x1 and x2 never broadcast; for all pairs, use
+          `jax.vmap(lambda x: jax.vmap(lambda y: pairwise_distance(x, y))(x2))(x1)`.
+        * `axis` is an addition.
+        * With p other than 0, 1, 2 and ∞, powers neither overflow nor underflow.
+
+    Source:
+        PyTorch documentation: torch.nn.PairwiseDistance, torch.nn.functional.pairwise_distance.
+    """
+    x1, x2 = agree(x1=x1, x2=x2)
+    axis = canonical_axis(axis, "x1", x1.shape)
+    x1, x2 = widened(x1, x2)
+    distance = _norm(x1 - x2 + jnp.asarray(eps, x1.dtype), p, axis)
+    return jnp.expand_dims(distance, axis) if keepdim else distance
+
+
+@compiled(static=("axis",), domains={"eps": not_negative})
+def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: ArrayLike = 1e-8) -> jax.Array:
+    """Cosine similarity between pairs of vectors.
+
+    similarity = x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps)) along `axis`
+
+    It is 0 if a vector is 0, unless `eps` is 0, too. As in PyTorch, derivatives ignore the two bounds.
+
+    Args:
+        x1: Vectors along one axis of an array of any shape.
+        x2: The other vector of each pair, of the shape of `x1`.
+        axis: Axis of the vectors.
+        eps: Lower bound on the norms in the denominator, a number >= 0 in the unit of the vectors.
+
+    Returns:
+        The similarities, in [-1, 1] up to rounding, of the shape of `x1` without `axis`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> x1, x2 = jnp.array([[3.0, 0.0], [3.0, 4.0]]), jnp.array([[0.0, 2.0], [2.0, 0.0]])
+        >>> jaxloss.cosine_similarity(x1, x2)
+        Array([0. , 0.6], dtype=float32)
+
+    Differences from PyTorch:
+        * The default axis is the last; PyTorch's is `axis=1`.
+        * x1 and x2 never broadcast; for all pairs, use
+          `jax.vmap(lambda x: jax.vmap(lambda y: cosine_similarity(x, y))(x2))(x1)`.
+
+    Source:
+        PyTorch documentation: torch.nn.CosineSimilarity, torch.nn.functional.cosine_similarity.
+    """
+    x1, x2 = agree(x1=x1, x2=x2)
+    axis = canonical_axis(axis, "x1", x1.shape)
+    inner, *squares = _inner_products(*widened(x1, x2), axis)
+    lengths = [_clamped(square_root(square), jnp.asarray(eps, square.dtype)) for square in squares]
+    return inner / (lengths[0] * lengths[1])
 
 
 @compiled(static=("reduction",), domains={"margin": finite})
@@ -35,32 +138,20 @@ def hinge_embedding_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Draws what is alike together, and pushes what is not apart up to a margin.
+    """Hinge embedding loss on distances between similar and dissimilar pairs.
 
-    loss = distances                    where targets = 1, for pairs that are alike
-    loss = max(0, margin - distances)   where targets = -1, of slope -1 in the distance at the margin, too
+        loss = distances                    where targets = 1 (similar)
+        loss = max(0, margin - distances)   where targets = -1 (dissimilar), with slope -1 at the margin
 
     Args:
-        distances: How far apart the two of each pair are, of any shape, such as from `pairwise_distance`.
-        targets: 1 for pairs that are alike and -1 for others, of the shape of `distances`.
-        margin: The distance at which pairs that are not alike are far enough apart, a number. Traced: it can
-            be scheduled, learned or swept without compiling again.
-        where: Boolean mask, broadcast to the shape of `distances`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of elements, "sum", "none" for the loss of each element, or
-            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
-            devices to the exact mean.
+        distances: Distance of each pair, any shape, as from `pairwise_distance`.
+        targets: 1 for similar and -1 for dissimilar pairs, of the shape of `distances`.
+        margin: Distance from which dissimilar pairs have loss 0, a finite number.
+        where: Mask, broadcast to the shape of `distances`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `distances` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where distances or targets are; the unit is that of
-        `distances`. A target other than -1 and 1 gives NaN in the value and in the gradient, and an error
-        under `jax.experimental.checkify`. The mean over no element is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
-        ValueError: `distances` and `targets` differ in shape, `where` does not broadcast to that shape,
-            `margin` is a Python number that is not finite, or the reduction is unknown.
+        A scalar, or an array of the shape of `distances` for "none"; in the unit of `distances`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,17 +161,16 @@ def hinge_embedding_loss(
         Array([0.5 , 0.75, 0.  ], dtype=float32)
 
     Differences from PyTorch:
-        * Distances and targets never broadcast against each other: (3, 1) with (3,) is an error.
-        * A target other than -1 and 1 is NaN, or an error under checkify, where PyTorch adds both losses.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may be integers. The loss has a derivative in `margin`.
+        * Targets other than -1 and 1 give NaN; PyTorch adds both terms.
 
     Source:
         PyTorch documentation: torch.nn.HingeEmbeddingLoss, torch.nn.functional.hinge_embedding_loss.
     """
     distances, targets = agree(distances=distances, targets=targets)
-    targets = checked_signs(targets, mask(where, targets.shape))
-    return reduce_each(_hinge_embedding, [distances, targets], [margin], where=where, reduction=reduction)
+    targets = checked_signs(targets, mask(where, targets))
+    return reduce_elementwise(
+        _hinge_embedding, [distances, targets], [margin], where=where, reduction=reduction
+    )
 
 
 @compiled(static=("reduction",), domains={"margin": finite})
@@ -93,33 +183,21 @@ def margin_ranking_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures by how much two scores fail to be in the right order, a margin apart.
+    """Margin ranking loss on pairs of scores.
 
-    loss = max(0, margin - targets · (scores1 - scores2)), of full slope where the maximum's two are equal.
+    loss = max(0, margin - targets · (scores1 - scores2)), with full slope at the kink.
 
     Args:
-        scores1: Scores of the first of each pair, real numbers of any shape.
-        scores2: Scores of the second, of the shape of `scores1`.
-        targets: 1 where the first should score higher and -1 where the second should, of the shape of
+        scores1: Scores of the first item of each pair, any shape.
+        scores2: Scores of the second item, of the shape of `scores1`.
+        targets: 1 if the first item should score higher, -1 if the second should, of the shape of
             `scores1`.
-        margin: By how much the one should score higher than the other, a number in the unit of the scores.
-            Traced: it can be scheduled, learned or swept without compiling again.
-        where: Boolean mask, broadcast to the shape of `scores1`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of elements, "sum", "none" for the loss of each element, or
-            "sum_and_weight" for the pair (Σ loss, number of elements), which adds up over micro-batches and
-            devices to the exact mean.
+        margin: Required difference between the two scores, a finite number in their unit.
+        where: Mask, broadcast to the shape of `scores1`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `scores1` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where scores or targets are; the unit is that of
-        the scores. A target other than -1 and 1 gives NaN in the value and in the gradient, and an error
-        under `jax.experimental.checkify`. The mean over no element is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
-        ValueError: `scores1`, `scores2` and `targets` differ in shape, `where` does not broadcast to that
-            shape, `margin` is a Python number that is not finite, or the reduction is unknown.
+        A scalar, or an array of the shape of `scores1` for "none"; in the unit of the scores.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,16 +207,19 @@ def margin_ranking_loss(
         Array([0. , 2.5, 0. ], dtype=float32)
 
     Differences from PyTorch:
-        * A target other than -1 and 1 is NaN, or an error under checkify, where PyTorch multiplies by it.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may be integers. The loss has a derivative in `margin`.
+        * Targets other than -1 and 1 give NaN; PyTorch multiplies by them.
 
     Source:
         PyTorch documentation: torch.nn.MarginRankingLoss, torch.nn.functional.margin_ranking_loss.
     """
     scores1, scores2, targets = agree(scores1=scores1, scores2=scores2, targets=targets)
-    arrays = [scores1, scores2, checked_signs(targets, mask(where, targets.shape))]
-    return reduce_each(_margin_ranking, arrays, [margin], where=where, reduction=reduction)
+    return reduce_elementwise(
+        lambda scores1, scores2, targets, margin: _margin_ranking(scores1 - scores2, targets, margin),
+        [scores1, scores2, checked_signs(targets, mask(where, targets))],
+        [margin],
+        where=where,
+        reduction=reduction,
+    )
 
 
 @compiled(static=("reduction",), domains={"margin": finite})
@@ -151,38 +232,24 @@ def cosine_embedding_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Turns embeddings of what is alike towards each other, and those of what is not away from each other.
+    """Cosine embedding loss on similar and dissimilar pairs.
 
     With cos = x · y / √((‖x‖² + 1e-12) · (‖y‖² + 1e-12)) for the embeddings x and y of a pair,
 
-        loss = 1 - cos                where targets = 1, for pairs that are alike
-        loss = max(0, cos - margin)   where targets = -1, of slope 1 in the cosine at the margin, too
+        loss = 1 - cos                where targets = 1 (similar)
+        loss = max(0, cos - margin)   where targets = -1 (dissimilar), with slope 1 at the margin
 
     Args:
-        embeddings1: Embeddings of the first of each pair along the last axis: shape (N, D) for N pairs, (D,)
-            for one, or any other that ends in D.
-        embeddings2: Embeddings of the second, of the shape of `embeddings1`.
-        targets: 1 for pairs that are alike and -1 for others, of the shape of `embeddings1` without its last
-            axis: (N,), or () for one pair.
-        margin: The cosine at which pairs that are not alike are different enough, a number in [-1, 1]; 0 to
-            0.5 is usual. Traced: it can be scheduled, learned or swept without compiling again.
-        where: Boolean mask, broadcast to the shape of `targets`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of pairs, "sum", "none" for the loss of each pair, or
-            "sum_and_weight" for the pair (Σ loss, number of pairs), which adds up over micro-batches and
-            devices to the exact mean.
+        embeddings1: Embeddings of the first item of each pair, shape (..., D).
+        embeddings2: Embeddings of the second item, of the shape of `embeddings1`.
+        targets: 1 for similar and -1 for dissimilar pairs, of the shape of `embeddings1` without its last
+            axis.
+        margin: Cosine up to which dissimilar pairs have loss 0, a finite number, usually in [0, 0.5].
+        where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `targets` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where embeddings are. A target other than -1 and 1
-        gives NaN in the value and in the gradient, and an error under `jax.experimental.checkify`; so do
-        embeddings whose squared length overflows their dtype give NaN. The mean over no pair is NaN with
-        gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, or `where` is not boolean.
-        ValueError: The shapes do not fit, `margin` is a Python number that is not finite, or the reduction is
-            unknown.
+        A scalar, or an array of the shape of `targets` for "none"; without unit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -193,28 +260,31 @@ def cosine_embedding_loss(
         Array([1. , 0.6], dtype=float32)
 
     Differences from PyTorch:
-        * Embeddings and targets never broadcast. There may be any number of axes before the last.
-        * A target other than -1 and 1 is NaN, or an error under checkify, where PyTorch's loss is 0.
-        * The product of the squared lengths does not overflow. Where one of the squares does, the loss is
-          NaN, where PyTorch takes the cosine to be 0.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Targets may have any real dtype. The loss has a derivative in `margin`.
+        * There may be any number of axes before the last.
+        * Targets other than -1 and 1 give NaN; PyTorch's loss is 0.
+        * The product of the squared norms cannot overflow. If a squared norm itself overflows, the loss is
+          NaN; PyTorch's cosine is 0.
 
     Source:
         PyTorch documentation: torch.nn.CosineEmbeddingLoss, torch.nn.functional.cosine_embedding_loss.
     """
-    embeddings, where = _rows(where, embeddings1=embeddings1, embeddings2=embeddings2)
-    targets = as_array("targets", targets)
-    if targets.shape != embeddings[0].shape[:-1]:
+    embeddings, rows = _rows(where, embeddings1=embeddings1, embeddings2=embeddings2)
+    targets, shape = as_array("targets", targets), embeddings[0].shape[:-1]
+    if targets.shape != shape:
         raise ValueError(
-            f"targets must have the shape of embeddings1 without its last axis, {embeddings[0].shape[:-1]}, "
+            f"targets must have the shape of embeddings1 without its last axis, {shape}, "
             f"got shape {targets.shape}"
         )
-    targets = hide(where, checked_signs(targets, where), 1)
-    sign = sign_or_nan(lax.stop_gradient(targets).astype(arithmetic_dtype(*embeddings)))
-    agreement = sign * smoothed_cosine(embeddings[0], embeddings[1], where)
-    apart = _hinge(-agreement - jnp.asarray(margin, sign.dtype))
-    return reduce_weighted(jnp.where(sign > 0, 1 - agreement, apart), None, where, reduction)
+    targets = lax.stop_gradient(laid_out_as(embeddings[0], targets, [len(shape)]))
+    targets = fill_masked(rows, checked_signs(targets, rows), 1)
+    sign = sign_or_nan(targets.astype(embeddings[0].dtype))
+    inner, *squares = _inner_products(*embeddings, -1)
+    # Two roots: the product of the squares would overflow early.
+    agreement = sign * inner
+    for square in squares:
+        agreement = agreement / jnp.sqrt(square + _SMOOTHING)
+    apart = clamped_at_zero(-agreement - jnp.asarray(margin, sign.dtype))
+    return reduce_losses(jnp.where(sign > 0, 1 - agreement, apart), None, rows, reduction)
 
 
 @compiled(
@@ -232,42 +302,25 @@ def triplet_margin_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures whether an anchor is nearer to what is like it than to what is not, by a margin.
+    """Triplet margin loss.
 
-    With the distance d(x, y) = ‖x - y + eps‖_p of `pairwise_distance`,
-
-        loss = max(0, margin + d(anchor, positive) - d(anchor, negative))
-
-    of full slope where the maximum's two are equal. With `swap`, min(d(anchor, negative), d(positive,
-    negative)) takes the place of d(anchor, negative).
+    loss = max(0, margin + d(anchor, positive) - d(anchor, negative)), with full slope at the kink, where
+    d(x, y) = ‖x - y + eps‖_p is `pairwise_distance`. With `swap`, min(d(anchor, negative), d(positive,
+    negative)) replaces d(anchor, negative).
 
     Args:
-        anchors: Embeddings of the anchors along the last axis: shape (N, D) for N triplets, (D,) for one, or
-            any other that ends in D.
-        positives: Embeddings of what is like the anchors, of the shape of `anchors`.
-        negatives: Embeddings of what is unlike the anchors, of the shape of `anchors`.
-        margin: By how much the negative should be farther than the positive, a number > 0 in the unit of the
-            embeddings. Traced: it can be scheduled, learned or swept without compiling again.
-        p: The order of the norm, a Python number >= 0, infinity included.
-        eps: What is added to each component of a difference, a number >= 0. Traced as `margin`.
-        swap: Whether a negative that is nearer to the positive than to the anchor is measured from there.
-        where: Boolean mask, broadcast to the shape of `anchors` without its last axis. What lies behind False
-            has no influence on value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of triplets, "sum", "none" for the loss of each triplet, or
-            "sum_and_weight" for the pair (Σ loss, number of triplets), which adds up over micro-batches and
-            devices to the exact mean.
+        anchors: Embeddings of the anchors, shape (..., D).
+        positives: Embeddings of items similar to the anchors, of the shape of `anchors`.
+        negatives: Embeddings of items dissimilar to the anchors, of the shape of `anchors`.
+        margin: Required gap between the two distances, a number > 0 in the unit of the embeddings.
+        p: Order of the norm, a static number >= 0 or infinity.
+        eps: Number >= 0 that is added to each component of a difference.
+        swap: Whether to use the smaller of the two negative distances, as above.
+        where: Mask, broadcast to the shape of `anchors` without its last axis; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of triplets), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `anchors` without its last axis for "none",
-        two scalars for "sum_and_weight". The dtype is float32, or float64 where embeddings are; the unit is
-        that of the embeddings. A `margin` <= 0 or a negative `eps` that is an array gives NaN, and an error
-        under `jax.experimental.checkify`. The mean over no triplet is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `where` is not boolean, or an option that
-            Python must know while tracing (`p`, `swap`, `reduction`) is an array.
-        ValueError: `anchors`, `positives` and `negatives` differ in shape or have no axis, `where` does not
-            broadcast, an option is a Python number outside its domain, or the reduction is unknown.
+        A scalar, or an array of the shape of `anchors` without its last axis for "none"; in their unit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -279,20 +332,21 @@ def triplet_margin_loss(
         Array(1.5, dtype=float32)
 
     Differences from PyTorch:
-        * The three arrays never broadcast against each other.
         * With p other than 0, 1, 2 and ∞, powers neither overflow nor underflow.
-        * Where both distances are infinite, value and gradient are NaN; PyTorch's gradient is 0 or NaN.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * The loss has a derivative in `margin` and `eps`.
+        * If both distances are infinite, value and gradient are NaN; PyTorch's gradient is 0 or NaN.
 
     Source:
         V. Balntas et al. (2016), Learning Local Feature Descriptors with Triplets and Shallow Convolutional
         Neural Networks. PyTorch documentation: torch.nn.TripletMarginLoss,
         torch.nn.functional.triplet_margin_loss.
     """
-    embeddings, where = _rows(where, anchors=anchors, positives=positives, negatives=negatives)
-    found = distances(embeddings, _triplet_pairs(swap), eps, p, -1, where)
-    return reduce_weighted(_triplet(found, margin), None, where, reduction)
+    triplet, rows = _rows(where, anchors=anchors, positives=positives, negatives=negatives)
+    shift = jnp.asarray(eps, triplet[0].dtype)
+
+    def distance(x: jax.Array, y: jax.Array) -> jax.Array:
+        return _norm(x - y + shift, p, x.ndim - 1)
+
+    return reduce_losses(_triplet_losses(distance, triplet, margin, swap), None, rows, reduction)
 
 
 @compiled(static=("distance_function", "swap", "reduction"), domains={"margin": positive})
@@ -307,40 +361,24 @@ def triplet_margin_with_distance_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures whether an anchor is nearer to what is like it than to what is not, by any distance.
+    """Triplet margin loss with a custom distance function.
 
-    loss = max(0, margin + d(anchor, positive) - d(anchor, negative)), of full slope where the maximum's two
-    are equal. With `swap`, min(d(anchor, negative), d(positive, negative)) takes the place of
-    d(anchor, negative).
+    loss = max(0, margin + d(anchor, positive) - d(anchor, negative)), with full slope at the kink. With
+    `swap`, min(d(anchor, negative), d(positive, negative)) replaces d(anchor, negative).
 
     Args:
-        anchors: What the model makes of the anchors: one array of the batch, of any shape.
-        positives: What it makes of what is like the anchors, of the shape of `anchors`.
-        negatives: What it makes of what is unlike the anchors, of the shape of `anchors`.
-        distance_function: The distance d: a JAX function of two such arrays that returns one real number for
-            each of the first axes, shape (N,) for shape (N, ...). Default: `pairwise_distance`. It is part of
-            the compiled program: keep one function, as for every new one the loss is compiled anew.
-        margin: By how much the negative should be farther than the positive, a number > 0 in the unit of the
-            distance. Traced: it can be scheduled, learned or swept without compiling again.
-        swap: Whether a negative that is nearer to the positive than to the anchor is measured from there.
-        where: Boolean mask, broadcast to the shape of the distances. What lies behind False has no influence
-            on value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of triplets, "sum", "none" for the loss of each triplet, or
-            "sum_and_weight" for the pair (Σ loss, number of triplets), which adds up over micro-batches and
-            devices to the exact mean.
+        anchors: Representations of the anchors, an array of any shape.
+        positives: Representations of items similar to the anchors, of the shape of `anchors`.
+        negatives: Representations of items dissimilar to the anchors, of the shape of `anchors`.
+        distance_function: JAX function d of two such arrays, of shape (N, ...), that returns N distances.
+            Static: reuse one function object, as each new one is compiled. Default: `pairwise_distance`.
+        margin: Required gap between the two distances, a number > 0 in their unit.
+        swap: Whether to use the smaller of the two negative distances, as above.
+        where: Mask, broadcast to the shape of the distances; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of triplets), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of the distances for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where the distances are; the unit is that of the
-        distance. A `margin` <= 0 that is an array gives NaN, and an error under `jax.experimental.checkify`.
-        The mean over no triplet is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `where` is not boolean, or an option that
-            Python must know while tracing (`swap`, `reduction`) is an array.
-        ValueError: `anchors`, `positives` and `negatives` differ in shape, the distances do not have the
-            shape of their first axes, `where` does not broadcast, `margin` is a Python number <= 0, or the
-            reduction is unknown.
+        A scalar, or an array of the shape of the distances for "none"; in the unit of the distances.
 
     Example:
         >>> import jax.numpy as jnp
@@ -354,10 +392,8 @@ def triplet_margin_with_distance_loss(
         Array(1.5, dtype=float32)
 
     Differences from PyTorch:
-        * The three arrays never broadcast against each other. Distances are one for each of the first axes.
-        * Where both distances are infinite, value and gradient are NaN; PyTorch's gradient is 0 or NaN.
-        * bfloat16 and float16 inputs reach the distance function in float32, and the loss stays float32.
-        * The loss has a derivative in `margin`.
+        * If both distances are infinite, value and gradient are NaN; PyTorch's gradient is 0 or NaN.
+        * The distance function receives 16-bit inputs in float32.
 
     Source:
         V. Balntas et al. (2016), Learning Local Feature Descriptors with Triplets and Shallow Convolutional
@@ -371,48 +407,75 @@ def triplet_margin_with_distance_loss(
     def distance(x: jax.Array, y: jax.Array) -> jax.Array:
         return values(distances=function(x, y))[0]
 
-    triplets = widened(*agree(anchors=anchors, positives=positives, negatives=negatives))
-    shape, batch = triplets[0].shape, jax.eval_shape(distance, *triplets[:2]).shape
+    arrays = agree(anchors=anchors, positives=positives, negatives=negatives)
+    shape, batch = arrays[0].shape, jax.eval_shape(distance, *widened(*arrays[:2])).shape
     if batch != shape[: len(batch)]:
         raise ValueError(f"distances must have the shape of the first axes of anchors {shape}, got {batch}")
-    where = mask(where, batch)
-    behind = where if where is None else jnp.expand_dims(where, range(len(batch), len(shape)))
-    # What is hidden is kept apart, and from 0, for distances that have no derivative where they vanish.
-    triplets = [hide(behind, array, fill) for fill, array in enumerate(triplets, 1)]
-    found = [distance(triplets[i], triplets[j]) for i, j in _triplet_pairs(swap)]
-    return reduce_weighted(_triplet(found, margin), None, where, reduction)
+    features = tuple(range(len(batch), len(shape)))
+    where = mask(where, arrays[0], features)
+    behind = None if where is None else jnp.expand_dims(where, features)
+    # Masked vectors differ from each other and from 0, for distances without a derivative there.
+    triplet = widened(*(fill_masked(behind, array, fill) for fill, array in enumerate(arrays, 1)))
+    return reduce_losses(_triplet_losses(distance, triplet, margin, swap), None, where, reduction)
 
 
 def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Array], jax.Array | None]:
-    """Returns embeddings of one shape and dtype, and the mask of their rows."""
-    arrays = of_one_dtype(*agree(**embeddings))
+    """Returns masked embeddings of one shape in the dtype of their arithmetic, and the mask of their rows."""
+    arrays = agree(**embeddings)
     if not arrays[0].ndim:
         raise ValueError(f"{' and '.join(embeddings)} must have an axis of features, got shape ()")
-    return arrays, mask(where, arrays[0].shape[:-1])
+    rows = mask(where, arrays[0], [arrays[0].ndim - 1])
+    behind = None if rows is None else jnp.expand_dims(rows, -1)
+    return widened(*(fill_masked(behind, array) for array in arrays)), rows
+
+
+def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
+    """Returns the p-norm along an axis, with slope 0 in a component that is 0, and where all are."""
+    if p == 0:
+        return jnp.sum((vectors != 0).astype(vectors.dtype), axis)
+    if p == 1:
+        return jnp.sum(absolute(vectors), axis)
+    if p == 2:
+        return square_root(jnp.sum(vectors * vectors, axis))
+    magnitudes = absolute(vectors)
+    largest = jnp.max(magnitudes, axis, initial=0)
+    if p == jnp.inf:
+        return largest
+    # In this unit powers neither overflow nor all underflow; both it and its reciprocal are finite.
+    smallest = float(jnp.finfo(largest.dtype).tiny)
+    unit = lax.stop_gradient(jnp.clip(largest, smallest, 1 / smallest))
+    return unit * power(jnp.sum(power(magnitudes / jnp.expand_dims(unit, axis), p), axis), 1 / p)
+
+
+def _inner_products(x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
+    """Returns x·y, x·x and y·y along an axis; NaN for a square that overflows."""
+    inner, *squares = (jnp.sum(product, axis) for product in (x * y, x * x, y * y))
+    return [inner, *(square * one_or_nan(square < jnp.inf, square.dtype) for square in squares)]
+
+
+def _clamped(length: jax.Array, least: jax.Array) -> jax.Array:
+    """Returns max(length, least), with the derivatives of `length`."""
+    return length + lax.stop_gradient(jnp.maximum(length, least) - length)
+
+
+def _triplet_losses(
+    distance: Distance, triplet: Sequence[jax.Array], margin: ArrayLike, swap: bool
+) -> jax.Array:
+    """Returns max(0, margin + d(anchor, positive) - d(anchor, negative))."""
+    anchors, positives, negatives = triplet
+    near, far = distance(anchors, positives), distance(anchors, negatives)
+    if swap:
+        far = jnp.minimum(far, distance(positives, negatives))
+    return clamped_at_zero(jnp.asarray(margin, near.dtype) + near - far)
 
 
 def _active(gap: jax.Array, slope: jax.Array) -> jax.Array:
-    """Returns a slope where max(gap, 0) has one: as in PyTorch at 0, too. NaN stays NaN."""
-    return jnp.where(gap < 0, 0, jnp.where(jnp.isnan(gap), gap, slope))
-
-
-@derivatives(lambda gap: _active(gap, jnp.ones_like(gap)))
-def _hinge(gap: jax.Array) -> jax.Array:
-    return jnp.maximum(gap, 0)
-
-
-def _triplet_pairs(swap: bool) -> list[tuple[int, int]]:
-    """Returns of which of anchors, positives and negatives the distances are taken."""
-    return [(0, 1), (0, 2), (1, 2)] if swap else [(0, 1), (0, 2)]
-
-
-def _triplet(distances: Sequence[jax.Array], margin: ArrayLike) -> jax.Array:
-    near, *far = distances
-    return _hinge(jnp.asarray(margin, near.dtype) + near - functools.reduce(jnp.minimum, far))
+    """Returns the slope of max(gap, 0) times `slope`: at 0, too, as in PyTorch. NaN stays NaN."""
+    return jnp.where(gap < 0, 0, slope) * one_or_nan(~jnp.isnan(gap), gap.dtype)
 
 
 def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    # What is alike is drawn at any distance.
+    # Similar pairs are pulled together at any distance.
     sign = sign_or_nan(targets)
     return jnp.where(sign > 0, sign, sign * (distances - margin))
 
@@ -423,8 +486,8 @@ def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) 
     lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.maximum(-t, 0)),
 )
 def _hinge_embedding(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    apart = jnp.where(targets == -1, jnp.maximum(margin - distances, 0), jnp.nan)
-    return jnp.where(targets == 1, distances, apart)
+    sign = sign_or_nan(targets)
+    return jnp.where(sign > 0, distances, jnp.maximum(margin - distances, 0) * jnp.abs(sign))
 
 
 def _ranking_gap(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
@@ -435,7 +498,6 @@ def _ranking_gap(difference: jax.Array, targets: jax.Array, margin: jax.Array) -
     lambda d, t, margin: _active(_ranking_gap(d, t, margin), -t),
     lambda d, t, margin: _active(_ranking_gap(d, t, margin), -d),
     lambda d, t, margin: _active(_ranking_gap(d, t, margin), jnp.ones_like(t)),
-    of_difference=True,
 )
 def _margin_ranking(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
     return jnp.maximum(_ranking_gap(difference, targets, margin), 0)

@@ -1,30 +1,22 @@
 """Losses over classes that want the right classes to score a margin above the wrong ones."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import (
-    agree,
-    as_array,
-    class_axis,
-    hide,
-    mask,
-    values,
-    widened,
-    widened_integers,
-    without,
-)
-from jaxloss._core.checks import checked
-from jaxloss._core.classes import ClassAxis, class_labels, pick
+from jaxloss._core.arguments import agree, as_array, fill_masked, index_array, widened
+from jaxloss._core.checks import checked, one_or_nan
+from jaxloss._core.classes import ClassAxis, class_labels, take_class
 from jaxloss._core.decorator import compiled, finite
-from jaxloss._core.derivatives import product
-from jaxloss._core.reduction import Reduction, reduce_each, reduce_weighted
+from jaxloss._core.derivatives import positive_part, weighted
+from jaxloss._core.reduction import Reduction, reduce_losses
 
 
-@compiled(static=("axis", "p", "reduction", "axis_name"), domains={"margin": finite}, indices=("targets",))
+@compiled(static=("axis", "p", "reduction", "axis_name"), domains={"margin": finite})
 def multi_margin_loss(
     scores: ArrayLike,
     targets: ArrayLike,
@@ -37,42 +29,26 @@ def multi_margin_loss(
     reduction: Reduction = "mean",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Measures by how much the right class fails to score a margin above each of the others.
+    """Multi-class margin loss (hinge loss over classes).
 
     loss = weight[y] / C · Σ_{c ≠ y} max(0, margin - scores[y] + scores[c])^p
 
-    at a position with class label y among C classes. With p = 1 the gradient of a class that keeps the margin
-    to the letter is 0.
+    at a position with label y among C classes. With p = 1 the gradient at the kink is 0.
 
     Args:
-        scores: Raw scores, real numbers of any shape that has a class axis.
+        scores: Raw scores, any shape with a class axis.
         targets: Integer class labels in [0, C), of the shape of `scores` without the class axis.
-        axis: The class axis of `scores`.
-        p: The power, 1 or 2.
-        margin: How far the right class should be above the others, in the unit of `scores`. Traced: it can be
-            scheduled, learned or swept without compiling again.
-        weight: How much each class counts where it is the right one, shape (C,). Default: 1 each.
-        where: Boolean mask, broadcast to the shape of `targets`. What lies behind False has no influence on
-            value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of positions, "sum", "none" for the loss of each position, or
-            "sum_and_weight" for the pair (Σ loss, number of positions), which adds up over micro-batches and
-            devices to the exact mean. As in PyTorch the weights are not in the denominator.
-        axis_name: Inside `jax.shard_map`, the name of the mesh axis over which the class axis is split. Then
-            `scores` and `weight` are this device's slices; labels still count over all C classes.
+        axis: Class axis of `scores`.
+        p: Exponent, static, 1 or 2.
+        margin: Required lead of the true class, a finite number in the unit of `scores`.
+        weight: Weight of each class, shape (C,). Default: 1.
+        where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of positions, not by Σ weight[y], as in PyTorch), "sum",
+            "none" or "sum_and_weight".
+        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `targets` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where `scores` are; the unit is that of `scores`,
-        to the power p. A label that is no class gives NaN in the value and in the gradient, and an error
-        under `jax.experimental.checkify`; so does a `margin` that is an array and not finite. The mean over
-        no position is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `targets` are not integers, `where` is not
-            boolean, or an option that Python must know while tracing (`axis`, `p`, `reduction`, `axis_name`)
-            is an array.
-        ValueError: The shapes do not fit, `p` is neither 1 nor 2, `margin` is a Python number that is not
-            finite, or the reduction is unknown.
+        A scalar, or an array of the shape of `targets` for "none"; in the unit of `scores`, to the power p.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,51 +58,32 @@ def multi_margin_loss(
         Array(0.4167, dtype=float32)
 
     Differences from PyTorch:
-        * There may be more axes than one beside the class axis, which is the last.
-        * A label out of range is NaN, or an error under checkify, where PyTorch raises.
-        * A score of NaN gives NaN, where PyTorch leaves its class out.
-        * A class of weight 0 adds 0, infinite as its margin may be.
-        * The mean over an empty batch is NaN, where PyTorch's is undefined.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Labels may have any integer dtype. The loss has derivatives in `weight` and `margin`, and second
-          ones, too.
+        * `scores` may have any number of axes besides the class axis.
+        * A score of NaN gives NaN; PyTorch leaves its class out. A class of weight 0 contributes 0, even if
+          its margin is infinite.
+        * The mean over an empty batch is NaN; PyTorch's is undefined. There are second derivatives.
 
     Source:
         K. Crammer and Y. Singer (2001), On the Algorithmic Implementation of Multiclass Kernel-based Vector
-        Machines, for the margin between classes. PyTorch documentation: torch.nn.MultiMarginLoss,
-        torch.nn.functional.multi_margin_loss.
+        Machines. PyTorch documentation: torch.nn.MultiMarginLoss, torch.nn.functional.multi_margin_loss.
     """
     if p not in (1, 2):
         raise ValueError(f"p must be 1 or 2, got {p}")
-    given = as_array("scores", scores)
-    (wide,) = widened(given)
-    classes = ClassAxis(class_axis(axis, "scores", wide.shape), axis_name)
-    where = mask(where, without(wide.shape, classes.position))
-    scores = classes.hide(where, wide)
-    labels = class_labels(as_array("targets", targets), "scores", scores, classes, weight, None, where)
-    lead = pick(scores, labels.classes, classes) - jnp.asarray(margin, scores.dtype)
-    # Every label is a class. In the gradient the select stands between a sum over the classes and its use at
-    # each of them, where XLA:CPU would write the sum out in full size.
-    lead = jnp.where(labels.classes >= 0, lead, 0)
-
-    def loss(*arrays: jax.Array) -> jax.Array:
-        scores, numbers, labels, lead, weight = arrays
-        missing = _hinge(scores - lead, numbers != labels)
-        return product(weight, missing if p == 1 else missing * missing)
-
+    scores, targets = as_array("scores", scores), as_array("targets", targets)
+    classes = ClassAxis.of(axis, axis_name, "scores", scores)
+    where = classes.mask(where, scores)
+    labels = class_labels(targets, "scores", scores, classes, weight, None, where)
+    scores = classes.fill_masked(where, scores)
+    (wide,) = widened(scores)
+    lead = take_class(wide, labels.classes, classes, scores) - jnp.asarray(margin, wide.dtype)
+    others = ~classes.one_hot(labels.classes, wide)
+    missing = positive_part(jnp.where(others, wide - classes.expand(lead), 0))
     share = labels.weight / classes.count(wide)
-    of_positions = [classes.expand(array) for array in (labels.classes, lead, share)]
-    return reduce_each(
-        loss,
-        [wide, classes.numbers(wide, labels.classes.dtype), *of_positions],
-        where=where,
-        reduction=reduction,
-        classes=classes,
-        are_stored=given.dtype.itemsize >= 4,
-    )
+    terms = weighted(classes.expand(share), missing if p == 1 else missing * missing)
+    return reduce_losses(classes.sum(terms), None, where, reduction)
 
 
-@compiled(static=("reduction",), indices=("targets",))
+@compiled(static=("reduction",))
 def multilabel_margin_loss(
     scores: ArrayLike,
     targets: ArrayLike,
@@ -134,36 +91,23 @@ def multilabel_margin_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures by how much each right class fails to score 1 above each of the wrong ones.
+    """Multi-label margin loss: hinge loss between every true class and every other class.
 
     loss = 1 / C · Σ_{j in T} Σ_{i not in T} max(0, 1 - scores[j] + scores[i])
 
-    at a position with C classes, of which the list T is right. The gradient of a pair that keeps the margin
-    to the letter is 0.
+    at a position with C classes, of which those in the list T are true. The gradient at the kink is 0.
 
     Args:
-        scores: Raw scores, real numbers of shape (..., C). A mesh with `Explicit` axes must not split the
-            classes.
-        targets: Integers of the shape of `scores`: at each position the list of its right classes in any
-            order, each in [0, C), ended by the first -1 if there are fewer than C. What follows it is not
-            read. A class that is listed twice counts twice.
-        where: Boolean mask, broadcast to the shape of `scores` without its last axis. What lies behind False
-            has no influence on value or gradient, NaN included, and does not count in the mean.
-        reduction: "mean" for Σ loss / number of positions, "sum", "none" for the loss of each position, or
-            "sum_and_weight" for the pair (Σ loss, number of positions), which adds up over micro-batches and
-            devices to the exact mean.
+        scores: Raw scores, shape (..., C). A mesh with `Explicit` axes must not split the classes.
+        targets: Integers of the shape of `scores`: for each position its true classes in any order, each in
+            [0, C), terminated by -1 if there are fewer than C. Entries after the first -1 are not read. A
+            class that is listed twice counts twice.
+        where: Mask, broadcast to the shape of `scores` without its last axis; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of positions), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `scores` without its last axis for "none", two
-        scalars for "sum_and_weight". The dtype is float32, or float64 where `scores` are; the unit is that of
-        `scores`. A label that is no class gives NaN in the value and in the gradient, and an error under
-        `jax.experimental.checkify`. The mean over no position is NaN with gradient 0. An empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, `targets` are not integers, or `where` is not
-            boolean.
-        ValueError: `scores` and `targets` differ in shape or have no class, `where` does not broadcast to
-            the positions, or the reduction is unknown.
+        A scalar, or an array of the shape of `scores` without its last axis for "none"; in the unit of
+        `scores`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -174,13 +118,10 @@ def multilabel_margin_loss(
         Array(0.85, dtype=float32)
 
     Differences from PyTorch:
-        * There may be more axes than one before the class axis.
-        * A label out of range before the end of the list is NaN, or an error under checkify, where PyTorch
-          raises; PyTorch also refuses what follows the end.
-        * A score of NaN gives NaN where it meets another class, where PyTorch leaves it out.
-        * The mean over an empty batch is NaN, where PyTorch's is undefined.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
-        * Labels may have any integer dtype. The loss has second derivatives, which are 0.
+        * `scores` may have any number of axes before the class axis.
+        * Entries after the first -1 may hold anything; PyTorch raises if they are out of range.
+        * A score of NaN gives NaN if it is compared with another class; PyTorch leaves it out.
+        * The mean over an empty batch is NaN; PyTorch's is undefined. Second derivatives exist and are 0.
 
     Source:
         PyTorch documentation: torch.nn.MultiLabelMarginLoss, torch.nn.functional.multilabel_margin_loss.
@@ -190,39 +131,24 @@ def multilabel_margin_loss(
         raise TypeError(f"targets must be integer class indices, got dtype {targets.dtype}")
     if not scores.ndim or not scores.shape[-1]:
         raise ValueError(f"scores must have a last axis with at least one class, got scores {scores.shape}")
-    (scores,) = values(scores=scores)
-    where = mask(where, scores.shape[:-1])
     classes = ClassAxis(scores.ndim - 1, None)
-    scores = classes.hide(where, scores)
+    where = classes.mask(where, scores)
+    (scores,) = widened(classes.fill_masked(where, scores))
     labels, length, valid = _label_lists(targets, classes, where)
     total, slope = _over_pairs(lax.stop_gradient(scores), labels, length)
-    losses = _linear(total, slope, scores) * jnp.where(valid, 1, jnp.nan).astype(scores.dtype)
-    return reduce_weighted(losses / scores.shape[-1], None, where, reduction)
-
-
-@jax.custom_jvp
-def _hinge(excess: jax.Array, others: jax.Array) -> jax.Array:
-    """max(0, excess), of slope 0 at 0 (`jnp.maximum` has slope 1/2 there), and 0 for the right class."""
-    return jnp.where(others, jnp.maximum(excess, 0), 0)
-
-
-def _hinge_slope(missing: jax.Array) -> jax.Array:
-    """The slope of max(0, excess) where that is `missing`: 0 or 1, and NaN where it is NaN; its own is 0."""
-    return jnp.where(missing > 0, 1, lax.stop_gradient(missing))
-
-
-_hinge.defjvps(lambda tangent, value, excess, others: _hinge_slope(value) * tangent, None)
+    losses = _linear(total, slope, scores) * one_or_nan(valid, scores.dtype)
+    return reduce_losses(losses / scores.shape[-1], None, where, reduction)
 
 
 def _label_lists(
     targets: jax.Array, classes: ClassAxis, where: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns labels that are classes, how many come before the end, and whether these were classes."""
+    """Returns existing labels, how many come before the end, and whether these were in range."""
     count = targets.shape[-1]
-    targets = widened_integers(targets)
+    targets = index_array("targets", targets)
     slots = lax.broadcasted_iota(jnp.int32, targets.shape, classes.position)
     length = jnp.min(jnp.where(targets == -1, slots, count), -1)
-    length = hide(where, length)
+    length = fill_masked(where, length)
     exists = (targets >= 0) & (targets < count)
     read = slots < classes.expand(length)
     expected = f"targets: expected class indices in [0, {count}), and -1 to end the list"
@@ -245,16 +171,16 @@ def _over_pairs(scores: jax.Array, labels: jax.Array, length: jax.Array) -> tupl
 
     def marked(slot: int | jax.Array) -> jax.Array:
         label, listed = right(slot)
-        return classes.equals(label, scores) & classes.expand(listed)
+        return classes.one_hot(label, scores) & classes.expand(listed)
 
     is_right = lax.fori_loop(1, longest, lambda slot, found: found | marked(slot), marked(0))
 
     def hinges(slot: int | jax.Array) -> tuple[jax.Array, jax.Array]:
         label, listed = right(slot)
-        excess = 1 - classes.expand(pick(scores, label, classes)) + scores
-        missing = _hinge(excess, ~is_right & classes.expand(listed))
-        slope = _hinge_slope(missing)
-        pull = jnp.where(classes.equals(label, scores), classes.expand(classes.sum(slope)), 0)
+        excess = 1 - classes.expand(take_class(scores, label, classes, scores)) + scores
+        missing = jnp.where(~is_right & classes.expand(listed), jnp.maximum(excess, 0), 0)
+        slope = jnp.where(missing > 0, 1, missing)  # NaN stays NaN
+        pull = jnp.where(classes.one_hot(label, scores), classes.expand(classes.sum(slope)), 0)
         return classes.sum(missing), slope - pull
 
     return lax.fori_loop(1, longest, lambda slot, sums: jax.tree.map(jnp.add, sums, hinges(slot)), hinges(0))

@@ -1,5 +1,7 @@
 """Losses of a sequence of labels that is not aligned with the frames it is read from."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -10,20 +12,19 @@ from jax.typing import ArrayLike
 from jaxloss._core.arguments import (
     arithmetic_dtype,
     as_array,
+    fill_masked,
     have_sizes,
-    hide,
+    index_array,
     integer,
+    laid_out_as,
     mask,
-    widened_integers,
 )
-from jaxloss._core.checks import checked
+from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
-from jaxloss._core.reduction import Reduction, reduce_weighted
+from jaxloss._core.reduction import Reduction, reduce_losses
 
 
-@compiled(
-    static=("blank", "zero_infinity", "reduction"), indices=("targets", "input_lengths", "target_lengths")
-)
+@compiled(static=("blank", "zero_infinity", "reduction"), sequences=("input_lengths", "target_lengths"))
 def ctc_loss(
     log_probs: ArrayLike,
     targets: ArrayLike,
@@ -35,55 +36,28 @@ def ctc_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Measures how surprised the model is by a sequence of labels whose timing is unknown.
+    """Connectionist temporal classification (CTC) loss.
 
-    Every frame emits one class. A path, one class for each frame, spells the labels that are left when runs
-    of one class are merged and blanks then dropped: with blank -, both "aa-b" and "-abb" spell "ab". The loss
-    sums over all paths that spell the targets,
+    A path assigns one class to every frame. It spells the labels that remain after merging runs of equal
+    classes and then removing blanks: with blank "-", both "aa-b" and "-abb" spell "ab".
 
-        loss = -log Σ_path exp(Σ_t log_probs[t, path[t]])
-
-    in O(T · S) steps. It is infinite where no path does: the labels, and a blank between each two that are
-    equal, need more frames than there are, or every path that spells them has probability 0.
+        loss = -log Σ_path exp(Σ_t log_probs[t, path[t]])   over the paths that spell the targets; ∞ if none
 
     Args:
-        log_probs: Log-probabilities such as `jax.nn.log_softmax` gives, shape (T, N, C) for T frames, N
-            samples and C classes; or (T, C) for a single sample. They are taken as they are, and not
-            normalised. A mesh with `Explicit` axes may split them by samples alone, and then targets and
-            lengths with them.
-        targets: Integer class labels in [0, C). Padded, shape (N, S): what stands behind a sample's
-            `target_lengths` has no influence. Or concatenated without padding, shape (Σ target_lengths,):
-            then S is taken to be min(Σ target_lengths, T + 1), so that padded targets, where theirs is less,
-            need less time and memory; and a mesh with Explicit axes must not split them or the samples.
-            Shape (S,) for a single sample.
-        input_lengths: How many frames of `log_probs` are the sample's, integers in [0, T] of shape (N,), or
-            () for a single sample. The frames behind have no influence.
-        target_lengths: How many labels of `targets` are the sample's, integers of the shape of
-            `input_lengths`: in [0, S] for padded targets, of sum Σ target_lengths for concatenated ones.
-        blank: The class that stands for no label, a Python number in [0, C).
-        zero_infinity: Whether an infinite loss is 0 instead. It counts in the mean nevertheless.
-        where: Boolean mask, broadcast to the shape of `input_lengths`. What lies behind False has no
-            influence on value or gradient, NaN included, and does not count in the mean; only the target
-            length of a sample in concatenated targets does, as it says where the next sample begins.
-        reduction: "mean" for the mean over the samples of loss / max(target_lengths, 1), "sum" for Σ loss,
-            "none" for the loss of each sample, or "sum_and_weight" for the pair
-            (Σ loss / max(target_lengths, 1), number of samples), which adds up over micro-batches and devices
-            to the exact mean. The sum in the pair is that of the mean, and so not that of "sum".
+        log_probs: Log-probabilities, shape (T, N, C) for T frames, N samples and C classes, or (T, C) for
+            one sample. A mesh with `Explicit` axes may split only N; nothing if targets are concatenated.
+        targets: Integer class labels in [0, C): padded, shape (N, S); concatenated, shape
+            (Σ target_lengths,); or shape (S,) for one sample. Padding is not read.
+        input_lengths: Frames per sample, integers in [0, T]: shape (N,) or (), or a list or tuple.
+        target_lengths: Labels per sample, likewise; in [0, S] for padded targets.
+        blank: Class of the blank, a static integer in [0, C).
+        zero_infinity: Whether to replace infinite losses by 0. They still count in the mean.
+        where: Mask, broadcast to the shape of `input_lengths`. Concatenated targets need all lengths.
+        reduction: "mean" of loss / max(target_lengths, 1) over the samples, "sum" of the losses, "none", or
+            "sum_and_weight" with the sum of the mean: (Σ loss / max(target_lengths, 1), number of samples).
 
     Returns:
-        A scalar for "mean" and "sum", an array of the shape of `input_lengths` for "none", two scalars for
-        "sum_and_weight". The dtype is float32, or float64 where `log_probs` are; the unit is nats, for "mean"
-        nats per label. A loss that is below 0 by no more than 8 eps of the dtype of `log_probs` a frame,
-        as their rounding can leave it, is 0. An infinite loss has gradient 0. A log-probability of +inf gives
-        NaN. A label that is no class, or a length out of range, gives NaN in the sample's value and gradient,
-        and an error under `jax.experimental.checkify`. The mean over no sample is NaN with gradient 0. An
-        empty sum is 0.
-
-    Raises:
-        TypeError: An argument is not an array of real numbers, targets or lengths are not integers, `where`
-            is not boolean, or an option that Python must know while tracing (`blank`, `zero_infinity`,
-            `reduction`) is an array.
-        ValueError: The shapes do not fit, `blank` is no class, or the reduction is unknown.
+        A scalar, or an array of the shape of `input_lengths` for "none"; in nats, per label for "mean".
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,41 +68,31 @@ def ctc_loss(
         Array(1.6864, dtype=float32)
 
     Differences from PyTorch:
-        * The gradient is the derivative of the value. PyTorch's is greater by exp(log_probs) times the
-          sample's weight; behind `log_softmax`, where that makes no difference, the two are equal.
-        * An infinite loss has gradient 0, where PyTorch's is NaN without `zero_infinity`. So has a
-          log-probability of -inf, where PyTorch's is NaN.
-        * Blanks among the labels are taken as labels, as in PyTorch, whose gradient in the last frame is
-          wrong if the last label is one.
-        * The loss has second derivatives and forward-mode derivatives.
-        * What rounding makes of a loss of 0 is never below 0.
-        * A label out of range is NaN, or an error under checkify, where PyTorch reads foreign memory. A
-          length out of range is so, too, where PyTorch raises.
-        * Labels behind those of the last sample, as concatenated targets of a fixed size have them, are not
-          read, where PyTorch raises. So are labels of a single sample behind its length.
-        * Lengths are arrays, or integers for a single sample, and never tuples or lists. No frames at all,
-          T = 0, are allowed.
-        * bfloat16 and float16 inputs are computed in float32, and the loss stays float32.
+        * The gradient is that of the value even without `log_softmax` before it; PyTorch's is then larger
+          by exp(log_probs) times the sample's weight. At infinite values it is 0, not NaN.
+        * A label out of range gives NaN; PyTorch reads out of bounds. T = 0 and surplus labels are allowed.
+        * Rounding never makes a loss negative. Blanks in targets count as labels, in the gradient, too.
 
     Source:
         A. Graves et al. (2006), Connectionist Temporal Classification. PyTorch documentation:
         torch.nn.CTCLoss, torch.nn.functional.ctc_loss.
     """
     log_probs = _log_probs(log_probs, blank)
+    without = [0, log_probs.ndim - 1]
+    where = mask(where, log_probs, without)
     samples = log_probs.shape[1:-1]
-    where = mask(where, samples)
-    input_lengths = _lengths("input_lengths", input_lengths, samples)
-    target_lengths = _lengths("target_lengths", target_lengths, samples)
+    input_lengths = laid_out_as(log_probs, _lengths("input_lengths", input_lengths, samples), without)
+    target_lengths = laid_out_as(log_probs, _lengths("target_lengths", target_lengths, samples), without)
     spelling = _spelling(log_probs, targets, input_lengths, target_lengths, blank, where)
     own_frames = spelling.input_lengths.astype(arithmetic_dtype(log_probs))
     rounding = 8 * float(jnp.finfo(log_probs.dtype).eps) * own_frames
     losses = _without_rounding(-_log_likelihood(log_probs, spelling), rounding) * spelling.validity
-    losses = losses * jnp.where(losses == -jnp.inf, jnp.nan, 1).astype(losses.dtype)  # of a score of +inf
+    losses = losses * one_or_nan(losses != -jnp.inf, losses.dtype)  # of a score of +inf
     if zero_infinity:
         losses = jnp.where(losses == jnp.inf, 0, losses)
     if reduction in ("mean", "sum_and_weight"):
         losses = losses / jnp.maximum(spelling.target_lengths, 1).astype(losses.dtype)
-    return reduce_weighted(losses, None, where, reduction)
+    return reduce_losses(losses, None, where, reduction)
 
 
 def _log_probs(log_probs: ArrayLike, blank: int) -> jax.Array:
@@ -142,15 +106,8 @@ def _log_probs(log_probs: ArrayLike, blank: int) -> jax.Array:
     return converted if is_floating else converted.astype(arithmetic_dtype(converted))
 
 
-def _integers(name: str, array: ArrayLike) -> jax.Array:
-    converted = as_array(name, array)
-    if not jnp.issubdtype(converted.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers, got dtype {converted.dtype}")
-    return widened_integers(converted)
-
-
 def _lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
-    converted = _integers(name, lengths)
+    converted = index_array(name, as_array(name, lengths))
     if converted.shape != samples:
         raise ValueError(
             f"{name} must have one length for each sample, shape {samples}, got {converted.shape}"
@@ -178,7 +135,7 @@ def _spelling(
     frames, classes = log_probs.shape[0], log_probs.shape[-1]
     labels, room, expected = _padded(targets, target_lengths, log_probs)
     # A sample of no labels in no frames is a loss of 0 that reads nothing.
-    input_lengths, target_lengths = hide(where, input_lengths), hide(where, target_lengths)
+    input_lengths, target_lengths = fill_masked(where, input_lengths), fill_masked(where, target_lengths)
     inputs_fit = (input_lengths >= 0) & (input_lengths <= frames)
     input_lengths = checked(input_lengths, inputs_fit, f"input_lengths: expected lengths in [0, {frames}]")
     targets_fit = (target_lengths >= 0) & (target_lengths <= room)
@@ -193,7 +150,7 @@ def _spelling(
         jnp.concatenate([first, jnp.where(is_own & is_class, labels, blank).astype(jnp.int32)], -1),
         jnp.where(valid, input_lengths, frames).astype(jnp.int32),  # NaN in the gradient of every frame
         target_lengths,
-        jnp.where(valid, 1, jnp.nan).astype(arithmetic_dtype(log_probs)),
+        one_or_nan(valid, arithmetic_dtype(log_probs)),
     )
 
 
@@ -201,7 +158,7 @@ def _padded(
     targets: ArrayLike, target_lengths: jax.Array, log_probs: jax.Array
 ) -> tuple[jax.Array, jax.Array, str]:
     """Returns one row of labels for each sample, how many labels there are for it, and that in words."""
-    labels = _integers("targets", targets)
+    labels = index_array("targets", as_array("targets", targets))
     samples = log_probs.shape[1:-1]
     if labels.shape[:-1] == samples and labels.ndim:
         size = labels.shape[-1]
@@ -254,7 +211,7 @@ def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
         return (before + score[..., :1], _log_add_exp(ends, origins) + score[..., 1:]), None
 
     impossible = jnp.full_like(nothing[..., 1:], -jnp.inf)
-    state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), (nothing, impossible), scores)
+    state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), (nothing, impossible), scores, unroll=4)
     is_last = _positions(labels, -1) == spelling.target_lengths[..., None]
     return jnp.sum(jnp.where(is_last, spelt(*state), 0), -1)
 
