@@ -1,8 +1,8 @@
-"""Small Flax NNX models that start as their PyTorch counterparts do.
+"""Small Flax NNX models with the initial parameters of their PyTorch counterparts.
 
-Flax draws a layer's weights from a normal distribution and sets its biases to zero; PyTorch draws both
-uniformly from ±1/√fan_in. Here both start as in PyTorch, so the first losses are those that a PyTorch user
-knows: near ln 10 = 2.303 for ten classes, near ln 2 = 0.693 for two.
+By default Flax draws the weights of a layer from a normal distribution and sets its biases to zero. PyTorch
+draws both from the uniform distribution in ±1/√fan_in, and so do these models. Their first losses are
+therefore those of PyTorch: about ln 10 = 2.303 for ten classes and ln 2 = 0.693 for two.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ __all__ = ["AdaptiveLogSoftmax", "BinaryClassifier", "Classifier", "LinearRegres
 
 
 def _linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer whose weights and biases start as PyTorch's `nn.Linear`: uniform in ±1/√in_features."""
+    """Returns a linear layer with PyTorch's initial weights and biases, uniform in ±1/√in_features."""
     bound = in_features**-0.5
 
     def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    # A closure, because a bias initializer is told the shape of the bias alone, and that lacks the fan-in.
+    # A closure, because a bias initializer gets only the shape of the bias, which lacks the fan-in.
     return nnx.Linear(in_features, out_features, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 
 class LinearRegression(nnx.Module):
-    """One linear layer: `outputs = inputs @ kernel + bias`.
+    """Linear regression: `predictions = inputs @ kernel + bias`.
 
     Args:
         in_features: Number of input features.
@@ -54,27 +54,27 @@ class LinearRegression(nnx.Module):
         self.linear = _linear(in_features, out_features, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Takes inputs of shape `(..., in_features)` to predictions of shape `(..., out_features)`."""
+        """Returns predictions `(..., out_features)` for inputs `(..., in_features)`."""
         return self.linear(inputs)
 
 
 class _Perceptron(nnx.Module):
-    """Linear, ReLU, linear: the body of both classifiers."""
+    """Linear layer, ReLU, linear layer."""
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int, *, rngs: nnx.Rngs):
         self.hidden = _linear(in_features, hidden_features, rngs=rngs)
         self.output = _linear(hidden_features, out_features, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Takes inputs of shape `(..., in_features)` to logits of shape `(..., out_features)`."""
+        """Returns logits `(..., out_features)` for inputs `(..., in_features)`."""
         return self.output(jax.nn.relu(self.hidden(inputs)))
 
 
 class Classifier(_Perceptron):
-    """One hidden ReLU layer, then one raw score (logit) per class.
+    """Classifier with one hidden ReLU layer and one logit per class.
 
     Args:
-        in_features: Number of input features; 784 is a 28x28 image, flattened.
+        in_features: Number of input features; 784 for flattened 28x28 images.
         hidden_features: Width of the hidden layer.
         classes: Number of classes.
         rngs: Flax's random number generators; `params` is used.
@@ -94,7 +94,7 @@ class Classifier(_Perceptron):
 
 
 class BinaryClassifier(_Perceptron):
-    """One hidden ReLU layer, then the raw score (logit) of the positive class.
+    """Binary classifier with one hidden ReLU layer and the logit of the positive class.
 
     Args:
         in_features: Number of input features.
@@ -114,18 +114,19 @@ class BinaryClassifier(_Perceptron):
 
 
 class AdaptiveLogSoftmax(nnx.Module):
-    """The last layer over a large vocabulary, narrower for rare classes than for frequent ones.
+    """Adaptive softmax layer, PyTorch's `nn.AdaptiveLogSoftmaxWithLoss`.
 
-    PyTorch's `nn.AdaptiveLogSoftmaxWithLoss`. The parameters start as in PyTorch; `params` is the plain
-    pytree that `jaxloss.adaptive_log_softmax` takes. In `train_step` a model may end in this layer, with
-    `jaxloss.nll_loss`; one that returns `(hidden, layer.params)` instead, with a loss that hands both to
-    `jaxloss.adaptive_log_softmax`, never holds the log-probabilities of all classes.
+    An output layer for large vocabularies that is narrower for rare classes. The parameters start as in
+    PyTorch; `params` is the pytree that `jaxloss.adaptive_log_softmax` takes. In `train_step`, a model can
+    end in this layer, with `jaxloss.nll_loss` as its loss. A model that returns `(hidden, layer.params)`,
+    with a loss that passes both to `jaxloss.adaptive_log_softmax`, never holds the log-probabilities of all
+    classes.
 
     Args:
         in_features: Number of hidden features.
-        n_classes: Number of classes, which are sorted from the most frequent to the rarest.
-        cutoffs: The first class of each tail, rising integers in [1, n_classes - 1].
-        div_value: How much narrower each tail is than what comes before it.
+        n_classes: Number of classes, sorted from the most frequent to the rarest.
+        cutoffs: First class of each tail, increasing integers in [1, n_classes - 1].
+        div_value: Factor by which each tail is narrower than the one before.
         head_bias: Whether the head has a bias.
         rngs: Flax's random number generators; `params` is used.
 
@@ -165,7 +166,7 @@ class AdaptiveLogSoftmax(nnx.Module):
         return nnx.to_pure_dict(nnx.state(self, nnx.Param))
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Takes hidden features of shape `(..., in_features)` to log-probabilities `(..., n_classes)`."""
+        """Returns log-probabilities `(..., n_classes)` for hidden features `(..., in_features)`."""
         return adaptive_log_probs(hidden, self.params, cutoffs=self.cutoffs)
 
     def loss(
@@ -176,11 +177,11 @@ class AdaptiveLogSoftmax(nnx.Module):
         where: ArrayLike | None = None,
         reduction: Reduction = "mean",
     ) -> jax.Array:
-        """Measures how surprised the model is by the labels: `jaxloss.adaptive_log_softmax`."""
+        """Cross-entropy between hidden features and class labels: `jaxloss.adaptive_log_softmax`."""
         return adaptive_log_softmax(
             hidden, self.params, targets, cutoffs=self.cutoffs, where=where, reduction=reduction
         )
 
     def predict(self, hidden: jax.Array) -> jax.Array:
-        """Takes hidden features of shape `(..., in_features)` to the most likely classes `(...)`."""
+        """Returns the most likely classes `(...)` for hidden features `(..., in_features)`."""
         return adaptive_predict(hidden, self.params, cutoffs=self.cutoffs)

@@ -181,7 +181,8 @@ def findings(
     subject: Subject, ours: Mapping[str, list[Answers]], record: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Finding]]]:
     """Returns for each situation a list of points, and for each of them the verdicts on the quantities."""
-    documentation = " ".join((inspect.getdoc(getattr(jaxloss, subject.loss)) or "").split())
+    documented = (inspect.getdoc(part) or "" for part in (getattr(jaxloss, subject.loss), jaxloss))
+    documentation = " ".join(" ".join(documented).split())
     found: dict[str, list[dict[str, Finding]]] = {}
     for situation, cases in subject.cases().items():
         points = subject.points.get(situation, [OF_NOTHING] * len(cases))

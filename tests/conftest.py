@@ -5,7 +5,7 @@ import gc
 import jax
 import pytest
 
-from jaxloss._core import projection as _blocks
+from jaxloss._core import projection
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -14,7 +14,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 gc.set_threshold(50_000, 20, 100)
 
 # Few classes are as many blocks as a user's large vocabulary.
-_blocks._BLOCK = 24
+projection._BLOCK = 24
 
 
 def _entry(item: pytest.Item) -> str:

@@ -152,6 +152,16 @@ def binary_cross_entropy_with_logits(logits, targets, pos_weight=1):
 
 
 @formula
+def sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2):
+    p = 1 / (1 + exp(-logits))
+    miss = p * (1 - targets) + (1 - p) * targets
+    focus = power(miss, Decimal(gamma)) if gamma else Decimal(1)
+    loss = times(focus, binary_cross_entropy_with_logits(logits, targets))
+    share = Decimal(1) if alpha is None else Decimal(alpha) * targets + (1 - Decimal(alpha)) * (1 - targets)
+    return times(share, loss)
+
+
+@formula
 def soft_margin_loss(scores, targets):
     return log(1 + exp(-targets * scores))
 

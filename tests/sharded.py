@@ -17,12 +17,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxloss import adaptive_log_probs, cosine_similarity, init_adaptive_log_softmax
-from jaxloss._core import projection as _blocks
+from jaxloss._core import projection
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
 # Few classes are as many blocks as a user's large vocabulary.
-_blocks._BLOCK = 1
+projection._BLOCK = 1
 
 
 def main() -> None:
@@ -40,15 +40,22 @@ def main() -> None:
             if split or kind == AxisType.Explicit or case.name == first[case.loss]:
                 compare(case, mesh, split, f"{case.name}, {'classes' if split else 'batch'} split")
                 checked += 1
+        if case.name == first[case.loss] and case.batched:
+            for alone in case.batched[:1], case.batched[-1:]:
+                compare(case, mesh, False, f"{case.name}, {alone[0]} alone split", alone)
+                checked += 1
     compare_with_replicated(mesh)
     check_bias(mesh)
     print("checked", checked, "layouts")
 
 
-def compare(case: Case, mesh: Mesh, split: bool, label: str) -> None:
-    """Prints what differs between one device and the mesh."""
+def compare(case: Case, mesh: Mesh, split: bool, label: str, alone: tuple[str, ...] | None = None) -> None:
+    """Prints what differs between one device and the mesh, of which `alone` names what is split."""
     arrays = case.repeated(case.inputs(jnp.float32), 4)
-    specs = {name: spec(case, name, array.ndim, split) for name, array in arrays.items()}
+    specs = {
+        name: spec(case, name, array.ndim, split) if alone is None or name in alone else P()
+        for name, array in arrays.items()
+    }
     placed = {name: jax.device_put(array, NamedSharding(mesh, specs[name])) for name, array in arrays.items()}
     expected = case.answer(arrays)
     answers = {"jit": case.answer}

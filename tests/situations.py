@@ -25,7 +25,7 @@ for _loss, _options in (
 ):
     row(_loss, "predictions targets", "predictions targets", _options, kinks=_KINKS, **_ERRORS)
 
-_BELOW = "A rate below -eps gives NaN"
+_BELOW = "A rate below -eps also has gradient NaN"
 row(
     "poisson_nll_loss",
     "predictions targets",
@@ -37,7 +37,7 @@ row(
         at(
             INF,
             0.0,
-            documented="the gradient in a target of 0 or below is that of the other terms",
+            documented="targets <= 0 get the gradient of the other terms",
             convention={"gradient": [INF, -INF], "HVP": [INF, -1]},
         ),
         (INF, 2.0),
@@ -134,10 +134,10 @@ row(
             -INF,
             0.0,
             above=("targets",),
-            documented="A target probability of 0 costs 0 even where the log-probability is -inf",
+            documented="A target of probability 0 has loss 0, even if its log-probability is -inf",
             convention={"value": 0, "HVP": [0.5, 0]},
         ),
-        at(-1.0, -INF, documented="A negative target probability gives NaN"),
+        at(-1.0, -INF, documented="A negative target probability also has gradient NaN"),
     ],
     far=[(-1e300, 0.5), (-1.0, 1e-300)],
     half=[(-0.5, 0.25), (-300.0, 0.75)],
@@ -159,7 +159,7 @@ _SCORES = {
         at(
             [1.0, 0.0, -5.0],
             0,
-            documented="gradient of a class that keeps the margin to the letter is 0",
+            documented="With p = 1 the gradient at the kink is 0",
             convention={"HVP": 0},
         )
     ],
@@ -179,7 +179,7 @@ row(
         at(
             [1.0, 0.0, 0.25],
             [0, -1, 0],
-            documented="has second derivatives, which are 0",
+            documented="Second derivatives exist and are 0",
             convention={"HVP": 0},
         )
     ],
@@ -201,8 +201,8 @@ row(
     "probs targets",
     zeros=[at(0.0, 0.0, **_BOUNDED), at(0.0, 1.0, **_BOUNDED)],
     kinks=[at(1e-50, 1.0, **_BOUNDED)],
-    plus=[at(INF, 1.0, documented="A value of `probs` outside [0, 1] gives NaN")],
-    minus=[at(-INF, 0.0, documented="A value of `probs` outside [0, 1] gives NaN")],
+    plus=[at(INF, 1.0, documented="Probabilities and targets outside [0, 1] give NaN")],
+    minus=[at(-INF, 0.0, documented="Probabilities and targets outside [0, 1] give NaN")],
     far=[at(1.0, 1.0, **_BOUNDED), at(1.0, 0.0, **_BOUNDED), at(1e-300, 1.0, **_BOUNDED)],
     half=[(0.25, 0.75), (0.5, 1.0)],
 )
@@ -219,6 +219,17 @@ row(
     "logits targets pos_weight",
     "logits targets",
     **{name: [(*values, 2.0) for values in points] for name, points in _SIGMOID.items()},
+)
+_INFINITE: dict[str, Any] = {"documented": "Where the loss is infinite, its second derivative is NaN"}
+row(
+    "sigmoid_focal_loss",
+    "logits targets",
+    "logits",
+    **_SIGMOID
+    | {
+        "plus": [(INF, 1.0), at(INF, 0.0, **_INFINITE)],
+        "minus": [(-INF, 0.0), at(-INF, 1.0, **_INFINITE)],
+    },
 )
 row(
     "soft_margin_loss",
@@ -268,7 +279,7 @@ row(
 _X, _Y, _Z = [0.5, -1.25, 2.0], [1.0, 0.75, -0.5], [-0.25, 0.5, 1.5]
 _NIL, _UP, _DOWN = [0.0, 0.0, 0.0], [INF, 0.5, 1.0], [-INF, 0.5, 1.0]
 _HUGE = [3e200, -1e200, 2e200]
-_OVERFLOW = "embeddings whose squared length overflows their dtype give NaN"
+_OVERFLOW = "If a squared norm itself overflows, the loss is NaN"
 row(
     "cosine_embedding_loss",
     "embeddings1 embeddings2 targets",
@@ -296,7 +307,7 @@ def _distances(loss: str, options: dict[str, Any], *, exact: bool) -> None:
     )
     alike: dict[str, Any] = {"convention": {"HVP": 0}} if exact else {}
     if exact and not triple:
-        alike["documented"] = "the gradient is 0, and so are the second derivatives where vectors are"
+        alike["documented"] = "for equal vectors the second derivatives are, too"
     ties: str | list[Point] = [fill([1.0, 1.0, 0.0], _NIL)] if exact else "none: eps moves them aside"
     if exact and triple:  # a distance of 5 and one of 6, a margin apart
         ties = [at([1.0, 1.0, 0.0], _NIL, _Z), at(_NIL, [3.0, 4.0, 0.0], [-6.0, 0.0, 0.0])]
@@ -327,7 +338,10 @@ row(
     zeros=[(_NIL, _Y), (_NIL, _NIL)],
     plus=[(_UP, _Y)],
     minus=[(_DOWN, _Y)],
-    far=[(_HUGE, _Y), ([3e-200, -1e-200, 2e-200], _Y)],
+    far=[
+        at(_HUGE, _Y, documented="If a squared norm overflows, the similarity is NaN"),
+        ([3e-200, -1e-200, 2e-200], _Y),
+    ],
     same=[(_X, _X)],
     half=[(_X, _Y), ([300.0, 1.0, -200.0], _X)],
 )
@@ -335,7 +349,7 @@ row(
 # Sequences and vocabularies.
 
 _FRAMES = [[-1.0, -0.5, -2.0], [-0.25, -1.5, -3.0], [-2.0, -1.0, -0.5], [-0.75, -1.25, -1.0]]
-_NEVER = "An infinite loss has gradient 0"
+_NEVER = "At infinite values it is 0, not NaN"
 
 
 def _with(frame: list[float]) -> list[list[float]]:
@@ -348,7 +362,7 @@ row(
     "log_probs",
     zeros=[([[0.0] * 3] * 4, [1, 2], 4, 2)],
     kinks=[(_FRAMES, [1, 1], 4, 2)],
-    plus=[at(_with([INF, -1.0, -1.0]), [1, 2], 4, 2, documented="A log-probability of +inf gives NaN")],
+    plus=[at(_with([INF, -1.0, -1.0]), [1, 2], 4, 2, documented="a log-probability of +inf gives NaN")],
     minus=[
         (_with([-INF, -1.0, -2.0]), [1, 2], 4, 2),
         at(_FRAMES, [1, 1], 2, 2, documented=_NEVER, convention={"gradient": 0, "jvp": 0, "HVP": 0}),

@@ -1,4 +1,4 @@
-"""The benchmarks run, leave out who is absent or wrong, and README shows what they measured."""
+"""The benchmarks run, leave out who is absent or wrong, and both READMEs show what they measured."""
 
 import importlib.util
 import json
@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from tests.benchmarks import measuring, report
+from tests.benchmarks import compiling, measuring, programs, report
 from tests.benchmarks.cases import CASES, publics
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +73,171 @@ def test_readme_shows_what_was_measured():
     records = report.read()
     assert report.written(readme, report.table(records)) == readme
     assert readme.count("\n| `cross_entropy` | 4096, 1000 |") == len({*map(report.setting, records)})
+
+
+def test_every_public_loss_is_compiled():
+    assert {program.case.loss for program in programs.programs(publics())} == publics()
+
+
+def test_the_fewest_bytes_are_inputs_and_gradients():
+    mse, *_ = programs.programs(["mse_loss"])
+    assert mse.fewest("bfloat16") == 3 * 2 * 4096**2
+    cosine, *_ = programs.programs(["cosine_embedding_loss"])
+    assert cosine.fewest("float32") == 4 * (6 * 4096**2 + 2 * 4096)
+
+
+def test_every_plain_form_accepts_the_arguments():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        for program in programs.programs(publics()):
+            for side in program.sides().values():
+                for dtype in program.dtypes:
+                    assert jax.eval_shape(side, *program.arguments(dtype)).shape == ()
+
+
+LOOP = """HloModule loop
+
+%fused (a: f32[10,256], i: s32[]) -> f32[256] {
+  %a = f32[10,256]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %wide = f32[10,256]{1,0} negate(%a)
+  %row = f32[1,256]{1,0} dynamic-slice(%wide, %i, %i), dynamic_slice_sizes={1,256}
+  ROOT %flat = f32[256]{0} bitcast(%row)
+}
+
+%updated (a: f32[10,256], row: f32[1,256], i: s32[]) -> f32[10,256] {
+  %a = f32[10,256]{1,0} parameter(0)
+  %row = f32[1,256]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %set = f32[10,256]{1,0} dynamic-update-slice(%a, %row, %i, %i)
+}
+
+%body (state: (s32[], f32[10,256])) -> (s32[], f32[10,256]) {
+  %state = (s32[], f32[10,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %a = f32[10,256]{1,0} get-tuple-element(%state), index=1
+  %row = f32[256]{0:T(256)S(1)} fusion(%a, %i), calls=%fused, backend_config={"estimated_cycles":"7"}
+  %wide = f32[1,256]{1,0:T(256)S(1)} bitcast(%row)
+  %b = f32[10,256]{1,0} fusion(%a, %wide, %i), calls=%updated, backend_config={"estimated_cycles":"5"}
+  ROOT %next = (s32[], f32[10,256]{1,0}) tuple(%i, %b)
+}
+
+%condition (state: (s32[], f32[10,256])) -> pred[] {
+  %state = (s32[], f32[10,256]{1,0}) parameter(0)
+  %limit = s32[] constant(10)
+  %i = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[10,256]) -> f32[10,256] {
+  %a = f32[10,256]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %state = (s32[], f32[10,256]{1,0}) tuple(%zero, %a)
+  %loop = (s32[], f32[10,256]{1,0}) while(%state), condition=%condition, body=%body<KNOWN>
+  ROOT %b = f32[10,256]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "trips"),
+    [("", 10), (', backend_config={"known_trip_count":{"n":"6"}}', 6)],
+)
+def test_a_loop_counts_as_often_as_it_runs_and_a_slice_or_an_update_only_itself(known: str, trips: int):
+    module = compiling.parse(LOOP.replace("<KNOWN>", known))
+    index, row = 4, 256 * 4
+    counted = compiling.tally(module, module.entry, compiling.on_tpu)
+    assert counted == {"cycles": trips * (7 + 5), "bytes": trips * 2 * (row + index)}
+    counted = compiling.tally(module, module.entry, compiling.on_gpu)
+    assert counted == {"kernels": trips * 2, "bytes": trips * 2 * (row + index)}
+
+
+STRAIGHT = """HloModule straight
+
+%dearer (a: bf16[64,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  ROOT %twice = bf16[64,32]{1,0} add(%a, %a), backend_config={"estimated_cycles":"9"}
+}
+
+%cheaper (a: bf16[64,32]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  ROOT %copied = bf16[64,32]{1,0} copy(%a), backend_config={"estimated_cycles":"3"}
+}
+
+ENTRY %main (a: bf16[64,32], b: bf16[32,16], p: pred[]) -> (f32[64,16], bf16[64,32]) {
+  %a = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  %p = pred[] parameter(2)
+  %start = (bf16[32,16]{1,0:S(1)}, bf16[32,16]{1,0}, u32[]{:S(2)}) copy-start(%b)
+  %done = bf16[32,16]{1,0:S(1)} copy-done(%start)
+  %c = f32[64,16]{1,0} dot(%a, %done), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %d = bf16[64,32]{1,0} conditional(%p, %a, %a), true_computation=%dearer, false_computation=%cheaper
+  ROOT %both = (f32[64,16]{1,0}, bf16[64,32]{1,0}) tuple(%c, %d)
+}
+"""
+
+
+def test_products_and_branches_and_copies_are_counted_and_on_chip_memory_is_not():
+    module = compiling.parse(STRAIGHT)
+    a, b, c = 64 * 32 * 2, 32 * 16 * 2, 64 * 16 * 4
+    counted = compiling.tally(module, module.entry, compiling.on_tpu)
+    assert counted == {"cycles": 9, "bytes": b + (a + c) + 2 * a}
+    counted = compiling.tally(module, module.entry, compiling.on_gpu)
+    assert counted == {"kernels": 3, "bytes": b + (a + c) + 2 * a, "bf16": 2 * 64 * 32 * 16}
+    assert compiling.seconds(counted) == pytest.approx(
+        counted["bytes"] / 3.35e12 + 3 * 2e-6 + counted["bf16"] / 990e12
+    )
+
+
+def test_what_a_compiler_really_writes_is_read():
+    def loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+        return jnp.mean((predictions - targets) ** 2)
+
+    arrays = (jax.ShapeDtypeStruct((1000, 1000), jnp.float32),) * 2
+    module = compiling.parse(jax.jit(jax.grad(loss)).lower(*arrays).compile().as_text())
+    assert compiling.tally(module, module.entry, compiling.on_gpu)["bytes"] == pytest.approx(12e6, rel=0.01)
+
+
+def test_what_exceeds_a_limit_is_named():
+    ours = {"bytes": 8e8, "accessed": 8e8, "temporaries": 100 * 2**20, "cycles": 3e6, "seconds": 1}
+    peer = {"bytes": 8e8, "accessed": 7e8, "cycles": 2e6, "seconds": 2}
+    record = {"loss": "cross_entropy", "size": "8 x 9", "dtype": "bfloat16", "fewest": 4e8, "input": 2e8}
+    record |= {"jaxloss": ours, "peers": {"optax": peer, "one-hot": peer}}
+    assert report.misses({**record, "target": "tpu"}) == [
+        "cross_entropy 8 x 9 bfloat16: MB of temporaries 100.00 (at most 64)",
+        "cross_entropy 8 x 9 bfloat16: accessed / best plain 1.14 (at most 1.05)",
+        "cross_entropy 8 x 9 bfloat16: cycles / best plain 1.50 (at most 1.1)",
+    ]
+    assert [line.split(": ")[1] for line in report.misses({**record, "target": "gpu"})] == [
+        "MB of temporaries 100.00 (at most 64)"
+    ]
+    record |= {"loss": "mse_loss", "target": "gpu", "peers": {}}
+    assert [line.split(": ")[1] for line in report.misses(record)] == [
+        "bytes / fewest 2.00 (at most 1.1)",
+        "temporaries / input 0.52 (at most 0.02)",
+    ]
+
+
+def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"tpu lacks libtpu, optax: pip install 'jax\[tpu\]' optax"):
+        compiling.environment("tpu")
+    with pytest.raises(SystemExit, match=r"gpu lacks .*: pip install .*jax-cuda12-plugin"):
+        compiling.environment("gpu")
+
+
+def test_the_time_to_compile_is_appended_and_printed(tmp_path: Path):
+    output = tmp_path / "compiled.jsonl"
+    command = [sys.executable, "-m", "tests.benchmarks", "--compile", "cpu", "--losses", "mse_loss"]
+    done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (record,) = report.read_compiled(output)
+    assert record["seconds"].keys() == {"jaxloss", "plain"}
+    assert report.compiled_line(record) in done.stdout
+    assert f"geometric mean over 1 cases: {report.build_ratio(record):.2f} times" in done.stdout
+
+
+def test_the_readme_of_the_benchmarks_shows_what_was_compiled():
+    readme = report.COMPILED_README.read_text(encoding="utf-8")
+    records = report.read_compiled()
+    assert report.written(readme, report.compiled_table(records)) == readme
+    assert {record["target"] for record in records} == {"tpu", "gpu", "cpu"}

@@ -73,9 +73,10 @@ def test_float32_is_as_near_the_truth_as_pytorch(case: Case):
             assert ours.dtype == np.float32
             finite = np.isfinite(truth)
             np.testing.assert_array_equal(ours[~finite], truth[~finite], err_msg=f"{reduction} {name}")
-            rounding = np.finfo(np.float32).eps * np.maximum(4 * np.abs(truth[finite]), 1)
-            allowed = 2 * np.abs(theirs[finite] - truth[finite]) + rounding
-            error = np.abs(ours[finite] - truth[finite])
+            # Of the largest number: terms of a sum cancel, and processors add them up in different orders.
+            largest = np.max(np.abs(truth[finite]), initial=0.25)
+            error, theirs = (np.abs(array[finite] - truth[finite]) for array in (ours, theirs))
+            allowed = 2 * theirs + 4 * np.finfo(np.float32).eps * largest
             np.testing.assert_array_less(error, allowed, err_msg=f"{reduction} {name}")
 
 
@@ -86,7 +87,9 @@ if torch_oracle.IS_INSTALLED:
         assert live.keys() == RECORD.keys()
         for name, recorded in RECORD.items():
             if not name.endswith("/digest"):
-                np.testing.assert_allclose(live[name], recorded, rtol=1e-5, err_msg=name, strict=True)
+                # Another processor adds up the terms of a sum, which may cancel, in another order.
+                rounding = 1e-6 * np.max(np.abs(recorded[np.isfinite(recorded)]), initial=0)
+                np.testing.assert_allclose(live[name], recorded, 1e-5, rounding, err_msg=name, strict=True)
 
 
 # Reductions.
@@ -390,7 +393,7 @@ def test_wrong_calls_are_refused(case: Case):
         case({**arrays, first: None})
     with pytest.raises(TypeError, match=f"{first} must hold real numbers, got dtype complex64"):
         case({**arrays, first: arrays[first].astype(jnp.complex64)})
-    with pytest.raises(TypeError, match="where must be boolean, got dtype float32"):
+    with pytest.raises(TypeError, match="where must be boolean, got dtype float32; for weights use jaxloss"):
         case(arrays, where=jnp.ones(()))
     with pytest.raises(ValueError, match=r"where must broadcast to shape \(.*\), got shape \(9, 9, 9\)"):
         case(arrays, where=jnp.ones((9, 9, 9), bool))
@@ -408,3 +411,19 @@ def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
     error, losses = checkify.checkify(jax.vmap(lambda arrays: case(arrays)))(stacked(arrays, arrays))
     assert error.get() is None
     np.testing.assert_allclose(losses, [case(arrays)] * 2, rtol=1e-6)
+
+
+@every_loss
+def test_valid_input_makes_no_nan_on_the_way(case: Case):
+    # Step by step, where constants are seen, too; and compiled, where what is kept for the gradient is.
+    arrays = case.inputs(jnp.float32)
+    moved = {name: arrays[name] for name in case.gradients}
+
+    def loss(moved: dict[str, Any]) -> jax.Array:
+        return case({**arrays, **moved})
+
+    with jax.debug_nans(True):
+        with jax.disable_jit():
+            jax.value_and_grad(loss)(moved)
+        with jax.debug_infs(True):
+            jax.value_and_grad(loss)(moved)

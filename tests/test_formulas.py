@@ -59,6 +59,10 @@ LOSSES: dict[str, tuple[Draw, list[dict[str, Any]]]] = {
         [{}],
     ),
     "soft_margin_loss": (lambda rng, s: {"scores": 3 * rng.randn(*s), "targets": signs(rng, *s)}, [{}]),
+    "sigmoid_focal_loss": (
+        lambda rng, s: {"logits": 3 * rng.randn(*s), "targets": rng.rand(*s)},
+        [{}, {"alpha": None}, {"alpha": 0.75, "gamma": 0.5}, {"gamma": 0.0}],
+    ),
     "multilabel_soft_margin_loss": (
         lambda rng, s: {"logits": 3 * rng.randn(*s, CLASSES), "targets": rng.rand(*s, CLASSES)},
         [{}],

@@ -18,7 +18,7 @@ MODULES = sorted(
 # From the lowest floor of the core to the highest: each imports only from those before it.
 CORE = [
     f"_core.{name}"
-    for name in "checks arguments decorator derivatives reduction classes projection pairs".split()
+    for name in ("checks", "arguments", "decorator", "derivatives", "reduction", "classes", "projection")
 ]
 FAMILIES = [name for name in MODULES if name.startswith("losses.")]
 TRAINING = [name for name in MODULES if name.startswith("training.") or name == "models"]

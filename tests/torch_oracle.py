@@ -88,7 +88,11 @@ def _call(case: Case, tensors: Mapping[str, Any], reduction: str | None) -> Any:
     is_named = {name: "." in name or name in options_of_ours for name in tensors}
     positional = [tensors[name] for name in tensors if not is_named[name]]
     named = {name: tensors[name] for name in tensors if is_named[name]}
-    ours = {"adaptive_log_softmax": _adaptive_log_softmax, "linear_cross_entropy": _linear_cross_entropy}
+    ours = {
+        "adaptive_log_softmax": _adaptive_log_softmax,
+        "linear_cross_entropy": _linear_cross_entropy,
+        "sigmoid_focal_loss": _sigmoid_focal_loss,
+    }
     function = ours.get(case.loss) or getattr(torch.nn.functional, case.loss)
     if "z_loss" in options or "soft_cap" in options:
         function = functools.partial(_beyond_pytorch, case.loss)
@@ -111,6 +115,21 @@ def _adaptive_log_softmax(
     weights = {places[name.removeprefix("params.")]: tensor.t() for name, tensor in params.items()}
     output, mean = torch.func.functional_call(module, weights, (hidden, targets))
     return {"none": -output, "sum": -output.sum(), "mean": mean}[reduction]
+
+
+def _sigmoid_focal_loss(
+    logits: Any, targets: Any, *, alpha: float | None = 0.25, gamma: float = 2.0, reduction: str
+) -> Any:
+    """Returns the loss of torchvision's formula, which is not a part of PyTorch."""
+    import torch
+
+    p = torch.sigmoid(logits)
+    p_t = p * targets + (1 - p) * (1 - targets)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    losses = losses * (1 - p_t) ** gamma
+    if alpha is not None:
+        losses = losses * (alpha * targets + (1 - alpha) * (1 - targets))
+    return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
 
 
 def _linear_cross_entropy(hidden: Any, kernel: Any, targets: Any, *, bias: Any = None, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What PyTorch does in twenty steps of each kind of training: the record that `tests.training.test_step` compares with.
+"""What PyTorch does in twenty steps of each kind of training: what `tests.training.test_step` is held to.
 
 `python -m tests.torch_trajectories` asks the installed PyTorch and writes `torch_trajectories.npz` anew.
 Initial parameters and batches come from seeded NumPy generators on both sides, so the record holds PyTorch's

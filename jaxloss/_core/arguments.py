@@ -39,7 +39,7 @@ def from_host(name: str, value: Any) -> Any:
 
 def tree_from_host(name: str, tree: Any) -> Any:
     """Returns `from_host` of every leaf, named by its path."""
-    if isinstance(tree, jax.Array):
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)):
         return tree
     return tree_map_with_path(lambda path, leaf: from_host(name + keystr(path), leaf), tree)
 
@@ -56,7 +56,7 @@ def as_array(name: str, value: Any) -> jax.Array:
         elif isinstance(value, list | tuple):
             remedy = f"; pass jax.numpy.asarray({name})"
         raise TypeError(f"{name} must be an array, got {found}{remedy}")
-    dtype = value.dtype if hasattr(value, "dtype") else jnp.result_type(value)
+    dtype = jnp.result_type(value) if isinstance(value, bool | int | float) else value.dtype
     is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     if not (is_number or jnp.issubdtype(dtype, bool)):
         raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
@@ -102,7 +102,7 @@ def index_array(name: str, indices: jax.Array) -> jax.Array:
     """
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {indices.dtype}")
-    is_wide = indices.dtype.itemsize == 8 and jax.config.jax_enable_x64
+    is_wide = indices.dtype.itemsize == 8 and jax.dtypes.canonicalize_dtype(np.int64) == np.int64
     limits, own = jnp.iinfo(jnp.int64 if is_wide else jnp.int32), jnp.iinfo(indices.dtype)
     if own.max > limits.max:
         low = np.asarray(max(own.min, limits.min), indices.dtype)

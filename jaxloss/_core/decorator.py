@@ -15,8 +15,9 @@ from jaxloss._core.checks import checked, one_or_nan
 P = ParamSpec("P")
 R = TypeVar("R")
 _NUMBER = (float, int, np.number)
-# What `jit` reads as it is. To look a type up costs less per call than isinstance.
-_READY = {type(jnp.zeros(())), bool, int, float, str, type(None)}
+# Types that `jit` reads as they are. Those of JAX arrays join as they come: to make one here would start a
+# backend. To look a type up costs less per call than isinstance.
+_READY: set[type] = {bool, int, float, str, type(None)}
 
 
 class Domain(NamedTuple):
@@ -55,6 +56,7 @@ def compiled(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         name, parameters = function.__name__, inspect.signature(function).parameters
         names = list(parameters)
+        may_be_none = {option for option in limits if "None" in str(parameters[option].annotation)}
 
         @functools.wraps(function)
         def traced(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,11 +69,14 @@ def compiled(
         jitted: Callable[..., R] = jax.jit(traced, static_argnames=tuple(static))
 
         def ready(option: str, value: Any) -> Any:
-            if option in sequences and isinstance(value, list | tuple):
-                is_concrete = all(isinstance(number, int | np.integer) for number in value)
-                value = np.asarray(value) if is_concrete and value else jnp.asarray(value, int)
+            if isinstance(value, jax.Array):
+                _READY.add(type(value))
+                return value
             if option in static:
                 return value
+            if option in sequences and isinstance(value, list | tuple):
+                is_concrete = all(isinstance(number, int | np.integer) for number in value)
+                return from_host(option, np.asarray(value)) if is_concrete and value else jnp.asarray(value)
             if isinstance(value, dict):
                 return tree_from_host(option, value)
             return from_host(option, value)
@@ -84,7 +89,7 @@ def compiled(
             for option, value in kwargs.items():
                 if type(value) not in _READY:
                     kwargs[option] = value = ready(option, value)
-                if option in limits and value is not parameters[option].default:
+                if option in limits and not (value is None and option in may_be_none):
                     _refuse_outside(limits[option], value, name, option)
             try:
                 return jitted(*given, **kwargs)
@@ -139,4 +144,5 @@ def _refuse_misfit(
                 ) from None
         else:
             for path, leaf in jax.tree.leaves_with_path(value):
-                as_array(option + jax.tree_util.keystr(path), leaf)
+                if not isinstance(leaf, jax.Array):
+                    as_array(option + jax.tree_util.keystr(path), leaf)

@@ -44,17 +44,6 @@ def absolute(number: jax.Array) -> jax.Array:
     return jnp.abs(number)
 
 
-def _slope_of_square_root(number: jax.Array) -> jax.Array:
-    vanishes = number == 0
-    return jnp.where(vanishes, 0, 0.5 / jnp.sqrt(jnp.where(vanishes, 1, number)))
-
-
-@derivatives(_slope_of_square_root)
-def square_root(number: jax.Array) -> jax.Array:
-    """Returns √number, with every derivative 0 at 0."""
-    return jnp.sqrt(number)
-
-
 def power(base: jax.Array, exponent: float) -> jax.Array:
     """Returns base ** exponent for base >= 0, with every derivative 0 at 0."""
     vanishes = base == 0

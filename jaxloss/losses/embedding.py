@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -29,7 +30,6 @@ from jaxloss._core.derivatives import (
     derivatives,
     power,
     sign_or_nan,
-    square_root,
 )
 from jaxloss._core.reduction import Reduction, reduce_elementwise, reduce_losses
 
@@ -116,6 +116,7 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: Arra
 
     Differences from PyTorch:
         * The default axis is the last; PyTorch's is `axis=1`.
+        * If a squared norm overflows, the similarity is NaN; PyTorch's is 0.
         * x1 and x2 never broadcast; for all pairs, use
           `jax.vmap(lambda x: jax.vmap(lambda y: cosine_similarity(x, y))(x2))(x1)`.
 
@@ -124,9 +125,10 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: Arra
     """
     x1, x2 = agree(x1=x1, x2=x2)
     axis = canonical_axis(axis, "x1", x1.shape)
-    inner, *squares = _inner_products(*widened(x1, x2), axis)
-    lengths = [_clamped(square_root(square), jnp.asarray(eps, square.dtype)) for square in squares]
-    return inner / (lengths[0] * lengths[1])
+    x1, x2 = widened(x1, x2)
+    least = jnp.asarray(eps, x1.dtype)
+    x1_length, x2_length = (_clamped(_length(vectors, 0.0, axis), least) for vectors in (x1, x2))
+    return _cosine(x1, x2, x1_length, x2_length, axis)
 
 
 @compiled(static=("reduction",), domains={"margin": finite})
@@ -278,11 +280,9 @@ def cosine_embedding_loss(
     targets = lax.stop_gradient(laid_out_as(embeddings[0], targets, [len(shape)]))
     targets = fill_masked(rows, checked_signs(targets, rows), 1)
     sign = sign_or_nan(targets.astype(embeddings[0].dtype))
-    inner, *squares = _inner_products(*embeddings, -1)
-    # Two roots: the product of the squares would overflow early.
-    agreement = sign * inner
-    for square in squares:
-        agreement = agreement / jnp.sqrt(square + _SMOOTHING)
+    first, second = embeddings
+    first_length, second_length = (_length(vectors, _SMOOTHING, len(shape)) for vectors in embeddings)
+    agreement = sign * _cosine(first, second, first_length, second_length, len(shape))
     apart = clamped_at_zero(-agreement - jnp.asarray(margin, sign.dtype))
     return reduce_losses(jnp.where(sign > 0, 1 - agreement, apart), None, rows, reduction)
 
@@ -436,7 +436,7 @@ def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
     if p == 1:
         return jnp.sum(absolute(vectors), axis)
     if p == 2:
-        return square_root(jnp.sum(vectors * vectors, axis))
+        return _length(vectors, 0.0, axis)
     magnitudes = absolute(vectors)
     largest = jnp.max(magnitudes, axis, initial=0)
     if p == jnp.inf:
@@ -447,10 +447,31 @@ def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
     return unit * power(jnp.sum(power(magnitudes / jnp.expand_dims(unit, axis), p), axis), 1 / p)
 
 
-def _inner_products(x: jax.Array, y: jax.Array, axis: int) -> list[jax.Array]:
-    """Returns x·y, x·x and y·y along an axis; NaN for a square that overflows."""
-    inner, *squares = (jnp.sum(product, axis) for product in (x * y, x * x, y * y))
-    return [inner, *(square * one_or_nan(square < jnp.inf, square.dtype) for square in squares)]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _length(vectors: jax.Array, smoothing: float, axis: int) -> jax.Array:
+    """Returns √(Σ vectors² + smoothing) along an axis, with slope 0 at 0; NaN if the square overflows."""
+    length = jnp.sqrt(jnp.sum(vectors * vectors, axis) + smoothing)
+    return length * one_or_nan(length < jnp.inf, length.dtype)
+
+
+@_length.defjvp
+def _length_jvp(
+    smoothing: float, axis: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # The derivative of the root in its square would underflow where the square is large.
+    length = _length(*primals, smoothing, axis)
+    divisor = jnp.expand_dims(jnp.where(length == 0, jnp.inf, length), axis)
+    return length, jnp.sum(primals[0] / divisor * tangents[0], axis)
+
+
+@derivatives(lambda x, y: 1 / y, lambda x, y: -(x / y) / y)
+def _quotient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns x / y; the square in the derivative that JAX takes would overflow early."""
+    return x / y
+
+
+def _cosine(x: jax.Array, y: jax.Array, x_length: jax.Array, y_length: jax.Array, axis: int) -> jax.Array:
+    return _quotient(_quotient(jnp.sum(x * y, axis), x_length), y_length)
 
 
 def _clamped(length: jax.Array, least: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ def sigmoid_focal_loss(
         * 1 - p_t is never computed by subtraction, so confident predictions keep their precision in every
           dtype, and value and gradient are finite for gamma < 1; torchvision gives 0 or NaN there.
         * Infinite logits have the limit as their loss, 0 if right and ∞ if wrong; torchvision gives NaN at
-          -inf, and at inf with target 1.
+          -inf, and at inf with target 1. Where the loss is infinite, its second derivative is NaN.
 
     Source:
         T.-Y. Lin et al. (2017), Focal Loss for Dense Object Detection. torchvision documentation:
@@ -67,8 +67,7 @@ def sigmoid_focal_loss(
 
     def loss(logits: jax.Array, targets: jax.Array, gamma: jax.Array, *alpha: jax.Array) -> jax.Array:
         targets = targets * one_or_nan((targets >= 0) & (targets <= 1), targets.dtype)
-        focus = jnp.exp(weighted(gamma, _log_of_miss(logits, targets)))
-        losses = weighted(focus, cross_entropy_of_logits(logits, targets, jnp.ones_like(gamma)))
+        losses = _focal(logits, targets, gamma)
         for share in alpha:
             losses = weighted(share * targets + (1 - share) * (1 - targets), losses)
         return losses
@@ -109,3 +108,33 @@ def _log_of_miss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     is_soft, soft = _soft(targets)
     hard = -softplus(-(1 - 2 * targets) * logits)
     return jnp.where(is_soft, jnp.log(_miss(logits, soft)), hard)
+
+
+def _focus(logits: jax.Array, targets: jax.Array, gamma: jax.Array) -> jax.Array:
+    """Returns (1 - p_t)^gamma, with 0⁰ = 1."""
+    return jnp.exp(weighted(gamma, _log_of_miss(logits, targets)))
+
+
+def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return cross_entropy_of_logits(logits, targets, jnp.ones_like(targets))
+
+
+def _focal_slope_in_logits(logits: jax.Array, targets: jax.Array, gamma: jax.Array) -> jax.Array:
+    focusing = weighted(_slope_in_logits(logits, targets), _cross_entropy(logits, targets))
+    slope = (1 - targets) * sigmoid(logits) - targets * sigmoid(-logits)
+    return _focus(logits, targets, gamma) * (gamma * focusing + slope)
+
+
+def _focal_slope_in_targets(logits: jax.Array, targets: jax.Array, gamma: jax.Array) -> jax.Array:
+    focusing = weighted(_slope_in_targets(logits, targets), _cross_entropy(logits, targets))
+    return weighted(_focus(logits, targets, gamma), gamma * focusing - logits)
+
+
+def _focal_slope_in_gamma(logits: jax.Array, targets: jax.Array, gamma: jax.Array) -> jax.Array:
+    return weighted(_log_of_miss(logits, targets), _focal(logits, targets, gamma))
+
+
+# With 0 · ∞ = 0: where the loss is infinite its focus no longer changes.
+@derivatives(_focal_slope_in_logits, _focal_slope_in_targets, _focal_slope_in_gamma)
+def _focal(logits: jax.Array, targets: jax.Array, gamma: jax.Array) -> jax.Array:
+    return weighted(_focus(logits, targets, gamma), _cross_entropy(logits, targets))

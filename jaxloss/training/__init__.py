@@ -1,6 +1,38 @@
-"""Training on top of the losses: steps, epochs, checkpoints, and placement on a mesh.
+"""Training steps, epochs, evaluation, checkpoints and sharding, for any JAX model and Optax optimizer.
 
-Everything here needs the `train` extra: Flax, Optax and Orbax.
+    >>> import jax, optax
+    >>> from flax import nnx
+    >>> from jaxloss import mse_loss
+    >>> from jaxloss.models import LinearRegression
+    >>> from jaxloss.training import create_train_state, train_step
+    >>> state = create_train_state(LinearRegression(rngs=nnx.Rngs(0)), optax.adam(0.01))
+    >>> inputs = jax.random.normal(jax.random.key(0), (32, 10))
+    >>> for _ in range(10):
+    ...     state, value = train_step(state, inputs, inputs[:, :1], loss=mse_loss)
+    >>> state.step
+    Array(10, dtype=int32)
+
+State and step
+    `create_train_state` makes a `TrainState` of a model and an optimizer. The model is a Flax NNX module, or
+    a pair `(apply_fn, params)`, as for Linen, Equinox and plain functions. `train_step` runs one optimizer
+    step and donates the state; it also accumulates gradients over micro-batches.
+Data sets
+    `train_epoch` shuffles a data set that fits into device memory and runs all steps of an epoch in one
+    compiled call. `evaluate` computes the exact mean of a loss or a metric over a data set. `read_losses`
+    raises an error at the first loss that is NaN or infinite.
+Checkpoints
+    `Checkpoints` saves states in the background and restores the newest complete one.
+Devices
+    `shard_train_state` and `shard_batch` place a state and a batch on a mesh, for data-parallel and fully
+    sharded training. The step itself does not change.
+
+A loss is any callable `(outputs, targets) -> scalar`. Options are bound with `functools.partial`, arrays with
+`jax.tree_util.Partial`; `reduction="sum_and_weight"` gives the pair (sum, weight) that micro-batches and
+`evaluate` need. Inputs and targets are pytrees of arrays, with the samples along the first axis. NumPy arrays
+may have any byte order, and 64-bit integers keep their values: a label out of range is never cut to a valid
+one. NumPy masked arrays raise a TypeError.
+
+This package needs Flax, Optax and Orbax: `pip install "jaxloss[train]"`.
 """
 
 from jaxloss.training.checkpoints import Checkpoints as Checkpoints

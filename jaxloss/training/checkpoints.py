@@ -1,7 +1,7 @@
-"""Training that survives its process: the newest states on disk, complete or not there at all.
+"""Checkpoints of a training run that resume it exactly.
 
-A thin layer over Orbax, which writes in the background, and gives a checkpoint its name only when all of it
-is on disk.
+A thin layer over Orbax, which writes in the background and gives a checkpoint its final name only when it is
+complete.
 """
 
 import pathlib
@@ -14,25 +14,25 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves_with_path, tree_unflatten
 
 from jaxloss._core.arguments import integer
-from jaxloss.training.step import TrainState, refuse_other_than_state, refuse_what_was_taken
+from jaxloss.training.step import TrainState, check_is_state, check_not_donated
 from jaxloss.training.trees import differences
 
 __all__ = ["Checkpoints"]
 
 
 class Checkpoints:
-    """A folder of checkpoints of one training, to be used in a `with` statement.
+    """A directory with the checkpoints of one training run, used as a context manager.
 
-    At its end the statement waits until what was saved is on disk. Without one, `close` does so; a program
-    that ends before may lose its last checkpoint.
+    At the end of the `with` block, pending checkpoints are completed. Otherwise call `close`: a program that
+    exits earlier may lose its last checkpoint.
 
     Args:
-        directory: The folder, a local or mounted one; it is made if it is not there. In a program of several
-            processes, all see it.
-        keep: How many checkpoints stay, at least 1; older ones are removed once a newer one is complete.
+        directory: The directory, local or mounted; it is created if it does not exist. In a program with
+            several processes, all of them must see it.
+        keep: Number of checkpoints to keep, at least 1. Older ones are deleted when a newer one is complete.
 
     Raises:
-        TypeError: If `keep` is no integer.
+        TypeError: If `keep` is not an integer.
         ValueError: If `keep` is less than 1, or `directory` is a URL.
         NotADirectoryError: If `directory` is a file.
 
@@ -41,8 +41,7 @@ class Checkpoints:
         >>> import jax.numpy as jnp
         >>> import optax
         >>> from jaxloss import mse_loss
-        >>> from jaxloss.training import Checkpoints
-        >>> from jaxloss.training import create_train_state, train_step
+        >>> from jaxloss.training import Checkpoints, create_train_state, train_step
         >>> folder = tempfile.mkdtemp()
         >>> def train(steps):
         ...     state = create_train_state((jnp.multiply, jnp.ones(3)), optax.adam(0.1))
@@ -64,10 +63,10 @@ class Checkpoints:
         if integer("keep", keep) < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         if "://" in str(directory):
-            raise ValueError(f"directory must be a local or mounted folder, got {directory}")
+            raise ValueError(f"directory must be local or mounted, got {directory}")
         self._directory = pathlib.Path(directory).expanduser().absolute()
         if self._directory.is_file():
-            raise NotADirectoryError(f"directory must be a folder, got the file {self._directory}")
+            raise NotADirectoryError(f"directory must not be a file, got {self._directory}")
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
@@ -76,104 +75,104 @@ class Checkpoints:
         self._is_closed = False
 
     def __enter__(self) -> Self:
-        """Returns the folder itself."""
+        """Returns these checkpoints."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits until what was saved is on disk."""
+        """Waits until pending checkpoints are complete."""
         self.close()
 
     def close(self) -> None:
-        """Waits until what was saved is on disk; nothing can be saved or restored after that."""
+        """Waits until pending checkpoints are complete; nothing can be saved or restored afterwards."""
         if not self._is_closed:
             self._manager.close()
         self._is_closed = True
 
     def _open(self) -> ocp.CheckpointManager:
-        # Orbax would fail in the background, where nobody hears it.
+        # Orbax itself would fail in the background, without an error here.
         if self._is_closed:
             raise ValueError(
-                f"the checkpoints in {self._directory} are closed, as at the end of a with statement: open "
-                "them anew"
+                f"the checkpoints in {self._directory} are closed, as at the end of a with block; create "
+                "another Checkpoints"
             )
         return self._manager
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest checkpoint, None where there is none.
+        """Step of the newest checkpoint, or None if there is none.
 
-        Waits until what was saved is complete.
+        Waits until pending checkpoints are complete.
         """
         manager = self._open()
         manager.wait_until_finished()
         return manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Saves a state under the number of its step.
+        """Saves a state under its step number.
 
-        Waits for the device and for a copy in memory. The rest happens in the background, while the next
-        steps run; the checkpoint counts once it is complete. The newest step is not saved again.
+        Waits for the device and for a copy to host memory. The checkpoint is then written in the background
+        while the next steps run, and counts once it is complete. Saving the newest step again does nothing.
 
         Args:
             state: The state from a step.
 
         Raises:
-            FloatingPointError: If a parameter is NaN or infinite. The checkpoints stay as they are.
-            TypeError: If `state` is no `TrainState`.
-            ValueError: If the folder has a later step, as when another training wrote it, or is closed; or a
-                step has taken the state, or an array in it has size 0.
+            FloatingPointError: If a parameter is NaN or infinite. Existing checkpoints do not change.
+            TypeError: If `state` is not a `TrainState`.
+            ValueError: If the directory has a later step, as from another training run, or is closed; or if
+                `state` was donated to a step, or has an array of size 0.
         """
-        refuse_what_was_taken(state)
+        check_not_donated(state)
         manager = self._open()
         arrays = _arrays(state)
         if empty := [name for name, array in arrays.items() if not array.size]:
-            raise ValueError(f"a checkpoint cannot hold arrays without numbers: {', '.join(empty)}")
+            raise ValueError(f"a checkpoint cannot hold arrays of size 0, got {', '.join(empty)}")
         step = int(state.step)
-        sound = _finite(state.params)
-        broken = [keystr(path) for path, finite in tree_leaves_with_path(sound) if not finite]
+        is_finite = _are_finite(state.params)
+        broken = [keystr(path) for path, finite in tree_leaves_with_path(is_finite) if not finite]
         if broken:
             raise FloatingPointError(
-                f"the parameters {', '.join(broken)} are not finite at step {step}, so they are not saved; "
+                f"the parameters {', '.join(broken)} are not finite at step {step}; nothing was saved, and "
                 f"the newest checkpoint in {self._directory} is of step {self.newest}"
             )
-        latest = manager.latest_step()  # complete or under way
+        latest = manager.latest_step()  # including pending ones
         if latest is not None and step < latest:
             raise ValueError(
-                f"the newest checkpoint in {self._directory} is of step {latest}, after step {step}: restore "
-                "it, or use another folder"
+                f"the newest checkpoint in {self._directory} is of step {latest}, after step {step}; restore "
+                "it, or use another directory"
             )
         if step != latest:
             manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, state: TrainState) -> TrainState:
-        """Returns the newest checkpoint, or `state` where there is none.
+        """Returns the newest checkpoint, or `state` if there is none.
 
-        Waits until what was saved is complete.
+        Waits until pending checkpoints are complete.
 
         Args:
-            state: A state of the same model and optimizer, such as that before the first step. What is read
-                is laid on the devices as its arrays are.
+            state: A state of the same model and optimizer, such as the initial state. The restored arrays
+                have its sharding.
 
         Returns:
-            The state that was saved.
+            The saved state.
 
         Raises:
-            TypeError: If `state` is no `TrainState`.
-            ValueError: If the folder is closed, or the checkpoint is of another model or optimizer, or of
-                other shapes or dtypes. The message names what differs. The files stay as they are.
+            TypeError: If `state` is not a `TrainState`.
+            ValueError: If the directory is closed, or the checkpoint has another model, optimizer, shape or
+                dtype. The message names the differences. The files do not change.
         """
-        refuse_other_than_state(state)
+        check_is_state(state)
         step = self.newest
         if step is None:
             return state
         arrays = _arrays(state)
         saved: Any = self._manager.item_metadata(step)
-        # As they are written, but the parameters first: they say most.
+        # Differences in the parameters come first: they are the most informative.
         order = sorted(arrays, key=lambda name: not name.startswith("['params']"))
-        expected = {name: _kind(arrays[name]) for name in order}
-        if found := differences({name: _kind(array) for name, array in saved.items()}, expected):
+        expected = {name: _dtype_and_shape(arrays[name]) for name in order}
+        if found := differences({name: _dtype_and_shape(array) for name, array in saved.items()}, expected):
             raise ValueError(
-                f"the checkpoint of step {step} in {self._directory} does not fit this state: {found}"
+                f"the checkpoint of step {step} in {self._directory} does not match this state: {found}"
             )
         targets = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
@@ -183,24 +182,25 @@ class Checkpoints:
         return _with_arrays(state, restored)
 
 
-def _kind(array: Any) -> str:
-    # As it is written: JAX would call float64 float32 while it has no more than 32 bits.
+def _dtype_and_shape(array: Any) -> str:
+    """Returns the dtype as saved: jnp.result_type would turn float64 into float32 unless x64 is enabled."""
     return f"{array.dtype}{list(array.shape)}"
 
 
 @jax.jit
-def _finite(params: Any) -> Any:
+def _are_finite(params: Any) -> Any:
+    """Returns for each parameter whether all its elements are finite."""
     return jax.tree.map(lambda parameter: jnp.isfinite(parameter).all(), params)
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:
-    """The arrays of a state by their paths; of a typed key its bits."""
+    """Returns the arrays of a state by path, with the key data of typed PRNG keys."""
     leaves = tree_leaves_with_path(_saved(state))
     return {keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in leaves}
 
 
 def _with_arrays(state: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
-    """The state with other arrays in its places."""
+    """Returns the state with its arrays replaced by those of the same path."""
     leaves, structure = tree_flatten_with_path(_saved(state))
     restored = [
         jax.random.wrap_key_data(arrays[keystr(path)], impl=jax.random.key_impl(leaf))
@@ -212,6 +212,7 @@ def _with_arrays(state: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
 
 
 def _saved(state: TrainState) -> dict[str, Any]:
+    """Returns the fields of a state that a checkpoint holds."""
     return {name: getattr(state, name) for name in ("step", "params", "opt_state", "model_state")}
 
 

@@ -1,4 +1,4 @@
-"""Whole epochs of `train_step`, exact means over a data set, and losses that are checked when read."""
+"""Epochs in one compiled call, evaluation over a data set, and checked losses."""
 
 import functools
 import reprlib
@@ -9,10 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloss._core.arguments import integer
+from jaxloss._core.arguments import integer, tree_from_host
 from jaxloss._core.reduction import mean
-from jaxloss.training.objective import no_pair, sample_count, traceable, value_and_weight
-from jaxloss.training.step import TrainState, refuse_other_than_state, refuse_what_was_taken, train_step
+from jaxloss.training.objective import (
+    sample_count,
+    scalar_loss_error,
+    traceable,
+    value_and_weight,
+)
+from jaxloss.training.step import TrainState, check_is_state, check_not_donated, train_step
 
 __all__ = ["evaluate", "read_losses", "train_epoch"]
 
@@ -28,45 +33,46 @@ def train_epoch(
     micro_batches: int = 1,
     allow_non_finite: bool = False,
 ) -> tuple[TrainState, jax.Array]:
-    """Takes a step with each batch of a shuffled data set, all in one compiled call.
+    """Runs one `train_step` per batch of a shuffled data set, all in one compiled call.
 
-    The steps are those of `train_step`, without the time between them. What the shuffled samples leave over
-    after the last whole batch is not seen in this epoch. Unlike `train_step` it does not donate `state`:
-    where an epoch fails, the state before it is still there.
+    There is no dispatch time between the steps. Samples left over after the last whole batch are not used in
+    this epoch. Unlike `train_step`, this function does not donate `state`, so the state is still valid if the
+    epoch fails.
 
-    On a mesh the devices share the work of a step as the compiler sees fit. To be sure that they do, take the
-    steps one by one, with `jaxloss.training.shard_batch`.
+    On a mesh, the compiler decides how the devices share the work of a step. To control it, run the steps
+    one by one with `shard_batch` and `train_step`.
 
     Args:
-        state: The state from `create_train_state`, or from the step or the epoch before.
-        inputs: All inputs, with the samples along the first axis: an array or any pytree of arrays. Arrays
-            that already lie on the device are not sent again. They must not be split over mesh axes that are
-            `Explicit`; a state may.
+        state: The state from `create_train_state`, or from the previous step or epoch. It may be sharded.
+        inputs: The inputs of all samples, along the first axis: an array or any pytree of arrays. Arrays that
+            are already on the device are not copied to it again. They must not be sharded over `Explicit`
+            mesh axes.
         targets: The targets of all samples, likewise.
-        loss: The loss as `train_step` takes it.
-        batch_size: The number of samples of a step.
-        key: Decides the order of the samples. Derive it from the epoch's number, as in
-            `jax.random.fold_in(key, epoch)`, and a run that is resumed sees what it would have seen.
+        loss: A loss as in `train_step`.
+        batch_size: Number of samples per step.
+        key: PRNG key for the order of the samples. Derive it from the epoch number, as in
+            `jax.random.fold_in(key, epoch)`, so that a resumed run sees the same batches.
         micro_batches: As in `train_step`.
-        allow_non_finite: Whether a loss may be NaN or infinite. By default that is an error, raised when the
-            epoch is over; looking for it costs a step nothing.
+        allow_non_finite: Whether to accept losses that are NaN or infinite. By default they raise an error at
+            the end of the epoch; the check does not slow down the steps.
 
     Returns:
-        `(state, losses)`: the state after the epoch, and the loss of each step.
+        `(state, losses)`: the state after the epoch, and an array with the loss of each step.
 
     Raises:
-        FloatingPointError: If a loss is NaN or infinite. It names the loss and the step; the first is 1.
-        TypeError: As in `train_step`; or `key` is no key, or `batch_size` no integer.
-        ValueError: As in `train_step`; or inputs and targets differ in number, or are fewer than a batch.
+        FloatingPointError: If a loss is NaN or infinite. The message names the loss and the step, counted
+            from 1.
+        TypeError: As in `train_step`, or if `key` is not a PRNG key or `batch_size` is not an integer.
+        ValueError: As in `train_step`, or if the numbers of inputs and targets differ or are smaller than
+            `batch_size`.
 
     Example:
         >>> import jax, optax
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxloss import mse_loss
-        >>> from jaxloss.training import train_epoch
         >>> from jaxloss.models import LinearRegression
-        >>> from jaxloss.training import create_train_state
+        >>> from jaxloss.training import create_train_state, train_epoch
         >>> inputs = jax.random.normal(jax.random.key(0), (100, 10))
         >>> targets = inputs[:, :1]
         >>> state = create_train_state(LinearRegression(rngs=nnx.Rngs(0)), optax.sgd(learning_rate=0.1))
@@ -78,10 +84,11 @@ def train_epoch(
         >>> bool(losses[-1] < 0.1)
         True
     """
-    refuse_what_was_taken(state)
+    check_not_donated(state)
     if not _is_key(key):
-        raise TypeError(f"key must be a key, such as jax.random.key(0); got {reprlib.repr(key)}")
+        raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {reprlib.repr(key)}")
     size, parts = integer("batch_size", batch_size), integer("micro_batches", micro_batches)
+    inputs, targets = tree_from_host("inputs", inputs), tree_from_host("targets", targets)
     state, losses = _train_epoch(state, inputs, targets, key, traceable(loss), size, parts)
     if not allow_non_finite:
         read_losses(losses, state, loss=loss)
@@ -89,7 +96,7 @@ def train_epoch(
 
 
 def _is_key(key: Any) -> bool:
-    """Whether it is one key: a typed one, or the bits of one."""
+    """Returns whether `key` is one PRNG key, typed or raw uint32."""
     if not isinstance(key, jax.Array | np.ndarray):
         return False
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -108,7 +115,7 @@ def _train_epoch(
 ) -> tuple[TrainState, jax.Array]:
     count = sample_count(inputs, targets)
     if not 1 <= batch_size <= count:
-        raise ValueError(f"batch_size must lie in [1, {count}], the number of samples; got {batch_size}")
+        raise ValueError(f"batch_size must be in [1, {count}] for {count} samples, got {batch_size}")
     whole = count - count % batch_size
     batches = jax.random.permutation(key, count)[:whole].reshape(-1, batch_size)
 
@@ -122,38 +129,38 @@ def _train_epoch(
 def evaluate(
     state: TrainState, inputs: Any, targets: Any, *, loss: Callable[[Any, Any], Any], batch_size: int
 ) -> jax.Array:
-    """Returns the mean of a loss, or of any measure, over a data set, which it takes batch by batch.
+    """Returns the mean of a loss or a metric over a data set, computed batch by batch.
 
-    The mean is that of all samples, though the last batch is smaller. The model runs as in use and not as in
-    training: without dropout and with the batch statistics that `state` holds. Nothing in `state` changes.
+    The mean is exact over all samples, also if the last batch is smaller. The model runs in evaluation mode:
+    without dropout, and with the batch statistics in `state`. `state` does not change.
 
     Args:
-        state: The state whose parameters are judged.
-        inputs: All inputs, with the samples along the first axis: an array or any pytree of arrays, not split
-            over mesh axes that are `Explicit`.
+        state: The state with the parameters to evaluate.
+        inputs: The inputs of all samples, along the first axis: an array or any pytree of arrays, not sharded
+            over `Explicit` mesh axes.
         targets: The targets of all samples, likewise.
         loss: A callable `(outputs, targets) -> (sum, weight)`, such as
-            `functools.partial(loss, reduction="sum_and_weight")` or, for a measure of your own, one that ends
-            in `jaxloss.reduce(..., reduction="sum_and_weight")`. Make it once, as for `train_step`.
-        batch_size: The largest number of samples that the model is given at once.
+            `functools.partial(loss, reduction="sum_and_weight")`, or a custom metric that ends in
+            `jaxloss.reduce(..., reduction="sum_and_weight")`. Create it once, as for `train_step`.
+        batch_size: Largest number of samples per call of the model.
 
     Returns:
-        The mean, a scalar: the sum of all sums divided by the sum of all weights.
+        The mean, a scalar: the sum over all batches divided by the weight of all batches.
 
     Raises:
-        TypeError: If `state` is no `TrainState`, `loss` is not callable, or `batch_size` is no integer.
-        ValueError: If `loss` does not return a pair, inputs and targets differ in number or there are none,
-            `batch_size` is no positive number, a step has taken `state`, or it is not known how the model is
-            evaluated.
+        TypeError: If `state` is not a `TrainState`, `loss` is not callable, `batch_size` is not an integer,
+            or inputs or targets hold NumPy masked arrays.
+        ValueError: If `loss` does not return a pair, the numbers of inputs and targets differ or are 0,
+            `batch_size` is less than 1, `state` was donated to a step, or a model with a `model_state` has
+            no `eval_fn`.
 
     Example:
         >>> import functools, jax, optax
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> import jaxloss
-        >>> from jaxloss.training import evaluate
         >>> from jaxloss.models import Classifier
-        >>> from jaxloss.training import create_train_state
+        >>> from jaxloss.training import create_train_state, evaluate
         >>> state = create_train_state(Classifier(8, 4, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1))
         >>> inputs, labels = jnp.ones((100, 8)), jnp.arange(100) % 2
         >>> loss = functools.partial(jaxloss.cross_entropy, reduction="sum_and_weight")
@@ -164,12 +171,13 @@ def evaluate(
         >>> evaluate(state, inputs, labels, loss=accuracy, batch_size=64)
         Array(0.5, dtype=float32)
     """
-    refuse_what_was_taken(state)
+    check_not_donated(state)
     if state.eval_fn is None:
         raise ValueError(
-            "evaluate must know how a model with a model_state runs outside training: "
-            "give create_train_state an eval_fn(params, model_state, inputs) -> outputs"
+            "evaluate needs an eval_fn for a model with a model_state; pass "
+            "eval_fn(params, model_state, inputs) -> outputs to create_train_state"
         )
+    inputs, targets = tree_from_host("inputs", inputs), tree_from_host("targets", targets)
     return _evaluate(state, inputs, targets, traceable(loss), integer("batch_size", batch_size))
 
 
@@ -179,7 +187,10 @@ def _evaluate(
 ) -> jax.Array:
     count = sample_count(inputs, targets)
     if batch_size < 1 or not count:
-        raise ValueError(f"evaluate needs samples and a batch_size >= 1; got {count} and {batch_size}")
+        raise ValueError(
+            f"evaluate needs at least one sample and batch_size >= 1; got {count} samples and "
+            f"batch_size={batch_size}"
+        )
     eval_fn: Any = state.eval_fn
     model_state = () if state.model_state is None else (state.model_state,)
 
@@ -187,7 +198,7 @@ def _evaluate(
         outputs = eval_fn(state.params, *model_state, batch[0])
         value, weight = value_and_weight(loss(outputs, batch[1]))
         if weight is None:
-            raise no_pair("evaluate")
+            raise scalar_loss_error("evaluate")
         return value, weight
 
     whole = count - count % batch_size
@@ -202,30 +213,30 @@ def _evaluate(
 def read_losses(
     losses: Sequence[jax.Array] | jax.Array, state: TrainState, *, loss: Callable[[Any, Any], Any]
 ) -> np.ndarray:
-    """Waits for the losses of the last steps, checks them, and returns them as numbers.
+    """Waits for the losses of the last steps, checks that they are finite, and returns them.
 
-    Reading a loss waits for its step, and the device idles until the next one is sent. So keep the losses of
-    `train_step` as they come, and read them now and then: a loss that is NaN or infinite is noticed then, and
-    costs a step nothing. Meanwhile `jaxloss.training` saves no parameters that are not finite.
+    Reading a loss waits for its step, and the device is idle until the next step is dispatched. So collect
+    the losses of `train_step` unread, and read them at intervals: the check then costs the steps nothing.
+    `Checkpoints.save` refuses parameters that are not finite in the meantime.
 
     Args:
-        losses: The losses of the last steps, oldest first: an array of any shape, such as a scalar or what
-            `train_epoch` returns, or a list of them.
-        state: The state after the last of them.
-        loss: What returned them, which is named in the error.
+        losses: The losses of the last steps, oldest first: an array of any shape, such as a scalar or the
+            losses of `train_epoch`, or a list of arrays.
+        state: The state after the last of these steps.
+        loss: The loss function, for its name in the error message.
 
     Returns:
-        The losses as an array with one axis.
+        The losses as a NumPy array with one axis.
 
     Raises:
-        FloatingPointError: If a loss is NaN or infinite. It names the loss and the step; the first is 1.
+        FloatingPointError: If a loss is NaN or infinite. The message names the loss and the step, counted
+            from 1.
 
     Example:
         >>> import optax
         >>> import jax.numpy as jnp
         >>> from jaxloss import mse_loss
-        >>> from jaxloss.training import read_losses
-        >>> from jaxloss.training import create_train_state, train_step
+        >>> from jaxloss.training import create_train_state, read_losses, train_step
         >>> state = create_train_state((jnp.multiply, jnp.ones(3)), optax.sgd(0.3))
         >>> losses = []
         >>> for _ in range(3):
@@ -234,12 +245,12 @@ def read_losses(
         >>> read_losses(losses, state, loss=mse_loss).tolist()
         [1.0, 0.64, 0.41]
     """
-    refuse_other_than_state(state)
+    check_is_state(state)
     parts = [np.zeros(0, np.float32), *map(np.ravel, jax.tree.leaves(jax.device_get(losses)))]
     values = np.concatenate(parts)
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
         named: Any = loss
-        # `func` is what a functools.partial holds, and `fun` what JAX's own puts around one.
+        # functools.partial has `func`; jax.tree_util.Partial wraps one in an object with `fun`.
         while inner := getattr(named, "func", None) or getattr(named, "fun", None):
             named = inner
         name = getattr(named, "__name__", repr(named))

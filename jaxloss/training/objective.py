@@ -1,4 +1,4 @@
-"""What training and evaluation are given: a loss, in one form, and samples along the first axis."""
+"""The loss and the samples of training and evaluation: checks and conversions."""
 
 import functools
 import reprlib
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxloss._core.arguments import as_array, widened
+from jaxloss._core.arguments import as_array, tree_from_host, widened
 
 
 def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
-    """Returns a loss that passes through `jit`: the function is static, the arrays bound to it are traced."""
+    """Returns a loss that passes through `jit`: its function is static, its bound arrays are traced."""
     if not callable(loss):
         raise TypeError(f"loss must be a callable (outputs, targets) -> scalar; got {reprlib.repr(loss)}")
     if not isinstance(loss, Partial):
@@ -21,18 +21,18 @@ def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
     for name, bound in (*enumerate(loss.args), *loss.keywords.items()):
         if any(isinstance(leaf, str) for leaf in jax.tree.leaves(bound)):
             raise TypeError(
-                "jax.tree_util.Partial binds arrays to a loss, functools.partial what Python must know; got "
-                f"{bound!r} for loss's argument {name}"
+                "jax.tree_util.Partial can bind only arrays and numbers to a loss; use functools.partial for "
+                f"argument {name}, got {bound!r}"
             )
-    return loss
+    return tree_from_host("loss", loss)
 
 
 def value_and_weight(value: Any, *, of_gradient: bool = False) -> tuple[jax.Array, jax.Array | None]:
-    """Returns what a loss returned as a mean and None, or as a sum and its weight, of one dtype."""
-    found: Any = jax.tree.map(functools.partial(as_array, "what loss returns"), value)
+    """Returns the mean and None, or the sum and its weight in one dtype, from the value of a loss."""
+    found: Any = jax.tree.map(functools.partial(as_array, "loss(outputs, targets)"), value)
     dtypes = [array.dtype for array in jax.tree.leaves(found)]
     if of_gradient and dtypes and not jnp.issubdtype(dtypes[0], jnp.floating):
-        raise ValueError(f"loss must return a floating-point number, which has a gradient; got {dtypes[0]}")
+        raise ValueError(f"loss must return a floating-point number to be differentiable; got {dtypes[0]}")
     if isinstance(found, jax.Array) and not found.ndim:
         return found, None
     match jax.tree.map(jnp.shape, found):
@@ -46,8 +46,8 @@ def value_and_weight(value: Any, *, of_gradient: bool = False) -> tuple[jax.Arra
             )
 
 
-def no_pair(purpose: str) -> ValueError:
-    """Returns the error for a loss that returned a scalar where a mean of means would not be the mean."""
+def scalar_loss_error(purpose: str) -> ValueError:
+    """Returns the error for a scalar loss where only pairs (sum, weight) give the exact mean."""
     return ValueError(
         f"loss must return the pair (sum, weight) for {purpose}, as with "
         "functools.partial(loss, reduction='sum_and_weight'); got a scalar"
@@ -55,7 +55,7 @@ def no_pair(purpose: str) -> ValueError:
 
 
 def sample_count(inputs: Any, targets: Any) -> int:
-    """Returns the common length of all arrays, or refuses arrays that differ in it."""
+    """Returns the common size of the first axes, or raises a ValueError if they differ."""
     lengths = {
         f"{name}{keystr(path)}": jnp.shape(array)[:1]
         for name, tree in (("inputs", inputs), ("targets", targets))
@@ -63,5 +63,7 @@ def sample_count(inputs: Any, targets: Any) -> int:
     }
     if len({*lengths.values()}) != 1 or () in lengths.values():
         found = ", ".join(f"{name} {length[0] if length else 'a scalar'}" for name, length in lengths.items())
-        raise ValueError(f"inputs and targets must have equally many samples, their first axis; got {found}")
+        raise ValueError(
+            f"inputs and targets must have the same number of samples along their first axes; got {found}"
+        )
     return lengths.popitem()[1][0]

@@ -1,7 +1,7 @@
-"""Where a state and its batches lie on a mesh: data-parallel, fully sharded, or split by a rule of your own.
+"""Sharding of states and batches over a mesh: data-parallel, fully sharded, or by a custom rule.
 
-The step itself stays as it is. JAX's compiler reads from the arrays how they are split, and adds the
-communication between the devices.
+The step does not change: JAX's compiler reads the sharding of the arrays and adds the communication between
+devices.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 
-from jaxloss.training.step import TrainState, refuse_what_was_taken
+from jaxloss._core.arguments import tree_from_host
+from jaxloss.training.step import TrainState, check_not_donated
 
 __all__ = ["shard_batch", "shard_train_state"]
 
@@ -23,48 +24,47 @@ Rule = Callable[[str, jax.Array], PartitionSpec]
 
 
 def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = None) -> TrainState:
-    """Copies a state onto the devices of a mesh.
+    """Copies a state to the devices of a mesh.
 
-    What the optimizer keeps for a parameter is split as the parameter is; all else is whole on every device.
+    The optimizer's arrays of a parameter are sharded as the parameter; everything else is replicated.
 
     Args:
-        state: The state from `create_train_state` or from a step. In a program of several processes, each
-            gives the same state.
+        state: The state from `create_train_state` or from a step. In a program with several processes, each
+            passes the same state.
         mesh: The devices, from `jax.make_mesh`.
-        split: How the parameters are split, one of
+        split: Sharding of the parameters, one of
 
-            * None: each is whole on every device. With a batch that is split this is data-parallel training;
-            * the name of a mesh axis: each parameter is split over it along the longest dimension that it
-              divides, and stays whole where there is none. The step collects the parameters to run the
-              model, and each device updates its part. With a batch that is split over the same axis this is
-              fully sharded training;
-            * a function `(path, parameter) -> PartitionSpec` with paths such as "hidden/kernel", for a model
-              that is split itself. With `Auto` mesh axes any model runs so; with `Explicit` ones its own
-              operations must say how their results are split.
+            * None: all are replicated. With a sharded batch this is data-parallel training;
+            * the name of a mesh axis: each parameter is sharded over it along its longest dimension that the
+              axis divides, and replicated if there is none. The step gathers the parameters to run the
+              model, and each device updates its shard. With a batch sharded over the same axis this is
+              fully sharded data-parallel training;
+            * a function `(path, parameter) -> PartitionSpec` with paths such as "hidden/kernel", for model
+              parallelism. With `Auto` mesh axes it works for any model; with `Explicit` axes the model's own
+              operations must specify the sharding of their results.
 
     Returns:
-        The state on the mesh. The one that was given stays as it is.
+        The state on the mesh, a copy; `state` stays valid.
 
     Raises:
-        ValueError: If the mesh has no such axis, an axis does not divide what is split over it, or a step has
-            taken the state.
-        TypeError: If `state` is no `TrainState`, `mesh` no `Mesh`, or `split` is none of the above.
+        ValueError: If the mesh has no such axis, an axis does not divide the dimension it shards, or `state`
+            was donated to a step.
+        TypeError: If `state` is not a `TrainState`, `mesh` is not a `Mesh`, or `split` is none of the above.
 
     Example:
         >>> import jax, optax
         >>> from flax import nnx
         >>> from jax.sharding import AxisType
         >>> from jaxloss.models import LinearRegression
-        >>> from jaxloss.training import shard_train_state
-        >>> from jaxloss.training import create_train_state
+        >>> from jaxloss.training import create_train_state, shard_train_state
         >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
         >>> state = create_train_state(LinearRegression(rngs=nnx.Rngs(0)), optax.adam(0.01))
         >>> state = shard_train_state(state, mesh, "data")
         >>> state.opt_state[0].mu["linear"]["kernel"].sharding.spec[0]
         'data'
     """
-    refuse_what_was_taken(state)
-    _refuse_other_than_mesh(mesh)
+    check_not_donated(state)
+    _check_mesh(mesh)
     rule = _rule(mesh, split)
     specs: dict[str, tuple[tuple[int, ...], PartitionSpec]] = {}
     for path, parameter in jax.tree_util.tree_leaves_with_path(state.params):
@@ -74,40 +74,41 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         specs[name] = parameter.shape, spec
 
     def put(array: Any, spec: PartitionSpec) -> jax.Array:
-        # A copy first: a device that holds the array shares it with the result, which a step donates.
+        # Copied first: on a device that holds the array already, the result would share its buffer, which
+        # a step donates.
         return _put(jnp.copy(array), NamedSharding(mesh, spec))
 
     def place(path: Any, array: jax.Array) -> jax.Array:
         return put(array, _of_parameter(specs, keystr(path, simple=True, separator="/"), array.shape))
 
-    whole = PartitionSpec()
-    collecting = mesh if isinstance(split, str) else None
+    replicated = PartitionSpec()
+    gather_mesh = mesh if isinstance(split, str) else None
     return state.replace(
-        step=put(state.step, whole),
-        apply_fn=_collect(state.apply_fn, collecting),
+        step=put(state.step, replicated),
+        apply_fn=_gather(state.apply_fn, gather_mesh),
         params=jax.tree_util.tree_map_with_path(place, state.params),
         opt_state=jax.tree_util.tree_map_with_path(place, state.opt_state),
-        model_state=jax.tree.map(lambda array: put(array, whole), state.model_state),
-        eval_fn=state.eval_fn and _collect(state.eval_fn, collecting),
+        model_state=jax.tree.map(lambda array: put(array, replicated), state.model_state),
+        eval_fn=state.eval_fn and _gather(state.eval_fn, gather_mesh),
     )
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
-    """Splits a batch over an axis of a mesh, sample by sample.
+    """Shards a batch over a mesh axis along its first axis, the samples.
 
     Args:
-        batch: An array with the samples along its first axis, or any pytree of such arrays. In a program of
-            several processes each gives the whole batch, and its devices keep their part of it; where each
-            process holds a part only, `jax.make_array_from_process_local_data` does what this function does.
+        batch: An array with the samples along its first axis, or any pytree of such arrays. In a program with
+            several processes, each passes the whole batch, and its devices keep their shards. If each process
+            has only a part of the batch, use `jax.make_array_from_process_local_data` instead.
         mesh: The devices, from `jax.make_mesh`.
         axis: The name of the mesh axis.
 
     Returns:
-        The same pytree of arrays on the mesh.
+        The same pytree with its arrays on the mesh.
 
     Raises:
-        TypeError: If `mesh` is no `Mesh`.
-        ValueError: If the mesh has no such axis, or the axis does not divide the batch.
+        TypeError: If `mesh` is not a `Mesh`, or the batch holds NumPy masked arrays.
+        ValueError: If the mesh has no such axis, or the axis does not divide the number of samples.
 
     Example:
         >>> import jax
@@ -119,41 +120,43 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
         >>> inputs.sharding.spec[0]
         'data'
     """
-    _refuse_other_than_mesh(mesh)
+    _check_mesh(mesh)
     size = _axis_size(mesh, axis)
 
     def place(path: Any, array: Any) -> jax.Array:
         shape = np.shape(array)
         if not shape or shape[0] % size:
             raise ValueError(
-                f"mesh axis {axis!r} of {size} devices must divide the batch, the first axis of every array; "
-                f"got batch{keystr(path)} of shape {shape}"
+                f"mesh axis {axis!r} of {size} devices must divide the first axis of every array of the "
+                f"batch; got batch{keystr(path)} of shape {shape}"
             )
         return _put(array, NamedSharding(mesh, PartitionSpec(axis)))
 
-    return jax.tree_util.tree_map_with_path(place, batch)
+    return jax.tree_util.tree_map_with_path(place, tree_from_host("batch", batch))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Collect:
-    """A model whose split parameters are collected on every device before it runs."""
+class _Gather:
+    """A model whose sharded parameters are gathered on every device before it runs."""
 
     apply_fn: Callable[..., Any]
     mesh: Mesh
 
     def __call__(self, params: Any, *model_state_and_inputs: Any) -> Any:
-        whole = NamedSharding(self.mesh, PartitionSpec())
+        replicated = NamedSharding(self.mesh, PartitionSpec())
         explicit = AxisType.Explicit in self.mesh.axis_types
-        collect = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-        return self.apply_fn(jax.tree.map(lambda p: collect(p, whole), params), *model_state_and_inputs)
+        gather = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+        return self.apply_fn(jax.tree.map(lambda p: gather(p, replicated), params), *model_state_and_inputs)
 
 
-def _collect(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    model = function.apply_fn if isinstance(function, _Collect) else function
-    return model if mesh is None else _Collect(model, mesh)
+def _gather(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """Returns the model with its parameters gathered over a mesh, or the bare model if there is none."""
+    model = function.apply_fn if isinstance(function, _Gather) else function
+    return model if mesh is None else _Gather(model, mesh)
 
 
 def _rule(mesh: Mesh, split: Any) -> Rule:
+    """Returns the function (path, parameter) -> PartitionSpec that `split` stands for."""
     match split:
         case str():
             size = _axis_size(mesh, split)
@@ -170,23 +173,26 @@ def _rule(mesh: Mesh, split: Any) -> Rule:
             return cast(Rule, split)
         case _:
             raise TypeError(
-                "split must be the name of a mesh axis, a function (path, parameter) -> PartitionSpec or "
+                "split must be the name of a mesh axis, a function (path, parameter) -> PartitionSpec, or "
                 f"None; got {split!r}"
             )
 
 
-def _refuse_other_than_mesh(mesh: Any) -> None:
+def _check_mesh(mesh: Any) -> None:
+    """Raises a TypeError unless `mesh` is a `Mesh`."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, as from jax.make_mesh; got {mesh!r}")
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, as returned by jax.make_mesh; got {mesh!r}")
 
 
 def _axis_size(mesh: Mesh, axis: str) -> int:
+    """Returns the number of devices along a mesh axis, or raises a ValueError if there is no such axis."""
     if axis not in mesh.shape:
         raise ValueError(f"the mesh has the axes {', '.join(map(repr, mesh.axis_names))}; got {axis!r}")
     return mesh.shape[axis]
 
 
 def _check_divides(mesh: Mesh, spec: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raises an error unless `spec` is a PartitionSpec that divides the parameter evenly."""
     if not isinstance(spec, PartitionSpec):
         raise TypeError(f"split must return a PartitionSpec for parameter {name}, got {spec!r}")
     if len(spec) > len(shape):
@@ -196,7 +202,7 @@ def _check_divides(mesh: Mesh, spec: Any, name: str, shape: tuple[int, ...]) -> 
         size = math.prod(_axis_size(mesh, axis) for axis in names)
         if length % size:
             raise ValueError(
-                f"mesh axis {axes!r} of {size} devices must divide the dimension that is split over it; "
+                f"mesh axis {axes!r} of {size} devices must divide the dimension it shards; "
                 f"got parameter {name} of shape {shape} with {spec}"
             )
 
@@ -204,11 +210,11 @@ def _check_divides(mesh: Mesh, spec: Any, name: str, shape: tuple[int, ...]) -> 
 def _of_parameter(
     specs: dict[str, tuple[tuple[int, ...], PartitionSpec]], path: str, shape: tuple[int, ...]
 ) -> PartitionSpec:
-    """The spec of the parameter that an array belongs to.
+    """Returns the spec of the parameter that an array of the optimizer belongs to.
 
-    An optimizer keeps arrays in trees shaped as the parameters, so their paths end in that of the parameter.
-    An array with dimensions in front of the parameter's, such as a memory of several steps, is split behind
-    them; one of another shape is whole.
+    An optimizer keeps arrays in trees of the structure of the parameters, so their paths end in the path of a
+    parameter. An array with extra leading dimensions, such as a history of several steps, is sharded along
+    the others; an array of any other shape is replicated.
     """
     for name in sorted(specs, key=len, reverse=True):
         parameter_shape, spec = specs[name]
@@ -220,11 +226,13 @@ def _of_parameter(
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Returns a copy of the array with a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding, may_alias=False)
-    # Every process holds the whole array, and hands its own devices their parts.
+    # Every process holds the whole array and passes the shards of its own devices.
     if jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key):
         data = _put(jax.random.key_data(array), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
-    host = np.asarray(array)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    host = np.asarray(array, array.dtype if isinstance(array, jax.Array) else jnp.result_type(array))
+    with jax.enable_x64(True):  # keeps int64 arrays, whose values do not fit into int32
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

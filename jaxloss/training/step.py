@@ -1,8 +1,8 @@
-"""One training step for every kind of JAX model: `TrainState`, `create_train_state` and `train_step`.
+"""One training step for any JAX model: `TrainState`, `create_train_state` and `train_step`.
 
-The step is a pure function of plain pytrees. It knows no model library, no loss and no device: NNX, Linen,
-Equinox and hand-written models run through it unchanged, any callable that returns a scalar is a loss, and
-one device or a mesh is a matter of where the arrays lie, which `jaxloss.training` arranges.
+The step is a pure function of pytrees and depends on no model library, loss or device: NNX, Linen, Equinox
+and plain functions run through it unchanged, any callable that returns a scalar is a loss, and the sharding
+of the arrays determines the devices.
 """
 
 import dataclasses
@@ -20,29 +20,33 @@ from flax.training import train_state
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from jaxloss._core.arguments import arithmetic_dtype, integer, widened
+from jaxloss._core.arguments import arithmetic_dtype, integer, tree_from_host, widened
 from jaxloss._core.reduction import mean
-from jaxloss.training.objective import no_pair, sample_count, traceable, value_and_weight
-from jaxloss.training.trees import differences, kinds
+from jaxloss.training.objective import (
+    sample_count,
+    scalar_loss_error,
+    traceable,
+    value_and_weight,
+)
+from jaxloss.training.trees import differences, dtypes_and_shapes
 
 __all__ = ["TrainState", "create_train_state", "train_step"]
 
 
 class TrainState(train_state.TrainState):
-    """Everything that changes while a model trains, and what is needed to change it.
+    """State of a training run: parameters, optimizer state, and the functions that update them.
 
-    Flax's own `TrainState` and two more fields. `create_train_state` makes it, `train_step` renews it.
+    Flax's `TrainState` with two more fields. `create_train_state` creates it and `train_step` updates it.
 
     Attributes:
         step: Number of optimizer steps taken, an int32 scalar.
-        apply_fn: The model as a pure function. Without `model_state` it is called as
-            `apply_fn(params, inputs) -> outputs`, with it as
+        apply_fn: The model as a pure function, `apply_fn(params, inputs) -> outputs`, or with a `model_state`
             `apply_fn(params, model_state, inputs) -> (outputs, model_state)`.
-        params: The parameters that the optimizer moves, any pytree of floating-point arrays.
+        params: The trained parameters, any pytree of floating-point arrays.
         tx: The Optax optimizer.
-        opt_state: The optimizer's state.
-        model_state: What the model itself changes while it runs (batch statistics, dropout keys), any pytree
-            of arrays; None for a model that changes nothing.
+        opt_state: The state of the optimizer.
+        model_state: State that the model itself updates, such as batch statistics and dropout keys: any
+            pytree of arrays, or None.
         eval_fn: The model as `evaluate` calls it, `eval_fn(params, inputs) -> outputs` or
             `eval_fn(params, model_state, inputs) -> outputs`; None if it is not known.
 
@@ -62,7 +66,7 @@ class TrainState(train_state.TrainState):
 
 @dataclasses.dataclass(frozen=True)
 class _ApplyModule:
-    """An NNX module as a pure function; equal for modules of one architecture, which share a compilation."""
+    """An NNX module as a pure function; modules of equal architecture compare equal and compile once."""
 
     graphdef: nnx.GraphDef[nnx.Module]
     evaluates: bool = False
@@ -72,8 +76,10 @@ class _ApplyModule:
         try:
             module = nnx.merge(self.graphdef, params, *model_state)
         except ValueError as error:
-            came = {"params": params} | ({"model_state": model_state[0]} if model_state else {})
-            raise ValueError(f"the model does not have such parameters or state: {kinds(came)}") from error
+            found = {"params": params} | ({"model_state": model_state[0]} if model_state else {})
+            raise ValueError(
+                f"params and model_state must match the model; got {dtypes_and_shapes(found)}"
+            ) from error
         outputs = module(inputs)
         if self.evaluates or not model_state:
             return outputs
@@ -82,7 +88,7 @@ class _ApplyModule:
 
 @dataclasses.dataclass(frozen=True)
 class _ComputeIn:
-    """A model that works in another dtype than its parameters have; `model_state` stays as it is."""
+    """A model that casts its parameters and floating-point inputs to a dtype, but not `model_state`."""
 
     apply_fn: Callable[..., Any]
     dtype: np.dtype
@@ -104,22 +110,22 @@ def create_train_state(
     eval_fn: Callable[..., Any] | None = None,
     compute_dtype: DTypeLike | None = None,
 ) -> TrainState:
-    """Puts a model and an optimizer into the state that `train_step` works on.
+    """Creates the state for `train_step` from a model and an optimizer.
 
-    The state holds copies: training never touches the arrays of the model that was given. After training,
-    `nnx.update(model, state.params)` writes the trained parameters into an NNX module; where it also holds
-    batch statistics or dropout keys, `nnx.update(model, state.params, state.model_state)`.
+    The state holds copies, so training never changes the arrays of the model. After training,
+    `nnx.update(model, state.params)` writes the trained parameters into an NNX module, and
+    `nnx.update(model, state.params, state.model_state)` also writes batch statistics and dropout keys.
 
     Args:
         model: One of
 
             * a Flax NNX module;
-            * a pair `(apply_fn, params)`, called as `apply_fn(params, inputs) -> outputs`: a Linen module's
-              `(module.apply, variables)`, the arrays of an Equinox module and a function that combines them
-              with the rest, or any function and its arrays;
-            * a triple `(apply_fn, params, model_state)`, called as
-              `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that changes
-              something itself. A Linen module with batch normalization and dropout keeps both there::
+            * a pair `(apply_fn, params)` with `apply_fn(params, inputs) -> outputs`: for Linen
+              `(module.apply, variables)`, for Equinox a function that combines arrays and static parts, and
+              the arrays, or any other function and its arrays;
+            * a triple `(apply_fn, params, model_state)` with
+              `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that updates a
+              state of its own. For a Linen module with batch normalization and dropout::
 
                   def apply_fn(params, model_state, inputs):
                       key, dropout = jax.random.split(model_state["dropout"])
@@ -129,24 +135,24 @@ def create_train_state(
                       )
                       return outputs, {"dropout": key, **updates}
 
-        optimizer: An Optax optimizer. Make it once: each call of, say, `optax.adam` is another optimizer to
-            JAX, and a state that holds it compiles `train_step` anew. One that asks for the loss, as
-            `optax.contrib.reduce_on_plateau` does, is given that of the batch; one that evaluates the model
-            itself, as the line search of `optax.lbfgs` does, is not supported.
-        eval_fn: The model as `evaluate` calls it: `eval_fn(params, inputs) -> outputs`, and of a triple
-            `eval_fn(params, model_state, inputs) -> outputs`. Default: an NNX module after `eval()`, or the
-            `apply_fn` of a pair.
-        compute_dtype: What the model computes in, such as `jnp.bfloat16`: parameters and floating inputs are
-            cast to it on their way into the model. Parameters, their gradients, the optimizer's state and
-            `model_state` keep their dtype, and the losses here are float32 all the same. A layer with float32
-            statistics returns float32 unless it is told otherwise, as by `nnx.BatchNorm(dtype=jnp.bfloat16)`.
-            Default: whatever the arrays have.
+        optimizer: An Optax optimizer. Create it once: JAX treats the results of two calls of `optax.adam` as
+            different optimizers and compiles `train_step` for each. Optimizers that need the loss, such as
+            `optax.contrib.reduce_on_plateau`, receive the loss of the batch. Optimizers that evaluate the
+            model, such as `optax.lbfgs` with its line search, are not supported.
+        eval_fn: The model as `evaluate` calls it, `eval_fn(params, inputs) -> outputs`, or with a
+            `model_state` `eval_fn(params, model_state, inputs) -> outputs`. Default: the NNX module after
+            `eval()`, or the `apply_fn` of a pair.
+        compute_dtype: Dtype of the computations in the model, such as `jnp.bfloat16`: parameters and
+            floating-point inputs are cast to it before they enter the model. Parameters, gradients, optimizer
+            state and `model_state` keep their dtypes, and the losses of jaxloss are still float32. A layer
+            with float32 statistics returns float32 unless its own dtype is set, as in
+            `nnx.BatchNorm(dtype=jnp.bfloat16)`. Default: the dtypes of the arrays.
 
     Returns:
-        The state before the first step.
+        The initial state.
 
     Raises:
-        TypeError: If `model` or `optimizer` is none of the above, parameters are not floating-point arrays,
+        TypeError: If `model` or `optimizer` is none of the above, a parameter is not a floating-point array,
             `eval_fn` is not callable, or `compute_dtype` is not a floating-point dtype.
 
     Example:
@@ -162,9 +168,9 @@ def create_train_state(
     model_state = None
     first: Any = model[0] if isinstance(model, tuple) and model else None
     if isinstance(first, linen.Module):
-        raise TypeError("a Linen module is given as the pair (module.apply, variables), got the module")
+        raise TypeError("pass a Linen module as the pair (module.apply, variables), got the module itself")
     if isinstance(first, nnx.Module):
-        raise TypeError("an NNX module is given alone, as it holds its parameters; got a tuple with it")
+        raise TypeError("pass an NNX module alone, since it holds its parameters; got a tuple with it")
     if eval_fn is not None and not callable(eval_fn):
         raise TypeError(f"eval_fn must be callable, got {reprlib.repr(eval_fn)}")
     match model:
@@ -184,9 +190,12 @@ def create_train_state(
                 "model must be a Flax NNX module, a pair (apply_fn, params) or a triple "
                 f"(apply_fn, params, model_state) with a callable apply_fn; got {reprlib.repr(model)}"
             )
-    _refuse_what_does_not_train(params)
+    params = tree_from_host("params", params)
+    _check_params(params)
     if not hasattr(optimizer, "init"):
-        raise TypeError(f"optimizer must be Optax's, such as optax.sgd(0.01); got {reprlib.repr(optimizer)}")
+        raise TypeError(
+            f"optimizer must be an Optax optimizer, such as optax.sgd(0.01); got {reprlib.repr(optimizer)}"
+        )
     if compute_dtype is not None:
         dtype = _floating_dtype(compute_dtype)
         apply_fn, eval_fn = _ComputeIn(apply_fn, dtype), eval_fn and _ComputeIn(eval_fn, dtype)
@@ -199,23 +208,24 @@ def create_train_state(
         model_state=model_state,
         eval_fn=eval_fn,
     )
-    # Donation deletes buffers. After this copy none of them is the caller's, and none is in the state twice,
-    # as with an optimizer whose state starts as the parameters themselves. A dtype that is said is not weak,
-    # as the one that a step returns: it compiles once.
+    # A step donates these buffers: none may belong to the caller or occur twice, as when an optimizer's state
+    # starts as the parameters. An explicit dtype is not weak, so all steps share one compilation.
     return jax.tree.map(lambda array: jnp.array(array, jnp.result_type(array)), state)
 
 
-def _refuse_what_does_not_train(params: Any) -> None:
+def _check_params(params: Any) -> None:
+    """Raises a TypeError unless all parameters are floating-point arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float)
         if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
-                f"params must hold floating-point arrays alone, got {reprlib.repr(leaf)} for "
+                f"params must hold only floating-point arrays, got {reprlib.repr(leaf)} for "
                 f"params{jax.tree_util.keystr(path)}"
             )
 
 
 def _floating_dtype(compute_dtype: DTypeLike) -> np.dtype:
+    """Returns a floating-point dtype, or raises a TypeError."""
     try:
         dtype = jnp.dtype(compute_dtype)
     except TypeError:
@@ -228,37 +238,37 @@ def _floating_dtype(compute_dtype: DTypeLike) -> np.dtype:
 def train_step(
     state: TrainState, inputs: Any, targets: Any, *, loss: Callable[[Any, Any], Any], micro_batches: int = 1
 ) -> tuple[TrainState, jax.Array]:
-    """Takes one optimizer step and returns the new state with the loss before it.
+    """Runs one optimizer step and returns the new state and the loss before the step.
 
-    A pure function, compiled once per model, optimizer, loss and shapes. It donates `state`: the old state's
-    arrays become the new one's and are gone, so write `state, value = train_step(state, ...)`. A call that is
-    refused takes nothing.
+    A pure function, compiled once per model, optimizer, loss and shapes. It donates `state`: the arrays of
+    the old state are deleted, so write `state, value = train_step(state, ...)`. A call that raises one of
+    the errors below donates nothing.
 
     Args:
-        state: The state from `create_train_state` or from the step before.
-        inputs: What the model takes: an array with the batch in front, or any pytree of arrays.
-        targets: What the loss takes as its second argument, array or pytree.
+        state: The state from `create_train_state` or from the previous step.
+        inputs: The model's inputs: an array with the batch along its first axis, or any pytree of arrays.
+        targets: The second argument of the loss, an array or any pytree of arrays.
         loss: A callable `(outputs, targets) -> scalar`, or one that returns the pair (sum, weight) of
-            `reduction="sum_and_weight"`, which stands for its mean, sum / weight, with a weight that does not
-            depend on the outputs. Make it once: a new function compiles anew. Python options are bound with
-            `functools.partial(loss, reduction="sum")`, arrays with
-            `jax.tree_util.Partial(loss, weight=weight)`; these may change from step to step.
-        micro_batches: The number of parts that the batch is computed in, one after the other, to hold the
-            intermediate values of one part only; part i has the samples i, i + micro_batches, and so on, so
-            that a batch that is split over devices stays where it is. The loss then returns a pair: sums and
-            weights add up to the mean of the whole batch, however unevenly masks leave the parts filled.
-            `model_state` passes from part to part, and gradients are added up in at least float32.
+            `reduction="sum_and_weight"`, whose mean sum / weight is minimized; the weight must not depend on
+            the outputs. Create it once, as each new function compiles again. Bind Python options with
+            `functools.partial(loss, reduction="sum")`, and arrays, which may change from step to step, with
+            `jax.tree_util.Partial(loss, weight=weight)`.
+        micro_batches: Number of parts that the batch is computed in, one after the other, to save memory.
+            Part i has the samples i, i + micro_batches, and so on, so a batch that is sharded over devices
+            does not move. The loss must then return a pair: sums and weights add up to the mean of the whole
+            batch, also if masks make the parts unequal. `model_state` passes from part to part, and
+            gradients are accumulated in at least float32.
 
     Returns:
         `(state, value)`: the state after the step, and the scalar loss of this batch at the parameters before
-        the step. Nothing waits for the device until `value` is read.
+        the step. The call returns before the device has finished; reading `value` waits for it.
 
     Raises:
-        TypeError: If `state` is no `TrainState`, `loss` is not callable, or `apply_fn` is given a
-            `model_state` and does not return a pair `(outputs, model_state)` with a `model_state` of the same
-            structure, shapes and dtypes.
-        ValueError: If `loss` returns something else, the batch does not divide by `micro_batches`, the parts
-            of `state` are of different models, or a step before has taken them.
+        TypeError: If `state` is not a `TrainState`, `loss` is not callable, inputs or targets hold NumPy
+            masked arrays, or `apply_fn` is called with a `model_state` and does not return a pair
+            `(outputs, model_state)` with a `model_state` of the same structure, shapes and dtypes.
+        ValueError: If `loss` returns something else, `micro_batches` does not divide the batch, the parts of
+            `state` belong to different models, or `state` was donated to an earlier step.
 
     Example:
         >>> import jax, optax
@@ -275,39 +285,40 @@ def train_step(
         >>> bool(second < first)
         True
     """
-    refuse_other_than_state(state)
+    check_is_state(state)
+    inputs, targets = tree_from_host("inputs", inputs), tree_from_host("targets", targets)
     try:
         return _train_step(state, inputs, targets, traceable(loss), integer("micro_batches", micro_batches))
     except (AttributeError, RuntimeError, TypeError, ValueError):
-        refuse_what_was_taken(state)
-        _refuse_foreign_parts(state)
+        check_not_donated(state)
+        _check_opt_state(state)
         raise
 
 
-def refuse_other_than_state(state: Any) -> None:
-    """Says so where something else is given, such as a model, or the pair that a step returns."""
+def check_is_state(state: Any) -> None:
+    """Raises a TypeError unless `state` is a `TrainState`."""
     if not isinstance(state, TrainState):
         raise TypeError(
-            f"state must be a TrainState, as create_train_state returns it; got {reprlib.repr(state)}"
+            f"state must be a TrainState, as returned by create_train_state; got {reprlib.repr(state)}"
         )
 
 
-def refuse_what_was_taken(state: Any) -> None:
-    """Says so where something else than a state is given, or one whose arrays a step has taken."""
-    refuse_other_than_state(state)
+def check_not_donated(state: Any) -> None:
+    """Raises an error unless `state` is a `TrainState` that was not donated to a step."""
+    check_is_state(state)
     arrays = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
     if any(array.is_deleted() for array in arrays if not isinstance(array, Tracer)):
         raise ValueError(
-            "state was given to a step before, which took its arrays: use the one that it returned, as in "
-            "`state, value = train_step(state, ...)`"
+            "state was donated to an earlier train_step, which deleted its arrays; use the state that it "
+            "returned, as in `state, value = train_step(state, ...)`"
         ) from None
 
 
-def _refuse_foreign_parts(state: TrainState) -> None:
-    """Says so where a call failed because parameters and optimizer state are of different models."""
+def _check_opt_state(state: TrainState) -> None:
+    """Raises a ValueError if parameters and optimizer state belong to different models."""
     expected = jax.eval_shape(state.tx.init, state.params)
-    if found := differences(kinds(state.opt_state), kinds(expected)):
-        raise ValueError(f"opt_state must belong to params; opt_state{found}")
+    if found := differences(dtypes_and_shapes(state.opt_state), dtypes_and_shapes(expected)):
+        raise ValueError(f"opt_state must match params; opt_state{found}")
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
@@ -320,11 +331,11 @@ def _train_step(
         value, weight, model_state, gradients = _accumulated(state, inputs, targets, loss, micro_batches)
     if weight is not None:
         value = mean(value, weight)
-        # The mean over no weight is NaN with a gradient of 0, as in the losses.
+        # A mean over total weight 0 is NaN with gradient 0, as in the losses.
         scale = jnp.where(weight == 0, 1, weight)
         gradients = jax.tree.map(functools.partial(_quotient, scale), gradients, state.params)
     optimizer = optax.with_extra_args_support(state.tx)
-    # Optax computes `decay**count`, a float to the power of an int32, which strict promotion refuses.
+    # Strict dtype promotion refuses Optax's `decay**count`, a float to the power of an int32.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
@@ -333,7 +344,7 @@ def _train_step(
 
 
 def _quotient(scale: jax.Array, gradient: jax.Array, parameter: jax.Array) -> jax.Array:
-    """Returns the gradient divided by the scale, in the dtype of the parameter."""
+    """Returns gradient / scale in the dtype of the parameter."""
     gradient, scale = widened(gradient, scale)
     return (gradient / scale).astype(parameter.dtype)
 
@@ -341,7 +352,7 @@ def _quotient(scale: jax.Array, gradient: jax.Array, parameter: jax.Array) -> ja
 def _gradients(
     state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]
 ) -> tuple[jax.Array, jax.Array | None, Any, Any]:
-    """Returns the loss or its sum, the weight of a sum, the next `model_state`, and the gradients."""
+    """Returns the loss or its sum, the weight of the sum or None, the new `model_state` and the gradients."""
 
     def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array | None, Any]]:
         outputs, model_state = _apply(state, params, inputs)
@@ -355,7 +366,7 @@ def _gradients(
 def _accumulated(
     state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], micro_batches: int
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
-    """The sums of what `_gradients` returns for each part of the batch."""
+    """Returns the results of `_gradients`, summed over the parts of the batch."""
     count = sample_count(inputs, targets)
     if micro_batches < 1 or count % micro_batches:
         raise ValueError(f"micro_batches must divide the batch of {count} samples, got {micro_batches}")
@@ -369,7 +380,7 @@ def _accumulated(
             state.replace(model_state=model_state), part[0], part[1], loss
         )
         if weight is None:
-            raise no_pair("micro_batches")
+            raise scalar_loss_error("micro_batches")
         sums = jax.tree.map(lambda total, gradient: total + gradient.astype(total.dtype), sums, gradients)
         return (model_state, sums), (value, weight)
 
@@ -381,22 +392,22 @@ def _accumulated(
 
 
 def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
-    """The model's outputs and its next `model_state`."""
+    """Returns the model's outputs and its new `model_state`."""
     if state.model_state is None:
         return state.apply_fn(params, inputs), None
     match state.apply_fn(params, state.model_state, inputs):
-        # Only a tuple will do: a batch of two outputs unpacks as well, and its second row would be the state.
+        # Must be a tuple: an array with a batch of two outputs would unpack, too.
         case tuple() as pair if len(pair) == 2:
-            found = differences(kinds(pair[1]), kinds(state.model_state))
-            came, expected = map(jax.tree.structure, (pair[1], state.model_state))
-            if found or came != expected:
+            found = differences(dtypes_and_shapes(pair[1]), dtypes_and_shapes(state.model_state))
+            structure, expected = map(jax.tree.structure, (pair[1], state.model_state))
+            if found or structure != expected:
                 raise TypeError(
-                    "a model must return a model_state of the structure, shapes and dtypes that it is given; "
-                    f"model_state{found or f' is {came}, expected {expected}'}"
+                    "apply_fn must return a model_state of the structure, shapes and dtypes of its argument; "
+                    f"model_state{found or f' is {structure}, expected {expected}'}"
                 )
             return pair
         case other:
             raise TypeError(
-                "apply_fn of a state with a model_state must return a pair (outputs, model_state); "
+                "apply_fn must return a pair (outputs, model_state) for a state with a model_state; "
                 f"got a {type(other).__name__}"
             )

@@ -1,4 +1,4 @@
-"""What a pytree holds, in words, and how it differs from what was expected."""
+"""Dtypes and shapes in a pytree as text, and the differences between two pytrees."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,20 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 
-def kinds(tree: Any) -> dict[str, str]:
-    """Returns dtype and shape of each array by its path, as in {"['bias']": "float32[3]"}."""
+def dtypes_and_shapes(tree: Any) -> dict[str, str]:
+    """Returns the dtype and shape of each leaf by its path, such as {"['bias']": "float32[3]"}."""
     return {
         keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in tree_leaves_with_path(tree)
     }
 
 
-def differences(came: Mapping[str, str], expected: Mapping[str, str], shown: int = 5) -> str:
-    """Returns where two trees differ, the first few in full; "" where they do not."""
-    found = [
-        f"{name} is {came.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
-        for name in {**expected, **came}
-        if came.get(name) != expected.get(name)
+def differences(found: Mapping[str, str], expected: Mapping[str, str], shown: int = 5) -> str:
+    """Describes the first few differences between two pytrees; returns "" if there are none."""
+    lines = [
+        f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
     ]
-    more = [f"and {len(found) - shown} more"] if len(found) > shown else []
-    return "; ".join(found[:shown] + more)
+    more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []
+    return "; ".join(lines[:shown] + more)

@@ -1,4 +1,4 @@
-"""Times the losses and appends to the results: `python -m tests.benchmarks`, see `--help`."""
+"""Times or compiles the losses and appends to the results: `python -m tests.benchmarks`, see `--help`."""
 
 import argparse
 import importlib.metadata
@@ -6,29 +6,37 @@ import json
 import multiprocessing
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from tests.benchmarks import report
+from tests.benchmarks import compiling, programs, report
 from tests.benchmarks.cases import CASES
 from tests.benchmarks.measuring import PEERS, measure
 
 PACKAGES = ("jax", "jaxlib", "torch", "optax", "numpy")
+COMPILERS = ("jax", "jaxlib", "optax", "libtpu", "jax-cuda12-plugin")
 
 
 def main() -> None:
-    """Measures each case in a child process of its own, or draws what was measured."""
+    """Times each case in a child process of its own, compiles the losses, or draws what was measured."""
     options = _options()
     if options.report:
         report.write()
-        return
+    elif options.compile:
+        _compile(options)
+    else:
+        _time(options)
+
+
+def _time(options: argparse.Namespace) -> None:
     threads = _settle(options.threads)
-    about = {"versions": _versions(), "commit": _commit()}
+    about = {"versions": _versions(PACKAGES), "commit": _commit()}
     failed = []
     for case in CASES:
         for size in case.sizes:
@@ -40,18 +48,80 @@ def main() -> None:
                 failed.append(f"{case.loss} {size}: {type(error).__name__}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            with options.output.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({**record, **about}) + "\n" for record in records)
+            _append(options.output or report.RESULTS, *({**record, **about} for record in records))
             for record in records:
                 print(report.line(record), flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} cases failed")
 
 
+def _compile(options: argparse.Namespace) -> None:
+    """Compiles the losses for a target; a check records only where --output says to."""
+    os.environ.update(compiling.environment(options.compile))
+    about = {"versions": _versions(COMPILERS), "commit": _commit()}
+    output = options.output or (None if options.check else report.COMPILED)
+    failed, records = [], []
+    for title, result in _built(options) if options.compile == "cpu" else _compiled(options):
+        if isinstance(result, Exception):
+            failed.append(f"{title}: {type(result).__name__}: {str(result).strip():.200}")
+            print(failed[-1], flush=True)
+            continue
+        records.append(result)
+        print(report.compiled_line(result), flush=True)
+        if output is not None:
+            _append(output, {**result, **about})
+    if options.compile == "cpu" and records:
+        mean = statistics.geometric_mean(map(report.build_ratio, records))
+        print(f"geometric mean over {len(records)} cases: {mean:.2f} times the plain form")
+        if options.check and mean > programs.BUILD_LIMIT:
+            failed.append(f"compile time: {mean:.2f} times the plain form (at most {programs.BUILD_LIMIT})")
+    elif options.check:
+        failed += [miss for record in records for miss in report.misses(record)]
+    if failed:
+        raise SystemExit("\n".join(["missed or failed:", *failed]))
+
+
+def _compiled(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Yields a record or an error for each program and dtype; each loss has a process of its own."""
+    # A check without a record leaves out what has no limit, and the plain forms that no limit refers to.
+    is_check = options.check and options.output is None
+    for loss in [loss for loss in options.losses if loss in programs.LIMITED or not is_check]:
+        has_peers = loss == "cross_entropy" or not is_check
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            for program in programs.programs([loss]):
+                for dtype in () if is_check and program.option else program.dtypes:
+                    what = loss, program.size, dtype
+                    future = pool.submit(programs.measure, options.compile, *what, has_peers)
+                    yield " ".join(what), _outcome(future)
+
+
+def _built(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    _settle(1)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for index, case in enumerate(CASES):
+            if case.loss in options.losses:
+                result = _outcome(pool.submit(programs.measure_build, index))
+                if result is not None:
+                    yield case.loss, result
+
+
+def _outcome(future: Future[Any]) -> Any:
+    """Returns the result, or the error, which must not end the run."""
+    try:
+        return future.result()
+    except Exception as error:
+        return error
+
+
+def _append(path: Path, *records: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
-        description="Times every loss beside PyTorch, Optax and the one-line JAX form.",
+        description="Times or compiles every loss, and PyTorch, Optax and the one-line JAX form with it.",
     )
     losses = list(dict.fromkeys(case.loss for case in CASES))
     sizes = list(dict.fromkeys(size for case in CASES for size in case.sizes))
@@ -63,9 +133,19 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=2, help="for a record, about; default: 2")
     parser.add_argument("--quick", action="store_true", help="two losses, small, without PyTorch")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="where to append")
-    parser.add_argument("--report", action="store_true", help="only write table and picture")
+    parser.add_argument("--output", type=Path, help="where to append")
+    parser.add_argument("--report", action="store_true", help="only write tables and pictures")
+    parser.add_argument(
+        "--compile",
+        choices=("tpu", "gpu", "cpu"),
+        help="compile only: for a TPU v5e or an H100, without one; on a CPU, to time the compilation",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="with --compile: exit 1 if a figure exceeds its limit"
+    )
     options = parser.parse_args()
+    if options.check and not options.compile:
+        parser.error("--check needs --compile")
     if options.quick:
         options.seconds = 0.02
         options.losses = options.losses or ["mse_loss", "cross_entropy"]
@@ -94,13 +174,14 @@ def _settle(threads: int) -> int:
     return threads
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     installed = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            print(f"without {package}, which is not installed")
+            if packages is PACKAGES:
+                print(f"without {package}, which is not installed")
     return {"python": platform.python_version(), **installed}
 
 

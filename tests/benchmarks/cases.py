@@ -237,6 +237,13 @@ def _yes_or_no(rng: np.random.RandomState, *shape: int) -> tuple[np.ndarray, ...
     return normal(rng, *shape), (rng.random_sample(shape) < 0.5).astype(np.float32)
 
 
+def _torch_focal(torch: Any, logits: Any, targets: Any) -> Any:
+    p = torch.sigmoid(logits)
+    miss = p * (1 - targets) + (1 - p) * targets
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return torch.mean((0.25 * targets + 0.75 * (1 - targets)) * miss**2 * loss)
+
+
 add(
     "binary_cross_entropy",
     lambda rng, size: (uniform(rng, size), uniform(rng, size)),
@@ -249,6 +256,18 @@ add(
     ELEMENTS,
     line=lambda x, t: jnp.mean(softplus(x) - x * t),
     optax=lambda optax, x, t: optax.sigmoid_binary_cross_entropy(x, t).mean(),
+)
+add(
+    "sigmoid_focal_loss",
+    _yes_or_no,
+    ELEMENTS,
+    line=lambda x, t: jnp.mean(
+        (0.25 * t + 0.75 * (1 - t))
+        * (jax.nn.sigmoid(x) * (1 - t) + jax.nn.sigmoid(-x) * t) ** 2
+        * (softplus(x) - x * t)
+    ),
+    torch=_torch_focal,
+    optax=lambda optax, x, t: optax.sigmoid_focal_loss(x, t, alpha=0.25).mean(),
 )
 add(
     "soft_margin_loss",

@@ -99,7 +99,7 @@ def _sides(
         if importlib.util.find_spec("optax") is None:
             left_out["optax"] = "not installed"
         else:
-            sides["optax"] = _jax_side(_with_module(case.optax, "optax"), on_device, case.moved)
+            sides["optax"] = _jax_side(with_module(case.optax, "optax"), on_device, case.moved)
     wanted = [peer for peer in peers if peer.startswith("torch")]
     if wanted and importlib.util.find_spec("torch") is None:
         left_out |= dict.fromkeys(wanted, "not installed")
@@ -108,7 +108,8 @@ def _sides(
     return sides, left_out
 
 
-def _with_module(loss: Loss, name: str) -> Loss:
+def with_module(loss: Loss, name: str) -> Loss:
+    """Returns a twin that is bound to the module it takes first."""
     module = importlib.import_module(name)
     return lambda *arrays: loss(module, *arrays)
 
@@ -123,7 +124,7 @@ def _torch_sides(case: Case, arrays: tuple[np.ndarray, ...], threads: int) -> It
 
     torch.set_num_threads(threads)
     has_gpu = torch.cuda.is_available()
-    loss = _with_module(case.torch, "torch")
+    loss = with_module(case.torch, "torch")
     integers = [array.astype(np.int64) if array.dtype.kind == "i" else array for array in arrays]
     fixed = [torch.from_numpy(array).to("cuda" if has_gpu else "cpu") for array in integers]
     traced = [

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxloss
 from jaxloss._core import arguments
@@ -58,40 +59,28 @@ def test_shapes_that_differ_are_refused_with_both_shapes():
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (2, 3)])
 def test_broadcast_stretches(shape):
-    assert arguments.broadcast("weight", jnp.ones(shape), (2, 3)).shape == (2, 3)
+    assert arguments.broadcastable("weight", jnp.ones(shape), jnp.ones((2, 3))).ndim == 2
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 2), (1, 2, 3), (0,)])
 def test_broadcast_never_changes_the_shape_it_is_given(shape):
     with pytest.raises(ValueError, match=r"weight must broadcast to shape \(2, 3\)"):
-        arguments.broadcast("weight", jnp.ones(shape), (2, 3))
+        arguments.broadcastable("weight", jnp.ones(shape), jnp.ones((2, 3)))
 
 
 def test_masks_are_boolean():
-    assert arguments.mask(None, (2,)) is None
-    assert arguments.mask(np.array([True]), (2, 3)).shape == (1, 1)
-    with pytest.raises(TypeError, match="where must be boolean, got dtype int32"):
-        arguments.mask(jnp.ones(2, jnp.int32), (2,))
+    assert arguments.mask(None, jnp.ones(2)) is None
+    assert arguments.mask(np.array([True]), jnp.ones((2, 3))).shape == (1, 1)
+    assert arguments.mask(np.array([True]), jnp.ones((2, 4, 3)), [1]).shape == (1, 1)
+    with pytest.raises(
+        TypeError, match=r"where must be boolean, got dtype int32; .* jaxloss\.reduce\(weight"
+    ):
+        arguments.mask(jnp.ones(2, jnp.int32), jnp.ones(2))
 
 
-def test_hidden_values_meet_no_arithmetic():
-    hidden = arguments.hide(jnp.array([True, False]), jnp.array([1.0, np.nan], jnp.bfloat16), 0.5)
+def test_masked_values_meet_no_arithmetic():
+    hidden = arguments.fill_masked(jnp.array([True, False]), jnp.array([1.0, np.nan], jnp.bfloat16), 0.5)
     np.testing.assert_array_equal(hidden, jnp.array([1.0, 0.5], jnp.bfloat16), strict=True)
-
-
-def test_labels_name_the_axis_that_would_fit():
-    labels = jnp.zeros((4, 2), jnp.int32)
-    assert arguments.labels_of(labels, "logits", (4, 2, 5), 2).shape == (4, 2)
-    with pytest.raises(ValueError, match=r"targets \(4, 2\) and logits \(4, 5, 2\) with axis=2.* fit axis=1"):
-        arguments.labels_of(labels, "logits", (4, 5, 2), 2)
-    with pytest.raises(ValueError, match=r"got targets \(4, 2\) and logits \(4, 5\) with axis=1$"):
-        arguments.labels_of(labels, "logits", (4, 5), 1)
-
-
-@pytest.mark.parametrize("dtype", ["bool", "float32"])
-def test_labels_are_integers(dtype):
-    with pytest.raises(TypeError, match=f"targets must be integer class indices, got dtype {dtype}"):
-        arguments.labels_of(jnp.zeros(4, jnp.dtype(dtype)), "logits", (4, 5), 1)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +94,75 @@ def test_labels_are_integers(dtype):
         (2**32 - 1, "uint32", 2**31 - 1),
     ],
 )
-def test_integers_are_widened_to_what_compares_with_any_class(label, dtype, expected):
-    widened = arguments.widened_integers(jnp.full(1, label, jnp.dtype(dtype)))
+def test_indices_compare_with_any_class(label, dtype, expected):
+    widened = arguments.index_array("targets", jnp.full(1, label, jnp.dtype(dtype)))
     np.testing.assert_array_equal(widened, np.array([expected], np.int32), strict=True)
+
+
+NATIVE = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">i2", ">u2", ">f2"])
+def test_big_endian_arrays_are_read_as_numbers(dtype):
+    double = jaxloss.mse_loss(NATIVE, NATIVE.astype(dtype) + np.asarray(1, dtype))
+    assert double == 1
+    labels = np.array([2, 0])
+    scores = NATIVE.astype(np.dtype(dtype).newbyteorder("="))
+    for _ in range(2):  # cold, and when a native call has compiled
+        ours = jaxloss.cross_entropy(scores.astype(dtype), labels.astype(">i4"))
+        np.testing.assert_array_equal(ours, jaxloss.cross_entropy(scores, labels))
+
+
+def test_a_masked_array_is_refused():
+    masked = np.ma.array(NATIVE, mask=NATIVE > 2)
+    jaxloss.mse_loss(NATIVE, NATIVE)
+    for arrays in ((masked, NATIVE), (NATIVE, masked)):
+        with pytest.raises(TypeError, match="must be an array, got a NumPy masked array; pass its mask as"):
+            jaxloss.mse_loss(*arrays)
+
+
+class ArrayLike:
+    def __jax_array__(self):
+        return jnp.asarray(NATIVE)
+
+
+@pytest.mark.parametrize("make", [nnx.Param, nnx.Variable, lambda array: ArrayLike()])
+def test_what_jax_converts_to_an_array_is_taken(make):
+    made = make(jnp.asarray(NATIVE))
+    assert jaxloss.mse_loss(made, NATIVE) == jaxloss.mse_loss(NATIVE, targets=made) == 0
+    assert jax.jit(lambda: jaxloss.mse_loss(made, NATIVE + 1))() == 1
+
+
+def test_a_gradient_in_a_variable_has_its_type():
+    gradient = jax.grad(lambda made: jaxloss.mse_loss(made, NATIVE + 1))(nnx.Param(jnp.asarray(NATIVE)))
+    np.testing.assert_allclose(gradient[...], -2 / 6)
+
+
+class Tensor:
+    """PyTorch's, as far as a message can tell."""
+
+
+Tensor.__module__ = "torch"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Tensor(), r"got torch.Tensor; pass predictions.detach\(\).cpu\(\).numpy\(\)"),
+        ([1.0], r"got list; pass jax.numpy.asarray\(predictions\)"),
+        ("text", "got str"),
+        (np.array(["a"]), "predictions must hold real numbers, got dtype <U1"),
+        (np.array([None]), "predictions must hold real numbers, got dtype object"),
+    ],
+)
+def test_what_is_refused_is_named_with_its_remedy(value, message):
+    with pytest.raises(TypeError, match=message):
+        jaxloss.mse_loss(value, NATIVE)
+
+
+def test_integer_one_hot_labels_are_explained():
+    with pytest.raises(ValueError, match="make one-hot targets floating-point, or take their argmax"):
+        jaxloss.cross_entropy(NATIVE, np.eye(2, 3, dtype=int))
 
 
 @pytest.mark.parametrize("axis", [-3, 2])

@@ -47,7 +47,7 @@ def test_multi_margin_has_any_class_axis():
     expected = multi_margin_loss(np.moveaxis(scores, 1, -1), labels, reduction="none")
     value = multi_margin_loss(scores, labels, axis=1, reduction="none")
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"targets .* with axis=2; they would fit axis=1"):
+    with pytest.raises(ValueError, match=r"targets .* with axis=-1; they would fit axis=1"):
         multi_margin_loss(scores, labels, axis=2)
 
 

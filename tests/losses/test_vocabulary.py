@@ -10,7 +10,7 @@ import pytest
 from jax.experimental import checkify
 
 import jaxloss
-from jaxloss._core import projection as _blocks
+from jaxloss._core import projection
 
 FEATURES, CLASSES = 4, 23
 BLOCK_OF_A_USER = 2**20
@@ -344,7 +344,7 @@ def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
 def test_the_logits_are_never_held(
     classes: int, forward: float, with_gradient: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_blocks, "_BLOCK", BLOCK_OF_A_USER)
+    monkeypatch.setattr(projection, "_BLOCK", BLOCK_OF_A_USER)
 
     def loss(*arguments: jax.Array) -> jax.Array:
         return jaxloss.linear_cross_entropy(*arguments)
@@ -354,13 +354,13 @@ def test_the_logits_are_never_held(
 
 
 def test_the_logits_of_a_few_positions_are_held(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_blocks, "_BLOCK", BLOCK_OF_A_USER)
+    monkeypatch.setattr(projection, "_BLOCK", BLOCK_OF_A_USER)
     gradient = jax.value_and_grad(jaxloss.linear_cross_entropy, (0, 1))
     assert megabytes(gradient, 32_000, positions=128) <= 18  # the logits are 16; blocks would take 37
 
 
 def test_forward_derivatives_need_no_logits_and_no_kernel_either(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_blocks, "_BLOCK", BLOCK_OF_A_USER)
+    monkeypatch.setattr(projection, "_BLOCK", BLOCK_OF_A_USER)
 
     def product(*arguments: jax.Array) -> Any:
         point, labels = arguments[:2], arguments[2]

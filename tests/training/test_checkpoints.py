@@ -134,7 +134,7 @@ def test_a_checkpoint_of_something_else_is_refused(other, message, saved_once):
     files = sorted(saved_once.rglob("*"))
     with (
         Checkpoints(saved_once) as checkpoints,
-        pytest.raises(ValueError, match=rf"checkpoint of step 0 in .* does not fit this state: {message}"),
+        pytest.raises(ValueError, match=rf"checkpoint of step 0 in .* does not match this state: {message}"),
     ):
         checkpoints.restore(other())
     assert sorted(saved_once.rglob("*")) == files
@@ -206,10 +206,10 @@ def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
 def test_what_cannot_be_saved_is_named(tmp_path):
     state = create_train_state((lambda params, inputs: inputs, {"w": jnp.ones(2), "b": jnp.ones(0)}), ADAM)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(ValueError, match=r"cannot hold arrays without numbers: .*\['b'\]"):
+        with pytest.raises(ValueError, match=r"cannot hold arrays of size 0, got .*\['b'\]"):
             checkpoints.save(state)
         jax.tree.map(lambda array: array.delete(), state)
-        with pytest.raises(ValueError, match="state was given to a step before"):
+        with pytest.raises(ValueError, match="state was donated to an earlier train_step"):
             checkpoints.save(state)
     assert not list(tmp_path.iterdir())
 
@@ -227,7 +227,7 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
         for step in (20, 30):
             checkpoints.save(state.replace(step=jnp.int32(step)))
         for step in (10, 20):
-            with pytest.raises(ValueError, match=rf"newest .* is of step 30, after step {step}: restore it"):
+            with pytest.raises(ValueError, match=rf"newest .* is of step 30, after step {step}; restore it"):
                 checkpoints.save(state.replace(step=jnp.int32(step)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "30"]
 
@@ -237,8 +237,8 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
     [
         ("folder", 0, ValueError, "keep must be at least 1, got 0"),
         ("folder", None, TypeError, "keep must be an integer, got None"),
-        ("gs://bucket/run", 2, ValueError, "local or mounted folder, got gs://bucket/run"),
-        (__file__, 2, NotADirectoryError, "must be a folder, got the file .*test_checkpoints.py"),
+        ("gs://bucket/run", 2, ValueError, "directory must be local or mounted, got gs://bucket/run"),
+        (__file__, 2, NotADirectoryError, "directory must not be a file, got .*test_checkpoints.py"),
     ],
 )
 def test_what_can_hold_no_checkpoints_is_refused(name, keep, error, message, tmp_path, monkeypatch):

@@ -157,7 +157,9 @@ def test_how_a_function_with_state_is_evaluated_must_be_said():
     ones = np.ones(3, np.float32)
     pair = functools.partial(mse_loss, reduction="sum_and_weight")
     model = (apply, jnp.float32(1.0), jnp.float32(7.0))
-    with pytest.raises(ValueError, match=r"evaluate must know how .* eval_fn\(params, model_state, inputs\)"):
+    with pytest.raises(
+        ValueError, match=r"evaluate needs an eval_fn .*; pass eval_fn\(params, model_state, "
+    ):
         evaluate(create_train_state(model, ADAM), ones, ones, loss=pair, batch_size=2)
     state = create_train_state(model, ADAM, eval_fn=lambda weight, count, inputs: count * inputs)
     assert evaluate(state, ones, ones, loss=pair, batch_size=2) == 36
@@ -169,13 +171,13 @@ def test_how_a_function_with_state_is_evaluated_must_be_said():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 12}, r"batch_size must lie in \[1, 11\], the number of samples; got 12"),
-        ({"batch_size": 0}, r"batch_size must lie in \[1, 11\]"),
+        ({"batch_size": 12}, r"batch_size must be in \[1, 11\] for 11 samples, got 12"),
+        ({"batch_size": 0}, r"batch_size must be in \[1, 11\] for 11 samples, got 0"),
         ({"batch_size": 4.0}, "batch_size must be an integer, got 4.0"),
         ({"batch_size": jnp.ones(1)}, "batch_size must be an integer, got Array"),
-        ({"key": 0}, "key must be a key, such as .*; got 0"),
-        ({"key": jax.random.split(jax.random.key(0))}, "key must be a key, such as .*; got Array"),
-        ({"targets": LABELS[:10]}, "equally many samples.*; got inputs 11, targets 10"),
+        ({"key": 0}, "key must be one PRNG key, such as .*; got 0"),
+        ({"key": jax.random.split(jax.random.key(0))}, "key must be one PRNG key, such as .*; got Array"),
+        ({"targets": LABELS[:10]}, "the same number of samples .*; got inputs 11, targets 10"),
         ({"targets": (LABELS, 1.0)}, r"got inputs 11, targets\[0\] 11, targets\[1\] a scalar"),
         ({"micro_batches": 3, "loss": PAIR}, "micro_batches must divide the batch of 4 samples, got 3"),
         ({"loss": "mse"}, "loss must be a callable .* got 'mse'"),
@@ -193,10 +195,13 @@ def test_an_epoch_that_does_not_fit_is_refused(options, message):
             {"loss": cross_entropy},
             r"loss must return the pair \(sum, weight\) for evaluate, .*; got a scalar",
         ),
-        ({"batch_size": 0}, "samples and a batch_size >= 1; got 11 and 0"),
+        ({"batch_size": 0}, "batch_size >= 1; got 11 samples and batch_size=0"),
         ({"batch_size": 4.0}, "batch_size must be an integer, got 4.0"),
-        ({"inputs": INPUTS[:0], "targets": LABELS[:0]}, "samples and a batch_size >= 1; got 0 and 4"),
-        ({"targets": LABELS[:10]}, "equally many samples.*; got inputs 11, targets 10"),
+        (
+            {"inputs": INPUTS[:0], "targets": LABELS[:0]},
+            "one sample .*; got 0 samples and batch_size=4",
+        ),
+        ({"targets": LABELS[:10]}, "the same number of samples .*; got inputs 11, targets 10"),
         ({"loss": None}, "loss must be a callable .* got None"),
     ],
 )

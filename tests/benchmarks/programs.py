@@ -1,0 +1,205 @@
+"""The programs that are compiled: every loss at accelerator sizes, its plain forms, and the limits to meet.
+
+The **fewest bytes** that value and gradient can move: an elementwise loss reads its inputs once and writes
+its gradients once. A loss whose gradient needs a sum over a row reads its inputs twice. `nll_loss` reads one
+element of each row; 5 % of its input are allowed for that.
+"""
+
+import importlib
+import importlib.util
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.benchmarks import compiling
+from tests.benchmarks.cases import CASES, ELEMENTS, Case, Loss
+from tests.benchmarks.measuring import with_module
+
+Record = dict[str, Any]
+Shape = tuple[int, ...]
+
+DTYPES = ("float32", "bfloat16")
+SQUARE = (4096, 4096)
+SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is not the square
+    "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
+    "multilabel_margin_loss": ((512, 100),),
+}
+ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
+    "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
+    "linear_cross_entropy": ((8192, 4096), (4096, 128_256), (8192,)),
+    "adaptive_log_softmax": (
+        *((4096, 1024), (4096,), (1024, 5002)),
+        *((1024, 256), (256, 20_000), (1024, 64), (64, 75_000)),
+    ),
+}
+ELEMENTWISE = {case.loss for case in CASES if case.sizes is ELEMENTS} | {"multilabel_soft_margin_loss"}
+ROWS = {
+    *("cosine_similarity", "pairwise_distance", "cosine_embedding_loss"),
+    *("triplet_margin_loss", "multi_margin_loss"),
+}
+
+
+class Program(NamedTuple):
+    """One loss on arguments of certain shapes."""
+
+    case: Case
+    option: str  # the name of the case among those of its loss; the first has none
+    shapes: tuple[Shape, ...]
+    kinds: str  # of the arguments: f is floating, i is integer
+
+    @property
+    def size(self) -> str:
+        """The shape of the first argument and the option, which distinguish the programs of a loss."""
+        return " ".join([" x ".join(map(str, self.shapes[0])), self.option]).strip()
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the floating arguments in which it is compiled."""
+        return DTYPES[1:] if self.case.loss == "linear_cross_entropy" else DTYPES
+
+    def arguments(self, dtype: str, sharding: Any = None) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the descriptions of the arguments."""
+        dtypes = [jnp.dtype(dtype if kind == "f" else "int32") for kind in self.kinds]
+        pairs = zip(self.shapes, dtypes, strict=True)
+        return tuple(jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for shape, kind in pairs)
+
+    def fewest(self, dtype: str) -> float:
+        """Returns the fewest bytes that value and gradient can move."""
+        each = [array.size * array.dtype.itemsize for array in self.arguments(dtype)]
+        passes = 1 if self.case.loss in ELEMENTWISE else 0.05 if self.case.loss == "nll_loss" else 2
+        read = sum(passes * size for size, kind in zip(each, self.kinds, strict=True) if kind == "f")
+        return read + sum(each[i] for i in self.case.moved)
+
+    def sides(self) -> dict[str, Loss]:
+        """Returns the loss and its plain forms, under their names."""
+        case = self.case
+        found = {"jaxloss": case.jaxloss, "one line": case.line}
+        if case.optax is not None and importlib.util.find_spec("optax") is not None:
+            found["optax"] = with_module(case.optax, "optax")
+        if case.loss == "linear_cross_entropy":
+            del found["one line"]  # its logits would be bfloat16
+            found["optax"] = _plain_head
+        if case.loss == "cross_entropy" and self.kinds == "fi" and not self.option:
+            found["one-hot"] = _one_hot
+        if case.loss == "ctc_loss":  # a plain recursion in bfloat16 would be something else
+            return {name: _widened(side) for name, side in found.items() if side is not None}
+        return {name: side for name, side in found.items() if side is not None}
+
+
+def _one_hot(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    right = jnp.arange(logits.shape[-1]) == labels[..., None]
+    return -jnp.mean(jnp.sum(jnp.where(right, log_probs, 0), -1))
+
+
+def _plain_head(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    optax = importlib.import_module("optax")
+    logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _widened(loss: Loss) -> Loss:
+    return lambda first, *others: loss(first.astype(jnp.float32), *others)
+
+
+def programs(losses: Iterable[str]) -> Iterator[Program]:
+    """Yields what is compiled of some losses."""
+    seen: set[str] = set()
+    for case in CASES:
+        if case.loss not in losses or "image" in case.sizes:  # it is among the shapes, its classes last
+            continue
+        arrays = smallest(case)
+        option = next(iter(case.sizes)) if case.loss in seen else ""
+        seen.add(case.loss)
+        for shape in (SQUARE,) if option else SHAPES.get(case.loss, (SQUARE,)):
+            shapes = tuple(shape if array.shape == arrays[0].shape else shape[:-1] for array in arrays)
+            kinds = "".join(array.dtype.kind for array in arrays)
+            yield Program(case, option, ARGUMENTS.get(case.loss, shapes), kinds)
+
+
+def smallest(case: Case) -> tuple[np.ndarray, ...]:
+    """Returns the arguments in the first of a case's sizes."""
+    return case.make(np.random.RandomState(0), *next(iter(case.sizes.values())))
+
+
+def measure(target: str, loss: str, size: str, dtype: str, has_peers: bool = True) -> Record:
+    """Returns the figures of a loss and, if wanted, of its plain forms, compiled for a TPU or a GPU."""
+    program = next(program for program in programs([loss]) if program.size == size)
+    arguments = program.arguments(dtype, compiling.chip(target))
+    found = {
+        name: compiling.figures(target, jax.value_and_grad(side, program.case.moved), arguments)
+        for name, side in program.sides().items()
+        if has_peers or name == "jaxloss"
+    }
+    return {
+        "target": target,
+        "loss": loss,
+        "size": size,
+        "dtype": dtype,
+        "input": math.prod(program.shapes[0]) * jnp.dtype(dtype).itemsize,
+        "fewest": program.fewest(dtype),
+        "jaxloss": found.pop("jaxloss"),
+        "peers": found,
+    }
+
+
+def measure_build(index: int) -> Record | None:
+    """Returns the seconds to compile a case and its plain form on a CPU, None if it has no plain form."""
+    case = CASES[index]
+    plain = case.line or (case.optax and with_module(case.optax, "optax"))
+    if plain is None:
+        return None
+    sides = {"jaxloss": case.jaxloss, "plain": plain}
+    functions = {name: jax.value_and_grad(side, case.moved) for name, side in sides.items()}
+    arguments = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in smallest(case))
+    times = _build_seconds(functions, arguments)
+    seconds = {name: float(f"{time:.3g}") for name, time in times.items()}
+    size = next(iter(case.sizes))
+    return {"target": "cpu", "loss": case.loss, "size": size, "dtype": "float32", "seconds": seconds}
+
+
+def _build_seconds(functions: dict[str, Loss], arguments: tuple[Any, ...]) -> dict[str, float]:
+    """Returns for each function the seconds to trace, lower and compile it, the least of three in turns."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(3):
+        for name, function in functions.items():
+            jax.clear_caches()
+            start = time.process_time()
+            jax.jit(function).lower(*arguments).compile()
+            times[name].append(time.process_time() - start)
+    return {name: min(each) for name, each in times.items()}
+
+
+def limits(record: Record) -> dict[str, tuple[float, float]]:
+    """Returns the main figures of a record, each with its limit; without limits there are none."""
+    loss, ours, peers = record["loss"], record["jaxloss"], record["peers"]
+    is_tpu = record["target"] == "tpu"
+    most_bytes = dict.fromkeys(ELEMENTWISE, 1.1) | dict.fromkeys(ROWS, 1.2 if is_tpu else 1.35)
+    if is_tpu:
+        most_bytes["nll_loss"] = 2.2
+    found = {}
+    if loss in most_bytes:
+        found["bytes / fewest"] = ours["bytes"] / record["fewest"], most_bytes[loss]
+    if loss in ELEMENTWISE:
+        found["temporaries / input"] = ours["temporaries"] / record["input"], 0.02
+    if loss in ("cross_entropy", "ctc_loss"):
+        found["MB of temporaries"] = ours["temporaries"] / 2**20, 64
+    if loss == "ctc_loss" and not is_tpu:
+        found["kernels"] = ours["kernels"], 6000
+    if loss == "cross_entropy" and record["size"][-1].isdigit():  # not with an option
+        rivals = [peers[name] for name in ("optax", "one-hot") if name in peers]
+        if is_tpu:
+            found["bytes / best plain"] = ours["bytes"] / min(rival["bytes"] for rival in rivals), 1.05
+            found["cycles / best plain"] = ours["cycles"] / min(rival["cycles"] for rival in rivals), 1.1
+        else:
+            found["time / optax"] = ours["seconds"] / peers["optax"]["seconds"], 1.05
+    return found
+
+
+LIMITED = {*ELEMENTWISE, *ROWS, "nll_loss", "cross_entropy", "ctc_loss"}
+BUILD_LIMIT = 1.6  # times the plain form, as the geometric mean over all cases
