@@ -449,9 +449,8 @@ def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _length(vectors: jax.Array, smoothing: float, axis: int) -> jax.Array:
-    """Returns √(Σ vectors² + smoothing) along an axis, with slope 0 at 0; NaN if the square overflows."""
-    length = jnp.sqrt(jnp.sum(vectors * vectors, axis) + smoothing)
-    return length * one_or_nan(length < jnp.inf, length.dtype)
+    """Returns √(Σ vectors² + smoothing) along an axis, with every derivative 0 at 0."""
+    return jnp.sqrt(jnp.sum(vectors * vectors, axis) + smoothing)
 
 
 @_length.defjvp
@@ -460,8 +459,9 @@ def _length_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     # The derivative of the root in its square would underflow where the square is large.
     length = _length(*primals, smoothing, axis)
-    divisor = jnp.expand_dims(jnp.where(length == 0, jnp.inf, length), axis)
-    return length, jnp.sum(primals[0] / divisor * tangents[0], axis)
+    vanishes = jnp.expand_dims(length == 0, axis)
+    directions = primals[0] / jnp.where(vanishes, 1, jnp.expand_dims(length, axis))
+    return length, jnp.sum(jnp.where(vanishes, 0, directions) * tangents[0], axis)
 
 
 @derivatives(lambda x, y: 1 / y, lambda x, y: -(x / y) / y)
@@ -471,7 +471,11 @@ def _quotient(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _cosine(x: jax.Array, y: jax.Array, x_length: jax.Array, y_length: jax.Array, axis: int) -> jax.Array:
-    return _quotient(_quotient(jnp.sum(x * y, axis), x_length), y_length)
+    """Returns x·y / x_length / y_length, NaN for a length that overflows."""
+    cosine = jnp.sum(x * y, axis)
+    for length in (x_length, y_length):
+        cosine = _quotient(cosine, length * one_or_nan(length < jnp.inf, length.dtype))
+    return cosine
 
 
 def _clamped(length: jax.Array, least: jax.Array) -> jax.Array:

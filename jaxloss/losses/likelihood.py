@@ -156,8 +156,9 @@ def _from_log_rates(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 def _log_slope(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
     """Returns the slope of -targets · log(predictions + eps) in predictions and in eps: 0 for no counts."""
     rates = predictions + eps
-    quotient = targets / jnp.where((targets == 0) & (rates == 0), 1, rates)
-    return -quotient * one_or_nan(~(rates < 0), rates.dtype)
+    invalid = rates < 0
+    quotient = targets / jnp.where(invalid | (targets == 0) & (rates == 0), 1, rates)
+    return one_or_nan(~invalid, rates.dtype) - 1 - jnp.where(invalid, 0, quotient)
 
 
 @derivatives(

@@ -21,7 +21,6 @@ from jaxloss._core.arguments import (
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
-from jaxloss._core.derivatives import derivatives, sigmoid
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -241,11 +240,20 @@ def _scores_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[ja
     return scores, jnp.einsum("t...c,...sc->t...s", tangent, ones, precision=lax.Precision.HIGHEST)
 
 
-# The two slopes add up to 1 in rounding, too: over many frames what is lost would add up.
-@derivatives(lambda x, y: sigmoid(x - y), lambda x, y: sigmoid(y - x))
+@jax.custom_jvp
 def _log_add_exp(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns log(exp(x) + exp(y)) of finite numbers."""
-    return jnp.maximum(x, y) + jnp.log1p(jnp.exp(-jnp.abs(x - y)))
+    # With right slopes at x = y of its own, too: JAX 0.10 forgets the rule in a scan that is differentiated
+    # in reverse, and then forward.
+    larger = jnp.maximum(x, y)
+    return larger + jnp.log1p(jnp.exp(jnp.minimum(x, y) - larger))
+
+
+# The two slopes add up to 1 in rounding, too: over many frames what is lost would add up.
+_log_add_exp.defjvps(
+    lambda tangent, value, x, y: jax.nn.sigmoid(x - y) * tangent,
+    lambda tangent, value, x, y: jax.nn.sigmoid(y - x) * tangent,
+)
 
 
 def _without_rounding(losses: jax.Array, rounding: jax.Array) -> jax.Array:
