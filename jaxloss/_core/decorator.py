@@ -69,17 +69,7 @@ def compiled(
         jitted: Callable[..., R] = jax.jit(traced, static_argnames=tuple(static))
 
         def ready(option: str, value: Any) -> Any:
-            if isinstance(value, jax.Array):
-                _READY.add(type(value))
-                return value
-            if option in static:
-                return value
-            if option in sequences and isinstance(value, list | tuple):
-                is_concrete = all(isinstance(number, int | np.integer) for number in value)
-                return from_host(option, np.asarray(value)) if is_concrete and value else jnp.asarray(value)
-            if isinstance(value, dict):
-                return tree_from_host(option, value)
-            return from_host(option, value)
+            return value if option in static else _ready(option, value, option in sequences)
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -100,6 +90,17 @@ def compiled(
         return wrapper
 
     return decorate
+
+
+def _ready(option: str, value: Any, may_be_sequence: bool) -> Any:
+    """Returns an argument as `jit` reads it without changing a number."""
+    if isinstance(value, jax.Array):
+        _READY.add(type(value))
+        return value
+    if may_be_sequence and isinstance(value, list | tuple):
+        is_concrete = value and all(isinstance(number, int | np.integer) for number in value)
+        return from_host(option, np.asarray(value)) if is_concrete else jnp.asarray(value)
+    return tree_from_host(option, value) if isinstance(value, dict) else from_host(option, value)
 
 
 def _within(domain: Domain, value: Any, option: str) -> jax.Array:

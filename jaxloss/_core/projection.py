@@ -1,8 +1,8 @@
-"""Statistics over many classes whose logits, hidden · kernel + bias, are never all held at once.
+"""Statistics of hidden · kernel + bias over many classes, without holding all logits at once.
 
-A loop takes the classes in blocks; the compiler would compute blocks that are written one after the other
-side by side. The gradient computes each block anew, and writes the kernel's gradient block by block into one
-array. The loop is plain JAX, so every derivative exists under every transform.
+A loop takes the classes in blocks; written out, the compiler would compute several blocks at once. The
+gradient recomputes each block, and writes the kernel's gradient block by block into one array. The loop is
+plain JAX, so every derivative exists under every transform.
 """
 
 import dataclasses
@@ -20,31 +20,30 @@ from jaxloss._core.arguments import broadcastable, have_sizes
 from jaxloss._core.classes import ClassAxis, soft_capped, take_class
 from jaxloss._core.derivatives import derivatives, weighted
 
-# Logits of a block on each device that a matrix product is fast with: 4 MB in float32.
-_BLOCK = 2**20
-_UNKNOWN = 2**12  # positions: what a program that is exported for any number of them is made for
+_BLOCK = 2**20  # logits of a block on each device, 4 MB in float32
+_UNKNOWN = 2**12  # positions that a program exported for any number of them is sized for
 
 
 class Output(NamedTuple):
-    """The last layer of a model: logits = hidden · kernel + bias, capped where there is a cap."""
+    """The last layer of a model: logits = hidden · kernel + bias, soft-capped if there is a cap."""
 
     kernel: jax.Array  # (features, classes), of any floating dtype
     bias: jax.Array | None
     soft_cap: jax.Array | None
 
 
-# What losses need to know of each position's logits, by name. Everything is told relative to the largest
-# logit, since differences of large logits would be rounded.
-#   largest     the largest logit, of derivative 0: a shift that cancels in what it is used for
+# Statistics of each position's logits, by name. All are relative to the largest logit, since differences of
+# large logits would be rounded.
+#   largest     the largest logit, with derivative 0: a shift that cancels
 #   norm        Σ exp(logits - largest)
-#   logit       that of the label's class
-#   weight      that of the label's class
+#   logit       of the label's class
+#   weight      of the label's class
 #   share       Σ shares
 #   share_gap   Σ shares · (largest - logits)
 #   spread      Σ exp(logits - largest) · (largest - logits)
 Statistics = dict[str, jax.Array]
 
-# Cuts the block's classes out of an array whose last axis counts all of them, in the dtype of arithmetic.
+# Takes the block's classes from an array whose last axis counts all of them, in the dtype of arithmetic.
 Cut = Callable[[jax.Array], jax.Array]
 
 
@@ -64,7 +63,7 @@ def statistics(
         hidden: Features of shape (..., H), in the dtype of arithmetic.
         output: The layer that makes logits of them.
         axis_name: Inside `jax.shard_map`, the mesh axis that splits the classes.
-        labels: A class that exists for each position, counted over all devices, for `logit`.
+        labels: An existing class for each position, counted over all devices, for `logit`.
         weight: Weights of the classes, for the label's `weight`.
         shares: Called with a `Cut`, returns a block's factors, of shape (..., classes) or (classes,) or (),
             for `share` and `share_gap`. A `Partial`, which tells JAX of its arrays.
@@ -76,8 +75,8 @@ def statistics(
     sharding: Any = jax.typeof(hidden).sharding
     explicit = [n for n, kind in _axes(sharding.mesh) if kind == AxisType.Explicit]
     if explicit:
-        # Left to the compiler, a loop's gradients are added up where they lie; as types are (JAX 0.10 and
-        # 0.12), they are gathered first, or have none that fit.
+        # Under automatic axes the compiler sums a loop's gradients where they lie; under explicit ones (JAX
+        # 0.10 and 0.12) they are gathered first, or have no type that fits.
         positions = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[:-1]))
         parts = jax.sharding.auto_axes(parts, axes=tuple(explicit), out_sharding=positions)
     return _joined(parts(hidden, output, labels, weight, shares), ClassAxis(0, axis_name))
@@ -101,7 +100,7 @@ def _of_blocks(
             return blocks.cut(array, first).astype(hidden.dtype)
 
         logits = _logits(hidden, output, cut)
-        # A block may hold nothing but -inf, and then others must make up for it.
+        # All logits of a block may be -inf, while another block has finite ones.
         largest = jnp.maximum(classes.max(logits), jnp.finfo(logits.dtype).min)
         gaps = classes.expand(largest) - logits
         is_new = blocks.is_new(first, gaps)

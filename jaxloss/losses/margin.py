@@ -1,4 +1,4 @@
-"""Losses over classes that want the right classes to score a margin above the wrong ones."""
+"""Losses that want right classes, or the first of a pair, to lead by a margin."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, as_array, fill_masked, index_array, widened
+from jaxloss._core.arguments import agree, as_array, fill_masked, index_array, mask, widened
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import ClassAxis, class_labels, take_class
 from jaxloss._core.decorator import compiled, finite
-from jaxloss._core.derivatives import positive_part, weighted
-from jaxloss._core.reduction import Reduction, reduce_losses
+from jaxloss._core.derivatives import checked_signs, derivatives, positive_part, sign_or_nan, weighted
+from jaxloss._core.reduction import Reduction, reduce_elementwise, reduce_losses
 
 
 @compiled(static=("axis", "p", "reduction", "axis_name"), domains={"margin": finite})
@@ -138,6 +138,133 @@ def multilabel_margin_loss(
     total, slope = _over_pairs(lax.stop_gradient(scores), labels, length)
     losses = _linear(total, slope, scores) * one_or_nan(valid, scores.dtype)
     return reduce_losses(losses / scores.shape[-1], None, where, reduction)
+
+
+@compiled(static=("reduction",), domains={"margin": finite})
+def hinge_embedding_loss(
+    distances: ArrayLike,
+    targets: ArrayLike,
+    *,
+    margin: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """Hinge embedding loss on distances between similar and dissimilar pairs.
+
+        loss = distances                    where targets = 1 (similar)
+        loss = max(0, margin - distances)   where targets = -1 (dissimilar), with slope -1 at the margin
+
+    Args:
+        distances: Distance of each pair, any shape, as from `pairwise_distance`.
+        targets: 1 for similar and -1 for dissimilar pairs, of the shape of `distances`.
+        margin: Distance from which dissimilar pairs have loss 0, a finite number.
+        where: Mask, broadcast to the shape of `distances`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
+
+    Returns:
+        A scalar, or an array of the shape of `distances` for "none"; in the unit of `distances`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> distances = jnp.array([0.5, 0.25, 3.0])
+        >>> jaxloss.hinge_embedding_loss(distances, jnp.array([1, -1, -1]), reduction="none")
+        Array([0.5 , 0.75, 0.  ], dtype=float32)
+
+    Differences from PyTorch:
+        * Targets other than -1 and 1 give NaN; PyTorch adds both terms.
+
+    Source:
+        PyTorch documentation: torch.nn.HingeEmbeddingLoss, torch.nn.functional.hinge_embedding_loss.
+    """
+    distances, targets = agree(distances=distances, targets=targets)
+    targets = checked_signs(targets, mask(where, targets))
+    return reduce_elementwise(
+        _hinge_embedding, [distances, targets], [margin], where=where, reduction=reduction
+    )
+
+
+@compiled(static=("reduction",), domains={"margin": finite})
+def margin_ranking_loss(
+    scores1: ArrayLike,
+    scores2: ArrayLike,
+    targets: ArrayLike,
+    *,
+    margin: ArrayLike = 0.0,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """Margin ranking loss on pairs of scores.
+
+    loss = max(0, margin - targets · (scores1 - scores2)), with full slope at the kink.
+
+    Args:
+        scores1: Scores of the first item of each pair, any shape.
+        scores2: Scores of the second item, of the shape of `scores1`.
+        targets: 1 if the first item should score higher, -1 if the second should, of the shape of
+            `scores1`.
+        margin: Required difference between the two scores, a finite number in their unit.
+        where: Mask, broadcast to the shape of `scores1`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
+
+    Returns:
+        A scalar, or an array of the shape of `scores1` for "none"; in the unit of the scores.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> scores1, scores2 = jnp.array([2.0, 1.0, 0.0]), jnp.array([1.0, 3.0, 0.5])
+        >>> jaxloss.margin_ranking_loss(scores1, scores2, jnp.array([1, 1, -1]), margin=0.5, reduction="none")
+        Array([0. , 2.5, 0. ], dtype=float32)
+
+    Differences from PyTorch:
+        * Targets other than -1 and 1 give NaN; PyTorch multiplies by them.
+
+    Source:
+        PyTorch documentation: torch.nn.MarginRankingLoss, torch.nn.functional.margin_ranking_loss.
+    """
+    scores1, scores2, targets = agree(scores1=scores1, scores2=scores2, targets=targets)
+    return reduce_elementwise(
+        lambda scores1, scores2, targets, margin: _margin_ranking(scores1 - scores2, targets, margin),
+        [scores1, scores2, checked_signs(targets, mask(where, targets))],
+        [margin],
+        where=where,
+        reduction=reduction,
+    )
+
+
+def _active(gap: jax.Array, slope: jax.Array) -> jax.Array:
+    """Returns the slope of max(gap, 0) times `slope`: at 0, too, as in PyTorch. NaN stays NaN."""
+    return jnp.where(gap < 0, 0, slope) * one_or_nan(~jnp.isnan(gap), gap.dtype)
+
+
+def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    # Similar pairs are pulled together at any distance.
+    sign = sign_or_nan(targets)
+    return jnp.where(sign > 0, sign, sign * (distances - margin))
+
+
+@derivatives(
+    lambda d, t, margin: _active(_embedding_gap(d, t, margin), t),
+    lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.zeros_like(t)),
+    lambda d, t, margin: _active(_embedding_gap(d, t, margin), jnp.maximum(-t, 0)),
+)
+def _hinge_embedding(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    sign = sign_or_nan(targets)
+    return jnp.where(sign > 0, distances, jnp.maximum(margin - distances, 0) * jnp.abs(sign))
+
+
+def _ranking_gap(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    return margin - sign_or_nan(targets) * difference
+
+
+@derivatives(
+    lambda d, t, margin: _active(_ranking_gap(d, t, margin), -t),
+    lambda d, t, margin: _active(_ranking_gap(d, t, margin), -d),
+    lambda d, t, margin: _active(_ranking_gap(d, t, margin), jnp.ones_like(t)),
+)
+def _margin_ranking(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    return jnp.maximum(_ranking_gap(difference, targets, margin), 0)
 
 
 def _label_lists(

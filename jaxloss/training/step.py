@@ -190,8 +190,7 @@ def create_train_state(
                 "model must be a Flax NNX module, a pair (apply_fn, params) or a triple "
                 f"(apply_fn, params, model_state) with a callable apply_fn; got {reprlib.repr(model)}"
             )
-    params = tree_from_host("params", params)
-    _check_params(params)
+    params = _checked_params(params)
     if not hasattr(optimizer, "init"):
         raise TypeError(
             f"optimizer must be an Optax optimizer, such as optax.sgd(0.01); got {reprlib.repr(optimizer)}"
@@ -213,8 +212,9 @@ def create_train_state(
     return jax.tree.map(lambda array: jnp.array(array, jnp.result_type(array)), state)
 
 
-def _check_params(params: Any) -> None:
-    """Raises a TypeError unless all parameters are floating-point arrays."""
+def _checked_params(params: Any) -> Any:
+    """Returns parameters that are all floating-point arrays, or raises a TypeError."""
+    params = tree_from_host("params", params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float)
         if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -222,6 +222,7 @@ def _check_params(params: Any) -> None:
                 f"params must hold only floating-point arrays, got {reprlib.repr(leaf)} for "
                 f"params{jax.tree_util.keystr(path)}"
             )
+    return params
 
 
 def _floating_dtype(compute_dtype: DTypeLike) -> np.dtype:
