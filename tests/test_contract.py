@@ -214,7 +214,7 @@ def stacked(*trees: Any) -> Any:
     return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *trees)
 
 
-@every_kind
+@every_loss
 def test_jit_changes_nothing(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
