@@ -162,6 +162,24 @@ def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) 
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
+def laid_out_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
+    """Returns arrays with replicated ones split along their axis as the first that is split along its own."""
+    split = (array for array, axis in zip(arrays, axes, strict=True) if _layout(array)[1][axis])
+    like = next(split, None)
+    if like is None:
+        return list(arrays)
+    sharding: Any = jax.typeof(like).sharding
+    part = next(filter(None, sharding.spec))
+
+    def laid_out(array: jax.Array, axis: int) -> jax.Array:
+        if any(_layout(array)[1]):
+            return array
+        spec = PartitionSpec(*(part if position == axis else None for position in range(array.ndim)))
+        return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+
+    return [laid_out(array, axis) for array, axis in zip(arrays, axes, strict=True)]
+
+
 def _layout(array: jax.Array, without: Sequence[int] = ()) -> tuple[tuple[int, ...], list[Any]]:
     """Returns the shape of an array, and for each axis the explicit mesh axes that split it."""
     sharding: Any = jax.typeof(array).sharding

@@ -16,7 +16,7 @@ from jaxloss._core.arguments import (
     have_sizes,
     index_array,
     integer,
-    laid_out_as,
+    laid_out_alike,
     mask,
 )
 from jaxloss._core.checks import checked, one_or_nan
@@ -78,12 +78,15 @@ def ctc_loss(
         A. Graves et al. (2006), Connectionist Temporal Classification. PyTorch documentation:
         torch.nn.CTCLoss, torch.nn.functional.ctc_loss.
     """
-    log_probs = _log_probs(log_probs, blank)
-    without = [0, log_probs.ndim - 1]
-    where = mask(where, log_probs, without)
+    log_probs, targets = _log_probs(log_probs, blank), index_array("targets", as_array("targets", targets))
     samples = log_probs.shape[1:-1]
-    input_lengths = laid_out_as(log_probs, _lengths("input_lengths", input_lengths, samples), without)
-    target_lengths = laid_out_as(log_probs, _lengths("target_lengths", target_lengths, samples), without)
+    input_lengths = _lengths("input_lengths", input_lengths, samples)
+    target_lengths = _lengths("target_lengths", target_lengths, samples)
+    if samples and targets.ndim == 2:
+        log_probs, targets, input_lengths, target_lengths = laid_out_alike(
+            [log_probs, targets, input_lengths, target_lengths], [1, 0, 0, 0]
+        )
+    where = mask(where, log_probs, [0, log_probs.ndim - 1])
     spelling = _spelling(log_probs, targets, input_lengths, target_lengths, blank, where)
     own_frames = spelling.input_lengths.astype(arithmetic_dtype(log_probs))
     rounding = 8 * float(jnp.finfo(log_probs.dtype).eps) * own_frames
@@ -127,7 +130,7 @@ class _Spelling(NamedTuple):
 
 def _spelling(
     log_probs: jax.Array,
-    targets: ArrayLike,
+    targets: jax.Array,
     input_lengths: jax.Array,
     target_lengths: jax.Array,
     blank: int,
@@ -156,10 +159,9 @@ def _spelling(
 
 
 def _padded(
-    targets: ArrayLike, target_lengths: jax.Array, log_probs: jax.Array
+    labels: jax.Array, target_lengths: jax.Array, log_probs: jax.Array
 ) -> tuple[jax.Array, jax.Array, str]:
     """Returns one row of labels for each sample, how many labels there are for it, and that in words."""
-    labels = index_array("targets", as_array("targets", targets))
     samples = log_probs.shape[1:-1]
     if labels.shape[:-1] == samples and labels.ndim:
         size = labels.shape[-1]
