@@ -72,7 +72,9 @@ def environment(target: str) -> dict[str, str]:
         raise SystemExit(f"--compile {target} lacks {', '.join(missing)}: {INSTALL[target]}")
     if target == "tpu":
         pod = {"TPU_ACCELERATOR_TYPE": "v5litepod-256", "TPU_WORKER_HOSTNAMES": "localhost"}
-        return shared | pod | {"TPU_WORKER_ID": "0", "TPU_SKIP_MDS_QUERY": "1"}
+        # Nothing opens a device, so another process with libtpu, or a lock that one has left, is no obstacle.
+        pod |= {"TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        return shared | pod | {"TPU_SKIP_MDS_QUERY": "1"}
     if target == "gpu":
         cuda = next(iter(importlib.util.find_spec("nvidia.cuda_nvcc").submodule_search_locations))
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={cuda}"
