@@ -164,12 +164,13 @@ def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) 
 
 def laid_out_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
     """Returns arrays with replicated ones split along their axis as the first that is split along its own."""
-    split = (array for array, axis in zip(arrays, axes, strict=True) if _layout(array)[1][axis])
-    like = next(split, None)
+    parts = [_layout(array)[1][axis] for array, axis in zip(arrays, axes, strict=True)]
+    like, part = next(
+        ((array, part) for array, part in zip(arrays, parts, strict=True) if part), (None, None)
+    )
     if like is None:
         return list(arrays)
     sharding: Any = jax.typeof(like).sharding
-    part = next(filter(None, sharding.spec))
 
     def laid_out(array: jax.Array, axis: int) -> jax.Array:
         if any(_layout(array)[1]):

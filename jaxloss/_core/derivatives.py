@@ -128,6 +128,13 @@ def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     return checked(targets, fill_masked(where, is_sign, True), "targets: expected 1 or -1")
 
 
+def checked_probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Returns an array; under `checkify` an unmasked number outside [0, 1] is an error."""
+    (wide,) = widened(array)
+    valid = fill_masked(where, (wide >= 0) & (wide <= 1), True)
+    return checked(array, valid, f"{name}: expected probabilities in [0, 1]")
+
+
 def sign_or_nan(targets: jax.Array) -> jax.Array:
     """Returns targets of 1 and -1, and NaN in place of others."""
     return targets * one_or_nan(jnp.abs(targets) == 1, targets.dtype)

@@ -12,14 +12,14 @@ from jaxloss._core.arguments import (
     arithmetic_dtype,
     as_array,
     broadcastable,
-    fill_masked,
     mask,
     widened,
 )
-from jaxloss._core.checks import checked, one_or_nan
+from jaxloss._core.checks import one_or_nan
 from jaxloss._core.classes import ClassAxis, weight_of_classes
 from jaxloss._core.decorator import compiled
 from jaxloss._core.derivatives import (
+    checked_probabilities,
     checked_signs,
     cross_entropy_of_logits,
     derivatives,
@@ -75,7 +75,9 @@ def binary_cross_entropy(
     """
     probs, targets = agree(probs=probs, targets=targets)
     where = mask(where, probs)
-    arrays = [_probabilities("probs", probs, where), _probabilities("targets", targets, where)]
+    arrays = [
+        checked_probabilities(name, array, where) for name, array in (("probs", probs), ("targets", targets))
+    ]
     return reduce_elementwise(_from_probs, arrays, weight=weight, where=where, reduction=reduction)
 
 
@@ -233,12 +235,6 @@ def multilabel_soft_margin_loss(
         factor = classes.fill_masked(where, factor)
     terms = weighted(factor, cross_entropy_of_logits(*wide, jnp.ones([1] * logits.ndim, wide[0].dtype)))
     return reduce_losses(classes.sum(terms) / classes.count(logits), None, where, reduction)
-
-
-def _probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
-    (wide,) = widened(array)
-    valid = fill_masked(where, (wide >= 0) & (wide <= 1), True)
-    return checked(array, valid, f"{name}: expected probabilities in [0, 1]")
 
 
 # PyTorch bounds the gradient at probabilities 0 and 1 with a float32 constant, in every dtype.

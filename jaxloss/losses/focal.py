@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, fill_masked, mask, widened
-from jaxloss._core.checks import checked, one_or_nan
+from jaxloss._core.arguments import agree, mask
+from jaxloss._core.checks import one_or_nan
 from jaxloss._core.decorator import compiled, fraction, not_negative
-from jaxloss._core.derivatives import cross_entropy_of_logits, derivatives, sigmoid, softplus, weighted
+from jaxloss._core.derivatives import (
+    checked_probabilities,
+    cross_entropy_of_logits,
+    derivatives,
+    sigmoid,
+    softplus,
+    weighted,
+)
 from jaxloss._core.reduction import Reduction, reduce_elementwise
 
 
@@ -61,9 +68,7 @@ def sigmoid_focal_loss(
         torchvision.ops.sigmoid_focal_loss.
     """
     logits, targets = agree(logits=logits, targets=targets)
-    (wide,) = widened(targets)
-    valid = fill_masked(mask(where, logits), (wide >= 0) & (wide <= 1), True)
-    targets = checked(targets, valid, "targets: expected probabilities in [0, 1]")
+    targets = checked_probabilities("targets", targets, mask(where, logits))
 
     def loss(logits: jax.Array, targets: jax.Array, gamma: jax.Array, *alpha: jax.Array) -> jax.Array:
         targets = targets * one_or_nan((targets >= 0) & (targets <= 1), targets.dtype)
