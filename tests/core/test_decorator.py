@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-import timeit
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -190,12 +190,13 @@ def test_options_bind_with_partial_and_pass_through_transforms():
     assert jax.jit(lambda criterion, x: criterion(x, ONE))(criterion, 3 * ONE) == 4.5
 
 
-def test_a_call_costs_less_than_a_microsecond_more_than_jit():
-    jitted = jax.jit(inspect.unwrap(toy_loss), static_argnames=("reduction", "share"))
-
-    def cost(function):
-        function(ONE, ONE, reduction="sum")
-        return timeit.timeit(lambda: function(ONE, ONE, reduction="sum"), number=2000) / 2000
-
-    # The least of interleaved pairs: noise only ever adds.
-    assert min(cost(toy_loss) - cost(jitted) for _ in range(15)) < 1e-6
+def test_an_ordinary_call_runs_no_python_but_one_frame():
+    """What a call costs over `jit`: a clock would tell the same, and other things of the machine."""
+    toy_loss(ONE, ONE, reduction="sum")
+    frames = []
+    sys.setprofile(lambda frame, event, _: frames.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        toy_loss(ONE, ONE, reduction="sum")
+    finally:
+        sys.setprofile(None)
+    assert frames == ["wrapper"]
