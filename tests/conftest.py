@@ -14,7 +14,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 gc.set_threshold(50_000, 20, 100)
 
 # Few classes are as many blocks as a user's large vocabulary.
-projection._BLOCK = 24
+_AT_ONCE = projection._at_once
+projection._at_once = lambda *_: 24
+
+
+@pytest.fixture
+def blocks_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "_at_once", _AT_ONCE)
 
 
 def _entry(item: pytest.Item) -> str:

@@ -22,7 +22,7 @@ from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
 # Few classes are as many blocks as a user's large vocabulary.
-projection._BLOCK = 1
+projection._at_once = lambda *_: 1
 
 
 def main() -> None:

@@ -275,8 +275,8 @@ def _edges(cutoffs: Sequence[int], n_classes: int | None = None) -> tuple[int, .
 
 def _surprise(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labels: jax.Array) -> jax.Array:
     """Returns -log softmax(hidden · kernel + bias)[label], of many classes some at a time."""
-    found = statistics(hidden, Output(kernel, bias, None), labels=labels)
-    return jnp.log(found["norm"]) + (found["largest"] - found["logit"])
+    found = statistics(hidden, Output(kernel, bias, None), hidden.dtype, labels=labels)
+    return jnp.log(found["norm"]) + found["label_gap"]
 
 
 def _logits(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

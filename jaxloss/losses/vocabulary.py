@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import arithmetic_dtype, as_array, broadcastable, fill_masked
+from jaxloss._core.arguments import arithmetic_dtype, as_array, fill_masked
 from jaxloss._core.classes import (
     ClassAxis,
     Labels,
@@ -23,7 +20,7 @@ from jaxloss._core.classes import (
 )
 from jaxloss._core.decorator import compiled, fraction, not_negative, positive_and_finite
 from jaxloss._core.derivatives import weighted
-from jaxloss._core.projection import Cut, Output, Statistics, statistics
+from jaxloss._core.projection import Output, Statistics, statistics
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -89,14 +86,9 @@ def linear_cross_entropy(
     """
     problem = _problem(hidden, kernel, targets, bias, soft_cap, ignore_index, where, axis_name)
     if weight is not None:
-        weight = per_class("weight", weight, problem.output.kernel).astype(problem.hidden.dtype)
+        weight = per_class("weight", weight, problem.output.kernel)
     labels = problem.labels
-
-    shares = None
-    if labels is None or label_smoothing:
-        mixed = functools.partial(_shares, label_smoothing=label_smoothing, count=problem.classes)
-        shares = Partial(mixed, problem.probs, weight, problem.valid)
-    found = problem.statistics(weight=weight, shares=shares)
+    found = problem.statistics(weight=weight, label_smoothing=label_smoothing)
     log_norm = jnp.log(found["norm"])
     if labels is None:
         losses = with_z_loss(_share_of_surprise(found), z_loss, log_norm + found["largest"])
@@ -169,8 +161,7 @@ def linear_log_probs(
     """
     problem = _problem(hidden, kernel, targets, bias, soft_cap, ignore_index, where, axis_name)
     labels = problem.labels
-    shares = None if labels is not None else Partial(_shares, problem.probs, None, problem.valid)
-    found = problem.statistics(shares=shares, entropy=True)
+    found = problem.statistics(entropy=True)
     log_norm = jnp.log(found["norm"])
     surprise = _share_of_surprise(found) if labels is None else weighted(labels.weight, _surprise(found))
     entropy = log_norm + found["spread"] / found["norm"]
@@ -181,30 +172,26 @@ def linear_log_probs(
 class _Problem(NamedTuple):
     """Arguments that agree."""
 
-    hidden: jax.Array  # in the dtype of arithmetic, and 0 at positions that do not count
+    hidden: jax.Array
     output: Output
+    dtype: jnp.dtype  # of arithmetic
     labels: Labels | None  # the targets, or
     probs: jax.Array | None
     valid: jax.Array | None  # which positions count
     classes: int  # how many there are, on all devices
     axis_name: str | None
 
-    def statistics(
-        self,
-        *,
-        weight: jax.Array | None = None,
-        shares: Callable[[Cut], jax.Array] | None = None,
-        entropy: bool = False,
-    ) -> Statistics:
+    def statistics(self, **options: Any) -> Statistics:
         """Returns what the losses are made of."""
         return statistics(
             self.hidden,
             self.output,
+            self.dtype,
             axis_name=self.axis_name,
             labels=None if self.labels is None else self.labels.classes,
-            weight=weight,
-            shares=shares,
-            entropy=entropy,
+            probs=self.probs,
+            valid=self.valid,
+            **options,
         )
 
 
@@ -231,7 +218,7 @@ def _problem(
     bias = None if bias is None else per_class("bias", bias, kernel)
     soft = jnp.issubdtype(targets.dtype, jnp.floating)
     arrays = [hidden, kernel, *([] if bias is None else [bias]), *([targets] if soft else [])]
-    hidden = hidden.astype(arithmetic_dtype(*arrays))
+    dtype = arithmetic_dtype(*arrays)
     count = ClassAxis(1, axis_name).count(kernel)
     features = ClassAxis(hidden.ndim - 1, None)
     where = features.mask(where, hidden)
@@ -242,9 +229,8 @@ def _problem(
     else:
         labels = labels_without_weight(targets, "hidden", hidden, features, count, ignore_index, where)
         valid = labels.valid
-    hidden = features.fill_masked(valid, hidden)
-    output = Output(kernel, bias, None if soft_cap is None else jnp.asarray(soft_cap, hidden.dtype))
-    return _Problem(hidden, output, labels, targets if soft else None, valid, count, axis_name)
+    output = Output(kernel, bias, None if soft_cap is None else jnp.asarray(soft_cap, dtype))
+    return _Problem(hidden, output, dtype, labels, targets if soft else None, valid, count, axis_name)
 
 
 def _refuse_other_shape(targets: jax.Array, expected: tuple[int, ...]) -> None:
@@ -255,29 +241,9 @@ def _refuse_other_shape(targets: jax.Array, expected: tuple[int, ...]) -> None:
         )
 
 
-def _shares(
-    probs: jax.Array | None,
-    weight: jax.Array | None,
-    valid: jax.Array | None,
-    cut: Cut,
-    *,
-    label_smoothing: float = 0.0,
-    count: int = 1,
-) -> jax.Array:
-    """Returns the weights of a block's classes, times their smoothed probabilities if there are any."""
-    factor = None if weight is None else cut(weight)
-    if probs is None:
-        return jnp.ones(()) if factor is None else factor
-    block = cut(probs)
-    block = block if valid is None else fill_masked(jnp.expand_dims(valid, -1), block)
-    if label_smoothing:
-        block = (1 - label_smoothing) * block + label_smoothing / count
-    return block if factor is None else block * broadcastable("weight", factor, block)
-
-
 def _surprise(found: Statistics) -> jax.Array:
     """Returns -log p of the label's class."""
-    return jnp.log(found["norm"]) + (found["largest"] - found["logit"])
+    return jnp.log(found["norm"]) + found["label_gap"]
 
 
 def _share_of_surprise(found: Statistics) -> jax.Array:

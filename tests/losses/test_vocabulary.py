@@ -10,10 +10,8 @@ import pytest
 from jax.experimental import checkify
 
 import jaxloss
-from jaxloss._core import projection
 
 FEATURES, CLASSES = 4, 23
-BLOCK_OF_A_USER = 2**20
 
 
 def draw(*leading: int, classes: int = CLASSES, probs: bool = False, dtype: Any = float) -> dict[str, Any]:
@@ -339,12 +337,10 @@ def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
 
 
 @pytest.mark.parametrize(
-    ("classes", "forward", "with_gradient"), [(32_000, 20, 30), (128_256, 50, 60), (50_257, 30, 40)]
+    ("classes", "forward", "with_gradient"), [(32_000, 27, 30), (128_256, 50, 60), (50_257, 32, 40)]
 )
-def test_the_logits_are_never_held(
-    classes: int, forward: float, with_gradient: float, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(projection, "_BLOCK", BLOCK_OF_A_USER)
+@pytest.mark.usefixtures("blocks_of_a_user")
+def test_the_logits_are_never_held(classes: int, forward: float, with_gradient: float):
 
     def loss(*arguments: jax.Array) -> jax.Array:
         return jaxloss.linear_cross_entropy(*arguments)
@@ -353,14 +349,14 @@ def test_the_logits_are_never_held(
     assert megabytes(jax.value_and_grad(loss, (0, 1)), classes) <= with_gradient
 
 
-def test_the_logits_of_a_few_positions_are_held(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(projection, "_BLOCK", BLOCK_OF_A_USER)
+@pytest.mark.usefixtures("blocks_of_a_user")
+def test_the_logits_of_a_few_positions_are_held():
     gradient = jax.value_and_grad(jaxloss.linear_cross_entropy, (0, 1))
     assert megabytes(gradient, 32_000, positions=128) <= 18  # the logits are 16; blocks would take 37
 
 
-def test_forward_derivatives_need_no_logits_and_no_kernel_either(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(projection, "_BLOCK", BLOCK_OF_A_USER)
+@pytest.mark.usefixtures("blocks_of_a_user")
+def test_forward_derivatives_need_no_logits_and_no_kernel_either():
 
     def product(*arguments: jax.Array) -> Any:
         point, labels = arguments[:2], arguments[2]
