@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,11 +13,20 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import AxisType, Mesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from sklearn.model_selection import KFold
 
-from jaxloss.training import Checkpoints, TrainState, create_train_state, read_losses, train_step
+from jaxloss.training import (
+    Checkpoints,
+    TrainState,
+    create_train_state,
+    read_losses,
+    shard_batch,
+    shard_train_state,
+    train_step,
+)
 
 
 def parse_arguments(
@@ -26,6 +36,7 @@ def parse_arguments(
     description: str | None,
     steps: int | None,
     flags: Mapping[str, str] | None = None,
+    has_devices: bool = False,
 ) -> argparse.Namespace:
     """Reads the options of the command line.
 
@@ -35,6 +46,7 @@ def parse_arguments(
         description: What it does.
         steps: The default of `--steps`.
         flags: Further options that take no value, name to help.
+        has_devices: Whether there is `--devices`.
     """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -60,12 +72,23 @@ def parse_arguments(
         metavar="DIR",
         help="save the training in this folder now and then, and go on from what is there",
     )
+    if has_devices:
+        parser.add_argument("--devices", type=at_least(1), help="train on as many devices, made of the CPU")
     for flag, text in (flags or {}).items():
         parser.add_argument(flag, action="store_true", help=text)
     arguments = parser.parse_args(argv)
     if arguments.plot and not arguments.plot.parent.is_dir():
         parser.error(f"argument --plot: there is no folder {arguments.plot.parent}")
     return arguments
+
+
+def make_mesh(devices: int) -> Mesh:
+    """Returns a mesh of devices that are parts of one CPU. Nothing may have asked JAX for a device yet."""
+    # With no more threads than cores, collectives of two steps on one CPU can wait for each other for ever.
+    os.environ.setdefault("PJRT_NPROC", "32")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -129,14 +152,16 @@ def fit(
     batch_size: int,
     arguments: argparse.Namespace,
     fold: int,
+    mesh: Mesh | None = None,
 ) -> History:
-    """Trains the model on random batches, as many as `arguments.steps`.
+    """Trains the model on random batches, as many as `arguments.steps`, on all devices of the mesh if any.
 
     The batch of a step depends on the seed and the step's number alone. So a training that was killed goes on
     from its newest checkpoint as if nothing had happened.
     """
     inputs, targets, test_inputs, test_targets = data
     state = create_train_state(model, optimizer)
+    state = state if mesh is None else shard_train_state(state, mesh)
     history = History(np.empty(0), np.empty(0, int), np.empty(0))
     report_every = max(1, arguments.steps // 10)
     folder = arguments.checkpoint and arguments.checkpoint.absolute() / f"seed_{arguments.seed}_fold_{fold}"
@@ -148,7 +173,9 @@ def fit(
         for step in range(int(state.step) + 1, arguments.steps + 1):
             random = np.random.default_rng((arguments.seed, step))
             batch = random.choice(len(inputs), batch_size, replace=False)
-            state, value = train_step(state, inputs[batch], targets[batch], loss=loss)
+            rows = inputs[batch], targets[batch]
+            rows = rows if mesh is None else shard_batch(rows, mesh, "data")
+            state, value = train_step(state, *rows, loss=loss)
             losses.append(value)
             # Reading a loss waits for its step, so only a report does: meanwhile the device is never idle.
             if step % report_every == 0 or step == arguments.steps:

@@ -297,7 +297,7 @@ class _Blocks(NamedTuple):
         logits = positions * classes // devices
         # Which axis of which array is split nothing tells; the positions usually are.
         over_positions = known and hidden.ndim > 1 and (devices > 1 or positions > classes)
-        at_once = _at_once(platform, over_positions, positions, logits)
+        at_once = _at_once(platform, over_positions, positions, classes, devices)
         if over_positions:
             length = hidden.shape[-2]
             segments = math.gcd(length, devices)
@@ -357,18 +357,21 @@ class _Blocks(NamedTuple):
         return whole.reshape(*leading, self.segments * self.length)
 
 
-def _at_once(platform: str, over_positions: bool, positions: int, logits: int) -> int:
+def _at_once(platform: str, over_positions: bool, positions: int, classes: int, devices: int) -> int:
     """Returns how many logits a block has on each device.
 
     A GPU wants few large products, a sixteenth of all logits (8192 x 4096 x 128256 on an H100: 0.95 of the
     time of all logits at once; 1.2 with a TPU's blocks). A TPU keeps a block on the chip (1.29; 1.7 with a
-    GPU's blocks), unless the sum over the blocks is the kernel's gradient. A CPU has its cache.
+    GPU's blocks); of the kernel's gradient, which it reads and writes with each block of positions, it wants
+    few. A CPU has its cache.
     """
     if platform == "cpu":
         return 2**20
     if platform == "tpu" and not over_positions:
         return min(7 * 2**21, 3072 * positions)
-    return min(max(logits // 16, 2**23), 2**27)
+    if platform == "tpu" and devices == 1:
+        return max(2**24, 1024 * classes)
+    return min(max(positions * classes // devices // 16, 2**23), 2**27)
 
 
 def _axes(mesh: Any) -> list[tuple[str, AxisType]]:

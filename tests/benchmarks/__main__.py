@@ -86,9 +86,9 @@ def _compiled(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     # A check without a record leaves out what has no limit, and the plain forms that no limit refers to.
     is_check = options.check and options.output is None
     for loss in [loss for loss in options.losses if loss in programs.LIMITED or not is_check]:
-        has_peers = loss == "cross_entropy" or not is_check
+        has_peers = loss in programs.COMPARED or not is_check
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            for program in programs.programs([loss]):
+            for program in programs.programs([loss], options.compile):
                 for dtype in () if is_check and program.option else program.dtypes:
                     what = loss, program.size, dtype
                     future = pool.submit(programs.measure, options.compile, *what, has_peers)

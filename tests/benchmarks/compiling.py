@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
@@ -95,6 +96,11 @@ def chip(target: str) -> SingleDeviceSharding:
     else:
         described = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
     return SingleDeviceSharding(described.devices[0])
+
+
+def pod() -> np.ndarray:
+    """Returns 256 TPU v5e."""
+    return np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5e:16x16").devices)
 
 
 # What is measured.

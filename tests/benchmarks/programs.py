@@ -5,6 +5,7 @@ its gradients once. A loss whose gradient needs a sum over a row reads its input
 element of each row; 5 % of its input are allowed for that.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests.benchmarks import compiling
 from tests.benchmarks.cases import CASES, ELEMENTS, Case, Loss
@@ -31,17 +34,42 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is n
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
-    "linear_cross_entropy": ((8192, 4096), (4096, 128_256), (8192,)),
     "adaptive_log_softmax": (
         *((4096, 1024), (4096,), (1024, 5002)),
         *((1024, 256), (256, 20_000), (1024, 64), (64, 75_000)),
     ),
 }
+HEADS = ((8192, 4096, 128_256), (8192, 2048, 151_936), (4096, 2304, 256_000), (8192, 2048, 50_257))
+POD_HEAD = (2**20, 4096, 128_256)  # positions, features, classes
 ELEMENTWISE = {case.loss for case in CASES if case.sizes is ELEMENTS} | {"multilabel_soft_margin_loss"}
 ROWS = {
     *("cosine_similarity", "pairwise_distance", "cosine_embedding_loss"),
     *("triplet_margin_loss", "multi_margin_loss"),
 }
+
+
+class Layout(NamedTuple):
+    """How a head lies on 256 chips: positions over the first axis of the mesh, classes over the second."""
+
+    mesh: tuple[int, int]
+    kind: str  # of the mesh axes; for "shard_map" the loss is told the axis of the classes
+    features: str | None = None  # the mesh axis that splits the kernel's features, too
+
+    @property
+    def specs(self) -> tuple[P, ...]:
+        """How hidden, kernel and labels are split."""
+        return P("data", None), P(self.features, "model"), P("data")
+
+    def __str__(self) -> str:
+        further = ", kernel fully sharded" if self.features else ""
+        return f"on {self.mesh[0]} x {self.mesh[1]}, {self.kind}{further}"
+
+
+LAYOUTS = tuple(
+    Layout(mesh, kind, features)
+    for mesh in ((16, 16), (64, 4))
+    for kind, features in (("Auto", None), ("Auto", "data"), ("Explicit", None), ("shard_map", None))
+)
 
 
 class Program(NamedTuple):
@@ -51,11 +79,13 @@ class Program(NamedTuple):
     option: str  # the name of the case among those of its loss; the first has none
     shapes: tuple[Shape, ...]
     kinds: str  # of the arguments: f is floating, i is integer
+    layout: Layout | None = None
 
     @property
     def size(self) -> str:
         """The shape of the first argument and the option, which distinguish the programs of a loss."""
-        return " ".join([" x ".join(map(str, self.shapes[0])), self.option]).strip()
+        shape = (*self.shapes[0], *(self.shapes[1][1:] if self.case.loss == "linear_cross_entropy" else ()))
+        return " ".join(filter(None, [" x ".join(map(str, shape)), self.option, str(self.layout or "")]))
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -68,9 +98,35 @@ class Program(NamedTuple):
         pairs = zip(self.shapes, dtypes, strict=True)
         return tuple(jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for shape, kind in pairs)
 
+    @contextlib.contextmanager
+    def placed(
+        self, name: str, side: Loss, dtype: str, target: str
+    ) -> Iterator[tuple[Loss, tuple[Any, ...]]]:
+        """Yields a side and its arguments, in the context of their mesh if they lie on one."""
+        if self.layout is None:
+            yield side, self.arguments(dtype, compiling.chip(target))
+            return
+        shape, kind, _ = self.layout
+        # What is no loss of ours chooses the compiler's own way.
+        axes = AxisType.Explicit if kind == "Explicit" and name == "jaxloss" else AxisType.Auto
+        mesh = Mesh(compiling.pod().reshape(shape), ("data", "model"), axis_types=(axes, axes))
+        specs = self.layout.specs
+        arguments = tuple(
+            jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
+            for array, spec in zip(self.arguments(dtype), specs, strict=True)
+        )
+        if kind == "shard_map" and name == "jaxloss":
+            side = _in_shard_map(side, mesh, specs)
+        with jax.set_mesh(mesh):
+            yield side, arguments
+
     def fewest(self, dtype: str) -> float:
-        """Returns the fewest bytes that value and gradient can move."""
+        """Returns the fewest bytes that value and gradient can move on each device."""
         each = [array.size * array.dtype.itemsize for array in self.arguments(dtype)]
+        if self.layout is not None:
+            sizes = dict(zip(("data", "model"), self.layout.mesh, strict=True))
+            parts = [math.prod(sizes[name] for name in spec if name) for spec in self.layout.specs]
+            each = [size // part for size, part in zip(each, parts, strict=True)]
         passes = 1 if self.case.loss in ELEMENTWISE else 0.05 if self.case.loss == "nll_loss" else 2
         read = sum(passes * size for size, kind in zip(each, self.kinds, strict=True) if kind == "f")
         return read + sum(each[i] for i in self.case.moved)
@@ -103,12 +159,21 @@ def _plain_head(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def _in_shard_map(loss: Loss, mesh: Mesh, specs: tuple[P, ...]) -> Loss:
+    def mean(*arrays: jax.Array) -> jax.Array:
+        pair = loss(*arrays, axis_name="model", reduction="sum_and_weight")
+        total, weight = jax.lax.psum(pair, "data")
+        return total / weight
+
+    return jax.shard_map(mean, mesh=mesh, in_specs=specs, out_specs=P())
+
+
 def _widened(loss: Loss) -> Loss:
     return lambda first, *others: loss(first.astype(jnp.float32), *others)
 
 
-def programs(losses: Iterable[str]) -> Iterator[Program]:
-    """Yields what is compiled of some losses."""
+def programs(losses: Iterable[str], target: str) -> Iterator[Program]:
+    """Yields what is compiled of some losses for a TPU or a GPU."""
     seen: set[str] = set()
     for case in CASES:
         if case.loss not in losses or "image" in case.sizes:  # it is among the shapes, its classes last
@@ -119,7 +184,14 @@ def programs(losses: Iterable[str]) -> Iterator[Program]:
         for shape in (SQUARE,) if option else SHAPES.get(case.loss, (SQUARE,)):
             shapes = tuple(shape if array.shape == arrays[0].shape else shape[:-1] for array in arrays)
             kinds = "".join(array.dtype.kind for array in arrays)
-            yield Program(case, option, ARGUMENTS.get(case.loss, shapes), kinds)
+            if case.loss != "linear_cross_entropy":
+                yield Program(case, option, ARGUMENTS.get(case.loss, shapes), kinds)
+                continue
+            placed = [(POD_HEAD, layout) for layout in LAYOUTS if target == "tpu"]
+            for (positions, features, classes), layout in [*((head, None) for head in HEADS), *placed]:
+                yield Program(
+                    case, option, ((positions, features), (features, classes), (positions,)), kinds, layout
+                )
 
 
 def smallest(case: Case) -> tuple[np.ndarray, ...]:
@@ -129,13 +201,13 @@ def smallest(case: Case) -> tuple[np.ndarray, ...]:
 
 def measure(target: str, loss: str, size: str, dtype: str, has_peers: bool = True) -> Record:
     """Returns the figures of a loss and, if wanted, of its plain forms, compiled for a TPU or a GPU."""
-    program = next(program for program in programs([loss]) if program.size == size)
-    arguments = program.arguments(dtype, compiling.chip(target))
-    found = {
-        name: compiling.figures(target, jax.value_and_grad(side, program.case.moved), arguments)
-        for name, side in program.sides().items()
-        if has_peers or name == "jaxloss"
-    }
+    program = next(program for program in programs([loss], target) if program.size == size)
+    found = {}
+    for name, side in program.sides().items():
+        if has_peers or name == "jaxloss":
+            with program.placed(name, side, dtype, target) as (loss_there, arguments):
+                function = jax.value_and_grad(loss_there, program.case.moved)
+                found[name] = compiling.figures(target, function, arguments)
     return {
         "target": target,
         "loss": loss,
@@ -183,6 +255,15 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     if is_tpu:
         most_bytes["nll_loss"] = 2.2
     found = {}
+    if loss == "linear_cross_entropy":
+        peer, is_pod = peers["optax"], " on " in record["size"]
+        name, most = ("cycles", 1.3) if is_tpu else ("seconds", 1.0)
+        if is_pod or record["size"].endswith("50257"):  # which no block size divides
+            most += 0.1
+        found[f"{name} / optax"] = ours[name] / peer[name], most
+        found["temporaries / optax"] = ours["temporaries"] / peer["temporaries"], 0.6 if is_pod else 0.16
+        if not is_tpu:
+            found["kernels"] = ours["kernels"], 400
     if loss in most_bytes:
         found["bytes / fewest"] = ours["bytes"] / record["fewest"], most_bytes[loss]
     if loss in ELEMENTWISE:
@@ -202,5 +283,6 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     return found
 
 
-LIMITED = {*ELEMENTWISE, *ROWS, "nll_loss", "cross_entropy", "ctc_loss"}
+LIMITED = {*ELEMENTWISE, *ROWS, "nll_loss", "cross_entropy", "ctc_loss", "linear_cross_entropy"}
+COMPARED = {"cross_entropy", "linear_cross_entropy"}  # whose limits refer to the plain forms
 BUILD_LIMIT = 1.6  # times the plain form, as the geometric mean over all cases
