@@ -46,7 +46,8 @@ def linear_cross_entropy(
     """Softmax cross-entropy of a linear layer's output, without holding its logits.
 
     loss = cross_entropy(hidden · kernel + bias, targets), with the options of `cross_entropy`. Logits are
-    computed for a block of classes at a time, and again for the gradient, so that they are never all held.
+    computed in blocks, and again for the gradient, so that they are never all held. If `hidden` and `kernel`
+    are bfloat16, so are the factors of all products; their sums are float32.
 
     Args:
         hidden: Input of the last layer, shape (..., H).
