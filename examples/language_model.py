@@ -88,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> float:
     print(f"Text: {len(codes)} characters, {len(characters)} different ones")
     shares = np.bincount(codes) / len(codes)
     print(f"Unigram entropy: {-shares @ np.log(shares):.3f} nats a character")
-    print(f"The loss and its gradient, of {BATCH_SIZE * LENGTH} positions:")
-    for classes in (len(characters), 32_000):
+    sizes = (len(characters), 32_000) if mesh is None else ()
+    for classes in sizes:
         ours, plain = (cost(loss, BATCH_SIZE * LENGTH, classes) for loss in (criterion, plain_criterion))
-        print(f"  {classes} classes: {ours}; with all logits {plain}")
+        print(
+            f"Loss and gradient of {BATCH_SIZE * LENGTH} positions, {classes} classes: {ours}; plain: {plain}"
+        )
 
     # Batches begin anywhere in the first nine tenths of the text. The last tenth is held out, though
     # some of its passages stand there, too.

@@ -66,21 +66,14 @@ def test_the_language_model_knows_more_than_how_frequent_characters_are(capsys):
     [entropy] = re.findall(r"^Unigram entropy: (\d\.\d{3}) nats a character$", output, re.MULTILINE)
     assert loss < 0.6 * float(entropy)
     cost = r"(\d+\.\d) MB, \d+\.\d ms"
-    [(ours, plain)] = re.findall(rf"32000 classes: {cost}; with all logits {cost}$", output, re.MULTILINE)
+    [(ours, plain)] = re.findall(rf"32000 classes: {cost}; plain: {cost}$", output, re.MULTILINE)
     assert float(ours) < float(plain) / 20
 
-
-def test_the_language_model_trains_the_same_on_eight_devices(capsys):
-    language_model.main(["--steps", "2"])
-    command = [sys.executable, "-m", "examples.language_model", "--steps", "2", "--devices", "8"]
+    command = [sys.executable, "-m", "examples.language_model", "--steps", "1", "--devices", "8"]
     root = pathlib.Path(__file__).parents[1]
-    printed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-    here, there = (
-        [line for line in text.splitlines() if "loss" in line.lower() and "MB" not in line]
-        for text in (capsys.readouterr().out, printed)
-    )
-    assert here == there
-    assert len(here) > 2
+    on_eight = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    first = re.compile(r"^First loss: .*$", re.MULTILINE)
+    assert first.findall(on_eight) == first.findall(output) != []
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -42,10 +42,11 @@ class Output(NamedTuple):
 # A part of the classes has `label` besides, 1 if the label's class is one of them, else 0.
 Statistics = dict[str, jax.Array]
 
-# Arrays by name, and where their axis of positions or classes is, counted from the end.
+# Arrays by name. The axes of positions are the first ones of an array, and that of classes is the last.
 _Arrays = dict[str, jax.Array]
-_POSITIONS = {"hidden": 2, "wide_hidden": 2, "probs": 2, "labels": 1, "valid": 1, "largest": 1}
-_CLASSES = {"kernel": 1, "wide_kernel": 1, "probs": 1, "bias": 1, "weight": 1}
+_OF_POSITIONS = ("hidden", "wide_hidden", "probs", "labels", "valid", "largest")
+_OF_CLASSES = ("kernel", "wide_kernel", "probs", "bias", "weight")
+_CLASSES = -1  # the axis of blocks that are some of the classes
 
 
 class _Wanted(NamedTuple):
@@ -232,10 +233,8 @@ def _product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[j
     hidden, kernel, *_ = primals
     logits = _product(*primals)
     hidden_dot, kernel_dot = (tangent.astype(hidden.dtype) for tangent in tangents[2:])
-    moved = jnp.dot(hidden_dot, kernel).astype(logits.dtype) + jnp.dot(hidden, kernel_dot).astype(
-        logits.dtype
-    )
-    return logits, moved
+    of_hidden, of_kernel = jnp.dot(hidden_dot, kernel), jnp.dot(hidden, kernel_dot)
+    return logits, of_hidden.astype(logits.dtype) + of_kernel.astype(logits.dtype)
 
 
 def _shares(wanted: _Wanted, arrays: _Arrays, like: jax.Array) -> jax.Array:
@@ -283,11 +282,15 @@ class _Blocks(NamedTuple):
     large as the others; what it repeats of the block before does not count.
     """
 
-    over_positions: bool
+    axis: int  # of the positions, or _CLASSES
     segments: int
     length: int  # of a segment
     size: int  # of a block's stretch in each segment
     number: int
+
+    @property
+    def over_positions(self) -> bool:
+        return self.axis != _CLASSES
 
     @classmethod
     def of(cls, hidden: jax.Array, kernel: jax.Array, devices: int, platform: str) -> "_Blocks":
@@ -299,62 +302,69 @@ class _Blocks(NamedTuple):
         over_positions = known and hidden.ndim > 1 and (devices > 1 or positions > classes)
         at_once = _at_once(platform, over_positions, positions, classes, devices)
         if over_positions:
-            length = hidden.shape[-2]
-            segments = math.gcd(length, devices)
-            length //= segments
+            segments = [math.gcd(size, devices) for size in hidden.shape[:-1]]
+            lengths = [size // parts for size, parts in zip(hidden.shape[:-1], segments, strict=True)]
+            axis = lengths.index(max(lengths))
+            parts, length = segments[axis], lengths[axis]
             size = -(-length * at_once // max(logits, 1))
         else:
-            segments, length = 1, classes
+            axis, parts, length = _CLASSES, 1, classes
             # With many positions, 2 √classes balances a block's logits with the statistics of all blocks.
             size = max(at_once // max(positions, 1), 2 * math.isqrt(classes))
             if logits <= 2 * features * size:
                 size = classes  # all logits take less than a block's copy of the kernel, and of its gradient
         if logits <= at_once or size >= length:
-            return cls(True, 1, 1, 1, 1)
+            return cls(0, 1, 1, 1, 1)
         size = -(-length // -(-length // size))  # as even as may be
         step = 128 if size >= 1024 else 8 if size >= 64 else 1  # the sides of a TPU's register
         size = -(-size // step) * step
-        return cls(over_positions, segments, length, size, -(-length // size))
+        return cls(axis, parts, length, size, -(-length // size))
 
     def map(self, function: Callable[..., Statistics], arrays: _Arrays) -> Statistics:
         """Returns what the function makes of each block: of all positions, or on a new first axis."""
         if self.number == 1:
             return function(arrays)
-        axes = _POSITIONS if self.over_positions else _CLASSES
-        cut = {name: self._split(arrays[name], -axes[name]) for name in axes if name in arrays}
+        names = _OF_POSITIONS if self.over_positions else _OF_CLASSES
+        whole = {name: self._split(arrays[name]) for name in names if name in arrays}
 
         def of_block(index: jax.Array) -> Statistics:
             start = jnp.minimum(index * self.size, self.length - self.size)
-            stretches = {
-                name: lax.dynamic_slice_in_dim(array, start, self.size, array.ndim - axes[name])
-                for name, array in cut.items()
+            block = {
+                name: lax.dynamic_slice_in_dim(array, start, self.size, self._stretch)
+                for name, array in whole.items()
             }
             if self.over_positions:
-                return function({**arrays, **stretches})
+                return function({**arrays, **block})
             overlap = self.number * self.size > self.length
-            return function({**arrays, **stretches}, start, index * self.size if overlap else None)
+            return function({**arrays, **block}, start, index * self.size if overlap else None)
 
         blocks = jnp.arange(self.number, dtype=jnp.int32)
         parts = lax.map(jax.checkpoint(of_block, prevent_cse=False), blocks)
         return jax.tree.map(self._together, parts) if self.over_positions else parts
 
-    def _split(self, array: jax.Array, axis: int) -> jax.Array:
+    @property
+    def _stretch(self) -> int:
+        """The axis of places in a segment."""
+        return self.axis + (self.segments > 1)
+
+    def _split(self, array: jax.Array) -> jax.Array:
         """Returns an array whose axis is one of segments and one of the places in a segment."""
-        axis += array.ndim
         if self.segments == 1:
             return array
-        return array.reshape(*array.shape[:axis], self.segments, self.length, *array.shape[axis + 1 :])
+        before, after = array.shape[: self.axis], array.shape[self.axis + 1 :]
+        return array.reshape(*before, self.segments, self.length, *after)
 
     def _together(self, parts: jax.Array) -> jax.Array:
         """Returns numbers of all positions from those of blocks, which the first axis counts."""
-        whole = jnp.moveaxis(parts, 0, -2)
-        repeated = self.number * self.size - self.length
-        *leading, _, _ = whole.shape
+        axis, repeated = self._stretch, self.number * self.size - self.length
+        first = parts[:-1] if repeated else parts
+        first = jnp.moveaxis(first, 0, axis)
+        before, after = first.shape[:axis], first.shape[axis + 2 :]
+        whole = first.reshape(*before, first.shape[axis] * self.size, *after)
         if repeated:
-            early = whole[..., :-1, :].reshape(*leading, (self.number - 1) * self.size)
-            whole = jnp.concatenate([early, whole[..., -1, repeated:]], -1)
-        leading = leading if self.segments == 1 else leading[:-1]
-        return whole.reshape(*leading, self.segments * self.length)
+            rest = lax.slice_in_dim(parts[-1], repeated, self.size, axis=axis)
+            whole = jnp.concatenate([whole, rest], axis)
+        return whole.reshape(*before[: self.axis], self.segments * self.length, *after)
 
 
 def _at_once(platform: str, over_positions: bool, positions: int, classes: int, devices: int) -> int:

@@ -89,7 +89,9 @@ def _compiled(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         has_peers = loss in programs.COMPARED or not is_check
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             for program in programs.programs([loss], options.compile):
-                for dtype in () if is_check and program.option else program.dtypes:
+                if is_check and not program.is_main:
+                    continue
+                for dtype in program.dtypes:
                     what = loss, program.size, dtype
                     future = pool.submit(programs.measure, options.compile, *what, has_peers)
                     yield " ".join(what), _outcome(future)

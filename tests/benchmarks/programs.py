@@ -88,6 +88,11 @@ class Program(NamedTuple):
         return " ".join(filter(None, [" x ".join(map(str, shape)), self.option, str(self.layout or "")]))
 
     @property
+    def is_main(self) -> bool:
+        """Whether a check without a record compiles it."""
+        return not self.option and (self.layout is None or self.layout.kind == "Auto")
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes of the floating arguments in which it is compiled."""
         return DTYPES[1:] if self.case.loss == "linear_cross_entropy" else DTYPES

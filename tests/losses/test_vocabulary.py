@@ -61,17 +61,21 @@ def everything(loss: Any, arrays: dict[str, Any], **options: Any) -> Any:
     return derivatives(moved)
 
 
-OPTIONS = {
-    "none": {},
-    "all": {"label_smoothing": 0.2, "z_loss": 0.1, "soft_cap": 3.0},
-}
+OPTIONS = {"label_smoothing": 0.2, "z_loss": 0.1, "soft_cap": 3.0}
 
 
 @pytest.mark.parametrize("probs", [False, True], ids=["labels", "probs"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_every_derivative_is_that_of_the_plain_form(options: dict[str, Any], probs: bool):
+@pytest.mark.parametrize(
+    ("shape", "classes", "options"),
+    [((2, 3), CLASSES, {}), ((2, 3), CLASSES, OPTIONS), ((7, 2), 5, OPTIONS)],
+    ids=["classes-none", "classes-all", "positions-all"],
+)
+def test_every_derivative_is_that_of_the_plain_form(
+    shape: tuple[int, ...], classes: int, options: dict[str, Any], probs: bool
+):
+    """The loop runs over the longer axis, and its last block overlaps the one before."""
     with jax.enable_x64(True):
-        arrays = draw(2, 3, probs=probs)
+        arrays = draw(*shape, classes=classes, probs=probs)
         ours, theirs = (everything(loss, arrays, **options) for loss in (linear, plain))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, theirs)
 
@@ -124,10 +128,11 @@ def test_the_loss_of_uneven_parts_is_that_of_the_whole():
 # Numbers at their limits.
 
 
-def test_bfloat16_gradients_are_as_near_the_truth_as_those_of_the_plain_form():
-    arrays = draw(64, classes=300, dtype=jnp.bfloat16)
+@pytest.mark.parametrize(("positions", "classes"), [(64, 300), (300, 64)])
+def test_bfloat16_gradients_are_as_near_the_truth_as_those_of_the_plain_form(positions: int, classes: int):
+    arrays = draw(positions, classes=classes, dtype=jnp.bfloat16)
     layer = {name: arrays.pop(name) for name in ("hidden", "kernel", "bias")}
-    arrays["weight"] = jnp.ones(300)
+    arrays["weight"] = jnp.ones(classes)
 
     def gradients(loss: Any, layer: dict[str, Any]) -> Any:
         return jax.jit(jax.grad(lambda layer: loss({**arrays, **layer})))(layer)
