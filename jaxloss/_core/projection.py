@@ -316,7 +316,7 @@ class _Blocks(NamedTuple):
         if logits <= at_once or size >= length:
             return cls(0, 1, 1, 1, 1)
         size = -(-length // -(-length // size))  # as even as may be
-        step = 128 if size >= 1024 else 8 if size >= 64 else 1  # the sides of a TPU's register
+        step = 128 if size >= 256 else 8 if size >= 64 else 1  # the sides of a TPU's register
         size = -(-size // step) * step
         return cls(axis, parts, length, size, -(-length // size))
 
