@@ -11,6 +11,8 @@ from jax.experimental import checkify
 
 from jaxloss import (
     binary_cross_entropy_with_logits,
+    hinge_embedding_loss,
+    margin_ranking_loss,
     multi_margin_loss,
     multilabel_margin_loss,
     multilabel_soft_margin_loss,
@@ -18,6 +20,36 @@ from jaxloss import (
 )
 
 INF = np.inf
+
+
+# Targets of 1 and -1. What they share with `cosine_embedding_loss` is in test_embedding.py.
+
+
+def test_hinge_embedding_by_hand():
+    distances = jnp.array([0.5, -2.0, INF, 0.5, 2.0, 3.0, INF])
+    targets = jnp.array([1, 1, 1, -1, -1, -1, -1])
+    value, pull = jax.vjp(
+        lambda d, m: hinge_embedding_loss(d, targets, margin=m, reduction="none"), distances, 2.0
+    )
+    np.testing.assert_array_equal(value, [0.5, -2, INF, 1.5, 0, 0, 0])
+    slopes = pull(jnp.ones(7))
+    np.testing.assert_array_equal(slopes[0], [1, 1, 1, -1, -1, 0, 0])
+    assert slopes[1] == 2
+
+
+def test_margin_ranking_by_hand():
+    scores1, scores2 = jnp.array([1.0, 1.0, 3.0, INF]), jnp.array([2.0, 2.0, 1.0, 0.0])
+    targets = jnp.array([1.0, -1.0, 1.0, 1.0])
+    value, pull = jax.vjp(
+        lambda *a: margin_ranking_loss(*a[:3], margin=a[3], reduction="none"),
+        *(scores1, scores2, targets, 2.0),
+    )
+    np.testing.assert_array_equal(value, [3, 1, 0, 0])
+    slopes = pull(jnp.ones(4))
+    np.testing.assert_array_equal(slopes[0], [-1, 1, -1, 0])
+    np.testing.assert_array_equal(slopes[1], [1, -1, 1, 0])
+    np.testing.assert_array_equal(slopes[2], [1, 1, -2, 0])
+    assert slopes[3] == 3
 
 
 # One right class.
