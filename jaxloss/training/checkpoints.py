@@ -111,7 +111,7 @@ class Checkpoints:
         """Saves a state under its step number.
 
         Waits for the device and for a copy to host memory. The checkpoint is then written in the background
-        while the next steps run, and counts once it is complete. Saving the newest step again does nothing.
+        while the next steps run, and counts once it is complete. Saving the same state again does nothing.
 
         Args:
             state: The state from a step.
@@ -119,8 +119,8 @@ class Checkpoints:
         Raises:
             FloatingPointError: If a parameter is NaN or infinite. Existing checkpoints do not change.
             TypeError: If `state` is not a `TrainState`.
-            ValueError: If the directory has a later step, as from another training run, or is closed; or if
-                `state` was donated to a step, or has an array of size 0.
+            ValueError: If the directory has a later step, or another state of this step, as from another
+                training run, or is closed; or if `state` was donated to a step, or has an array of size 0.
         """
         check_not_donated(state)
         manager = self._open()
@@ -143,6 +143,11 @@ class Checkpoints:
             )
         if step != latest:
             manager.save(step, args=ocp.args.StandardSave(arrays))
+        elif not _are_equal(arrays, _arrays(self.restore(state))):
+            raise ValueError(
+                f"the newest checkpoint in {self._directory} is of step {step}, too, and has another state; "
+                "restore it, or use another directory"
+            )
 
     def restore(self, state: TrainState) -> TrainState:
         """Returns the newest checkpoint, or `state` if there is none.
@@ -191,6 +196,14 @@ def _dtype_and_shape(array: Any) -> str:
 def _are_finite(params: Any) -> Any:
     """Returns for each parameter whether all its elements are finite."""
     return jax.tree.map(lambda parameter: jnp.isfinite(parameter).all(), params)
+
+
+@jax.jit
+def _are_equal(arrays: dict[str, jax.Array], others: dict[str, jax.Array]) -> jax.Array:
+    """Returns whether all arrays are equal, NaN to NaN."""
+    is_float = {name: jnp.issubdtype(array.dtype, jnp.inexact) for name, array in arrays.items()}
+    same = [jnp.array_equal(arrays[name], others[name], equal_nan=is_float[name]) for name in arrays]
+    return jnp.stack(same).all()
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:

@@ -104,7 +104,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
         axis: The name of the mesh axis.
 
     Returns:
-        The same pytree with its arrays on the mesh.
+        The same pytree with copies of its arrays on the mesh.
 
     Raises:
         TypeError: If `mesh` is not a `Mesh`, or the batch holds NumPy masked arrays.
@@ -227,6 +227,8 @@ def _of_parameter(
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
     """Returns a copy of the array with a sharding."""
+    if isinstance(array, np.ndarray):
+        array = array.copy()  # or a CPU would share the memory of the caller, who may fill it anew
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding, may_alias=False)
     # Every process holds the whole array and passes the shards of its own devices.

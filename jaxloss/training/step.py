@@ -8,7 +8,7 @@ of the arrays determines the devices.
 import dataclasses
 import functools
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -121,8 +121,8 @@ def create_train_state(
 
             * a Flax NNX module;
             * a pair `(apply_fn, params)` with `apply_fn(params, inputs) -> outputs`: for Linen
-              `(module.apply, variables)`, for Equinox a function that combines arrays and static parts, and
-              the arrays, or any other function and its arrays;
+              `(module.apply, variables)` if `params` are its only variables, for Equinox a function that
+              combines arrays and static parts, and the arrays, or any other function and its arrays;
             * a triple `(apply_fn, params, model_state)` with
               `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that updates a
               state of its own. For a Linen module with batch normalization and dropout::
@@ -153,7 +153,8 @@ def create_train_state(
 
     Raises:
         TypeError: If `model` or `optimizer` is none of the above, a parameter is not a floating-point array,
-            `eval_fn` is not callable, or `compute_dtype` is not a floating-point dtype.
+            `eval_fn` is not callable, `compute_dtype` is not a floating-point dtype, or `params` are the
+            variables of a Linen module with more than parameters, such as batch statistics.
 
     Example:
         >>> import optax
@@ -213,14 +214,22 @@ def create_train_state(
 
 
 def _checked_params(params: Any) -> Any:
-    """Returns parameters that are all floating-point arrays, or raises a TypeError."""
+    """Returns parameters that are all floating-point arrays to train, or raises a TypeError."""
     params = tree_from_host("params", params)
+    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
+        others = ", ".join(sorted(set(params) - {"params"}))
+        raise TypeError(
+            f"params must hold only what is trained, got the variables of a Linen module with {others}; pass "
+            '(apply_fn, variables["params"], model_state), as help(create_train_state) shows'
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float)
-        if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            is_complex = is_array and jnp.iscomplexobj(leaf)
+            hint = "; hold real and imaginary parts apart" if is_complex else ""
             raise TypeError(
                 f"params must hold only floating-point arrays, got {reprlib.repr(leaf)} for "
-                f"params{jax.tree_util.keystr(path)}"
+                f"params{jax.tree_util.keystr(path)}{hint}"
             )
     return params
 

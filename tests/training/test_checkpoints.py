@@ -232,6 +232,17 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "30"]
 
 
+def test_another_state_of_the_same_step_is_refused(tmp_path):
+    first = small(6, 5, 3)
+    second = first.replace(params=jax.tree.map(lambda parameter: parameter + 1, first.params))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first)
+        checkpoints.save(first)
+        with pytest.raises(ValueError, match=r"of step 0, too, and has another state; restore it, or use"):
+            checkpoints.save(second)
+        equal(checkpoints.restore(second), first)
+
+
 @pytest.mark.parametrize(
     ("name", "keep", "error", "message"),
     [

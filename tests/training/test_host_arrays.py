@@ -51,11 +51,14 @@ def sharded(inputs, targets, loss):
 
 
 def sharded_by_processes(inputs, targets, loss):
-    """With `shard_batch` as in a program of several processes, which hold a part of the devices each."""
+    return step(*sharded_in_processes((inputs, targets), MESH, "data"), loss)
+
+
+def sharded_in_processes(batch, mesh, axis):
+    """`shard_batch` as in a program of several processes, which hold a part of the devices each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NamedSharding, "is_fully_addressable", False)
-        batch = shard_batch((inputs, targets), MESH, "data")
-    return step(*batch, loss)
+        return shard_batch(batch, mesh, axis)
 
 
 every_way = pytest.mark.parametrize(
@@ -120,3 +123,12 @@ def test_host_arrays_bound_to_a_loss_are_read_alike():
         assert step(ones, ones, Partial(weighted, weight=weight)) == float(weight.sum())
     with pytest.raises(TypeError, match=r"\['weight'\] must be an array, .* pass its mask as where="):
         step(ones, ones, Partial(weighted, weight=np.ma.ones(4)))
+
+
+def test_a_batch_on_devices_does_not_follow_the_buffer_that_it_came_from():
+    memory = np.zeros(2**12 + 16, np.float32)
+    buffer = memory[-(memory.ctypes.data // 4) % 16 :][: 2**12]  # aligned, so that a CPU may share it
+    for shard in (shard_batch, sharded_in_processes):
+        batch = shard(buffer, MESH, "data")
+        buffer += 1
+        np.testing.assert_array_equal(batch, buffer - 1)

@@ -423,11 +423,22 @@ def test_a_module_beside_its_parameters_is_named():
         ({"w": jnp.ones(2), "n": jnp.arange(3)}, r"Array\(\[0, 1, 2\].* for params\['n'\]"),
         ([jnp.ones(2), jnp.dot], r"for params\[1\]"),
         ("text", r"'text' for params$"),
+        ({"w": jnp.ones(2, complex)}, r"for params\['w'\]; hold real and imaginary parts apart"),
     ],
 )
 def test_parameters_that_do_not_train_are_named(params, named):
     with pytest.raises(TypeError, match=f"params must hold only floating-point arrays, got .*{named}"):
         create_train_state((lambda params, inputs: inputs, params), SGD)
+
+
+def test_linen_variables_that_are_no_parameters_are_not_trained():
+    module = linen.BatchNorm(use_running_average=True)
+    variables = module.init(jax.random.key(0), INPUTS)
+    with pytest.raises(
+        TypeError, match=r'variables .* with batch_stats; pass \(apply_fn, variables\["params"\]'
+    ):
+        create_train_state((module.apply, variables), SGD)
+    create_train_state((module.apply, {"params": variables["params"]}), SGD)
 
 
 def test_a_function_for_evaluation_that_is_none_is_named():
