@@ -299,9 +299,12 @@ def train_step(
     inputs, targets = tree_from_host("inputs", inputs), tree_from_host("targets", targets)
     try:
         return _train_step(state, inputs, targets, traceable(loss), integer("micro_batches", micro_batches))
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        check_not_donated(state)
-        _check_opt_state(state)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        # An error while the step runs leaves the state deleted, too: JAX's own message tells the two apart.
+        if "deleted" in str(error):
+            check_not_donated(state)
+        elif not isinstance(error, RuntimeError):
+            _check_opt_state(state)
         raise
 
 

@@ -521,6 +521,21 @@ def test_a_state_that_a_step_has_taken_is_named():
             use(state)
 
 
+def test_an_error_while_a_step_runs_is_not_hidden():
+    def fail(value):
+        raise RuntimeError("the sensor is broken")
+
+    def loss(outputs, targets):
+        return jax.pure_callback(fail, jax.ShapeDtypeStruct((), jnp.float32), jnp.mean(outputs))
+
+    def stopped(outputs, targets):
+        return cross_entropy(outputs, targets) + loss(jax.lax.stop_gradient(outputs), targets)
+
+    state = create_train_state(nnx_model(), SGD)
+    with pytest.raises(RuntimeError, match="the sensor is broken"):
+        jax.block_until_ready(train_step(state, INPUTS, TARGETS, loss=stopped))
+
+
 def test_a_loss_that_is_no_callable_is_named():
     with pytest.raises(TypeError, match=r"loss must be a callable.*; got 'cross_entropy'"):
         train_step(create_train_state(nnx_model(), SGD), INPUTS, TARGETS, loss="cross_entropy")
