@@ -17,14 +17,36 @@ def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
     if not callable(loss):
         raise TypeError(f"loss must be a callable (outputs, targets) -> scalar; got {reprlib.repr(loss)}")
     if not isinstance(loss, Partial):
-        return Partial(loss)
+        return Partial(_same(loss))
     for name, bound in (*enumerate(loss.args), *loss.keywords.items()):
         if any(isinstance(leaf, str) for leaf in jax.tree.leaves(bound)):
             raise TypeError(
                 "jax.tree_util.Partial can bind only arrays and numbers to a loss; use functools.partial for "
                 f"argument {name}, got {bound!r}"
             )
-    return tree_from_host("loss", loss)
+    return tree_from_host("loss", Partial(_same(loss.func), *loss.args, **loss.keywords))
+
+
+def _same(function: Any) -> Any:
+    """Returns one and the same object for all equal partials, which `jit` would compile one by one.
+
+    Arguments are equal if their types are, too: 1 is not True.
+    """
+    if not hasattr(function, "keywords"):  # which a partial has, and what `Partial` wraps one in
+        return function
+    keywords = tuple(sorted(function.keywords.items()))
+    types = tuple(map(type, (*function.args, *function.keywords.values())))
+    try:
+        return _partial(_same(function.func), function.args, keywords, types)
+    except TypeError:  # an argument has no hash
+        return functools.partial(function.func, *function.args, **function.keywords)
+
+
+@functools.lru_cache(maxsize=256)
+def _partial(
+    function: Any, args: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...], types: tuple[type, ...]
+) -> Any:
+    return functools.partial(function, *args, **dict(keywords))
 
 
 def value_and_weight(value: Any, *, of_gradient: bool = False) -> tuple[jax.Array, jax.Array | None]:

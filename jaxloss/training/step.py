@@ -260,9 +260,9 @@ def train_step(
         targets: The second argument of the loss, an array or any pytree of arrays.
         loss: A callable `(outputs, targets) -> scalar`, or one that returns the pair (sum, weight) of
             `reduction="sum_and_weight"`, whose mean sum / weight is minimized; the weight must not depend on
-            the outputs. Create it once, as each new function compiles again. Bind Python options with
-            `functools.partial(loss, reduction="sum")`, and arrays, which may change from step to step, with
-            `jax.tree_util.Partial(loss, weight=weight)`.
+            the outputs. Create it once, as each new function compiles again; equal partials of one function
+            do not. Bind Python options with `functools.partial(loss, reduction="sum")`, and arrays, which may
+            change from step to step, with `jax.tree_util.Partial(loss, weight=weight)`.
         micro_batches: Number of parts that the batch is computed in, one after the other, to save memory.
             Part i has the samples i, i + micro_batches, and so on, so a batch that is sharded over devices
             does not move. The loss must then return a pair: sums and weights add up to the mean of the whole

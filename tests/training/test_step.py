@@ -291,6 +291,15 @@ def test_a_functools_partial_is_a_loss(traced_loss):
     np.testing.assert_allclose(doubled[0], 2 * losses[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("bind", [lambda loss: loss, Partial, lambda loss: Partial(loss, weight=jnp.ones(3))])
+def test_equal_partials_compile_once(traced_loss, bind):
+    state = create_train_state(nnx_model(), SGD)
+    for scale, traces in ((2.0, 1), (2.0, 1), (2, 2), (3.0, 3), (2.0, 3)):
+        loss = bind(functools.partial(traced_loss, scale=scale))
+        state, _ = train_step(state, INPUTS, TARGETS, loss=loss)
+        assert traced_loss.traces == traces
+
+
 def test_options_and_arrays_are_bound_together():
     weight = np.array([1, 2, 3], np.float32)
     loss = Partial(functools.partial(cross_entropy, reduction="sum", label_smoothing=0.1), weight=weight)
