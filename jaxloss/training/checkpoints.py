@@ -4,6 +4,7 @@ A thin layer over Orbax, which writes in the background and gives a checkpoint i
 complete.
 """
 
+import functools
 import pathlib
 from os import PathLike
 from typing import Any, Self
@@ -117,7 +118,8 @@ class Checkpoints:
             state: The state from a step.
 
         Raises:
-            FloatingPointError: If a parameter is NaN or infinite. Existing checkpoints do not change.
+            FloatingPointError: If a parameter is NaN or infinite, or another array holds NaN. Existing
+                checkpoints do not change.
             TypeError: If `state` is not a `TrainState`.
             ValueError: If the directory has a later step, or another state of this step, as from another
                 training run, or is closed; or if `state` was donated to a step, or has an array of size 0.
@@ -128,12 +130,12 @@ class Checkpoints:
         if empty := [name for name, array in arrays.items() if not array.size]:
             raise ValueError(f"a checkpoint cannot hold arrays of size 0, got {', '.join(empty)}")
         step = int(state.step)
-        is_finite = _are_finite(state.params)
-        broken = [keystr(path) for path, finite in tree_leaves_with_path(is_finite) if not finite]
-        if broken:
+        if broken := [
+            keystr(path) for path, sound in tree_leaves_with_path(_are_sound(_saved(state))) if not sound
+        ]:
             raise FloatingPointError(
-                f"the parameters {', '.join(broken)} are not finite at step {step}; nothing was saved, and "
-                f"the newest checkpoint in {self._directory} is of step {self.newest}"
+                f"{', '.join(broken)} of the state are not finite at step {step}; nothing was saved, and the "
+                f"newest checkpoint in {self._directory} is of step {self.newest}"
             )
         latest = manager.latest_step()  # including pending ones
         if latest is not None and step < latest:
@@ -193,9 +195,18 @@ def _dtype_and_shape(array: Any) -> str:
 
 
 @jax.jit
-def _are_finite(params: Any) -> Any:
-    """Returns for each parameter whether all its elements are finite."""
-    return jax.tree.map(lambda parameter: jnp.isfinite(parameter).all(), params)
+def _are_sound(saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns for each array whether its elements are finite; of other arrays than parameters, not NaN.
+
+    An optimizer may keep the best loss so far, which begins as infinity.
+    """
+
+    def is_sound(name: str, array: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            return jnp.bool(True)
+        return jnp.all(jnp.isfinite(array) if name == "params" else ~jnp.isnan(array))
+
+    return {name: jax.tree.map(functools.partial(is_sound, name), tree) for name, tree in saved.items()}
 
 
 @jax.jit

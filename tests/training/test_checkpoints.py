@@ -151,17 +151,31 @@ def saved_once(tmp_path_factory):
     return folder
 
 
-def test_what_is_not_finite_is_not_saved(tmp_path):
+@pytest.mark.parametrize(
+    ("part", "number", "name"),
+    [
+        ("params", jnp.nan, r"\['params'\]\['output'\]\['bias'\]"),
+        ("params", -jnp.inf, r"\['params'\]\['output'\]\['bias'\]"),
+        ("momentum", jnp.nan, r"\['opt_state'\]\[0\].mu\['output'\]\['bias'\]"),
+    ],
+)
+def test_what_is_not_finite_is_not_saved(part, number, name, tmp_path):
     state = small(6, 5, 3)
     broken = jax.tree.map(jnp.copy, state)
-    broken.params["output"]["bias"] = jnp.array([0.0, jnp.nan, 0.0])
+    tree = broken.params if part == "params" else broken.opt_state[0].mu
+    tree["output"]["bias"] = jnp.array([0.0, number, 0.0])
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
-        with pytest.raises(
-            FloatingPointError,
-            match=r"parameters \['output'\]\['bias'\] are not finite at step 1.* of step 0",
-        ):
+        with pytest.raises(FloatingPointError, match=rf"^{name} of the state .* at step 1.* of step 0"):
             checkpoints.save(broken.replace(step=broken.step + 1))
+        assert checkpoints.newest == 0
+
+
+def test_the_best_loss_of_an_optimizer_may_be_infinite(tmp_path):
+    state = small(6, 5, 3, optimizer=optax.chain(ADAM, optax.contrib.reduce_on_plateau()))
+    assert any(np.isinf(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
         assert checkpoints.newest == 0
 
 
