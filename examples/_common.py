@@ -73,7 +73,7 @@ def parse_arguments(
         help="save the training in this folder now and then, and go on from what is there",
     )
     if has_devices:
-        parser.add_argument("--devices", type=at_least(1), help="train on as many devices, made of the CPU")
+        parser.add_argument("--devices", type=at_least(1), help="train on this many virtual CPU devices")
     for flag, text in (flags or {}).items():
         parser.add_argument(flag, action="store_true", help=text)
     arguments = parser.parse_args(argv)
@@ -82,10 +82,14 @@ def parse_arguments(
     return arguments
 
 
-def make_mesh(devices: int) -> Mesh:
-    """Returns a mesh of devices that are parts of one CPU. Nothing may have asked JAX for a device yet."""
-    # With no more threads than cores, collectives of two steps on one CPU can wait for each other for ever.
+def enlarge_thread_pool() -> None:
+    """Keeps concurrent collectives on one CPU from deadlock, which they can reach with a thread per core."""
     os.environ.setdefault("PJRT_NPROC", "32")
+
+
+def make_mesh(devices: int) -> Mesh:
+    """Returns a mesh of virtual CPU devices. Must be called before JAX initializes its devices."""
+    enlarge_thread_pool()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))

@@ -26,7 +26,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from sklearn.datasets import load_digits
 
-from examples._common import at_least
+from examples._common import at_least, enlarge_thread_pool
 from jaxloss import cross_entropy
 from jaxloss.models import Classifier
 from jaxloss.training import create_train_state, read_losses, shard_batch, shard_train_state, train_step
@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> np.ndarray:
 
 def start_processes() -> None:
     """Joins the other processes, where the environment names them."""
-    # With no more threads than cores, collectives of two steps on one CPU can wait for each other for ever.
-    os.environ.setdefault("PJRT_NPROC", "32")
+    enlarge_thread_pool()
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         if missing := {"JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} - set(os.environ):
             raise SystemExit(f"beside JAX_COORDINATOR_ADDRESS, set {' and '.join(sorted(missing))}")

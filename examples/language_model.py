@@ -2,7 +2,7 @@
 
 The loss takes the last hidden features and the kernel of the last layer, and never holds the logits. Here
 that saves nothing, for the text has a hundred different characters; what it saves with 32,000 is printed.
-`--devices 8` trains the same, with the same losses, on eight devices made of one CPU.
+`--devices 8` trains on eight virtual CPU devices, with the same losses.
 
 In PyTorch: Embedding, two Conv1d over the past, LayerNorm and a linear layer without bias, whose weight is
 that of the embedding, with LinearCrossEntropyLoss and Adam(lr=0.01).

@@ -3,7 +3,8 @@
 import gc
 import os
 
-# Most of the time it compiles; so it takes three quarters. `.ci/run` compiles as users do, too.
+# Compilation dominates the suite: without LLVM's optimizer it takes three quarters of the time. `.ci/run`
+# also runs most tests at the default level.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax

@@ -1,8 +1,8 @@
 """Statistics of hidden · kernel + bias over many classes, whose logits are never all held.
 
-A loop takes the logits in blocks: some classes of all positions, or some positions with all classes. The
-gradient of what every block needs, the features or the kernel, is a sum over the blocks, read and written
-with each; so the loop runs over the longer of the two axes. The gradient computes the logits anew.
+A loop computes the logits in blocks: some classes of all positions, or all classes of some positions. All
+blocks share an operand, the features or the kernel, and its gradient is read and written once per block; the
+loop runs over the longer axis, so that this operand is the smaller one. The gradient recomputes the logits.
 """
 
 import functools
@@ -91,7 +91,7 @@ def statistics(
     if labels is not None and axis_name is not None:
         labels = labels - lax.axis_index(axis_name).astype(labels.dtype) * output.kernel.shape[-1]
     if not (hidden.dtype == output.kernel.dtype == jnp.bfloat16 and dtype == jnp.float32):
-        # Products of bfloat16 stay so; float16 has too few exponents for the gradient of a mean.
+        # Only bfloat16 products stay narrow: in float16 the gradient of a mean would underflow.
         hidden, output = hidden.astype(dtype), output._replace(kernel=output.kernel.astype(dtype))
     wide = {"bias": output.bias, "weight": weight}
     arrays = {"hidden": hidden, "kernel": output.kernel, "soft_cap": output.soft_cap}
@@ -154,9 +154,9 @@ def _in_blocks_jvp(
 def _parts(wanted: _Wanted, blocks: "_Blocks", arrays: _Arrays) -> Statistics:
     """Returns the statistics of all blocks.
 
-    The arrays called wide are those that gradients come to: in the dtype of arithmetic what all blocks share,
-    so that the sum over them is wide, and the features before their mask, whose gradient is masked block by
-    block (the mask of 65,536 x 4096 features took a TPU 3 % of the time).
+    Gradients flow to the arrays named wide. The operand that all blocks share is wide in dtype, so that its
+    gradient accumulates in the dtype of arithmetic. The wide features are unmasked, so that each block masks
+    its own gradient; to mask that of 65,536 x 4096 features at once took 3 % of the time on a TPU.
     """
     wide = {"wide_hidden": arrays["hidden"], "wide_kernel": arrays["kernel"]}
     if blocks.number > 1:
@@ -220,10 +220,10 @@ def _logits(arrays: _Arrays) -> jax.Array:
 def _product(
     hidden: jax.Array, kernel: jax.Array, wide_hidden: jax.Array, wide_kernel: jax.Array
 ) -> jax.Array:
-    """Returns hidden · kernel, in float32 or wider; the gradients come to the wide arguments.
+    """Returns hidden · kernel, in float32 or wider; gradients flow to the wide arguments.
 
-    The gradient of the logits is rounded once, to the dtype of the product: JAX's own rule multiplies float32
-    where the arrays are bfloat16, which takes an H100 1.5 times the time.
+    The gradient of the logits is rounded once, to the dtype of the operands. JAX's own rule would multiply
+    float32 with bfloat16, in float32, which takes 1.5 times as long on an H100.
     """
     return jnp.dot(hidden, kernel, preferred_element_type=arithmetic_dtype(hidden))
 
@@ -277,9 +277,9 @@ def _moment(gaps: jax.Array) -> jax.Array:
 class _Blocks(NamedTuple):
     """How positions or classes are cut into blocks of one size.
 
-    A block takes a stretch of each segment, and segments are what a mesh may have split the positions into,
-    so that no block needs more of an array than a device has. The last block begins early enough to be as
-    large as the others; what it repeats of the block before does not count.
+    A block takes a stretch of each segment. A segment lies on one device, however a mesh shards the
+    positions, so no block needs positions of another device. The last block starts early enough to be as
+    large as the others, and what it repeats of the previous block does not count.
     """
 
     axis: int  # of the positions, or _CLASSES
@@ -298,7 +298,7 @@ class _Blocks(NamedTuple):
         known = have_sizes(hidden)
         positions = math.prod(hidden.shape[:-1]) if known else _UNKNOWN
         logits = positions * classes // devices
-        # Which axis of which array is split nothing tells; the positions usually are.
+        # Under automatic axes the sharding is unknown here; positions are usually sharded.
         over_positions = known and hidden.ndim > 1 and (devices > 1 or positions > classes)
         at_once = _at_once(platform, over_positions, positions, classes, devices)
         if over_positions:
@@ -370,10 +370,10 @@ class _Blocks(NamedTuple):
 def _at_once(platform: str, over_positions: bool, positions: int, classes: int, devices: int) -> int:
     """Returns how many logits a block has on each device.
 
-    A GPU wants few large products, a sixteenth of all logits (8192 x 4096 x 128256 on an H100: 0.95 of the
-    time of all logits at once; 1.2 with a TPU's blocks). A TPU keeps a block on the chip (1.29; 1.7 with a
-    GPU's blocks); of the kernel's gradient, which it reads and writes with each block of positions, it wants
-    few. A CPU has its cache.
+    Times are relative to all logits at once, for 8192 x 4096 x 128256. On a GPU few large products are fast:
+    a sixteenth of the logits takes 0.95 on an H100, and a block of the TPU's size 1.2. On a TPU a block fits
+    into on-chip memory: 1.29, and 1.7 with a block of the GPU's size. Blocks of positions are larger there,
+    since each reads and writes the kernel's gradient. On a CPU a block fits into the cache.
     """
     if platform == "cpu":
         return 2**20

@@ -196,9 +196,9 @@ def _dtype_and_shape(array: Any) -> str:
 
 @jax.jit
 def _are_sound(saved: dict[str, Any]) -> dict[str, Any]:
-    """Returns for each array whether its elements are finite; of other arrays than parameters, not NaN.
+    """Returns for each array whether it may be saved: parameters must be finite, other arrays free of NaN.
 
-    An optimizer may keep the best loss so far, which begins as infinity.
+    Optimizers may start from an infinite best loss.
     """
 
     def is_sound(name: str, array: jax.Array) -> jax.Array:

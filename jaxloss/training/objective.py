@@ -28,9 +28,9 @@ def traceable(loss: Callable[[Any, Any], Any]) -> Partial:
 
 
 def _same(function: Any) -> Any:
-    """Returns one and the same object for all equal partials, which `jit` would compile one by one.
+    """Returns one shared object for equal partials, each of which `jit` would otherwise compile.
 
-    Arguments are equal if their types are, too: 1 is not True.
+    Arguments of different types, such as 1 and True, are not equal.
     """
     if not hasattr(function, "keywords"):  # which a partial has, and what `Partial` wraps one in
         return function

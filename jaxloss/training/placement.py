@@ -228,7 +228,7 @@ def _of_parameter(
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
     """Returns a copy of the array with a sharding."""
     if isinstance(array, np.ndarray):
-        array = array.copy()  # or a CPU would share the memory of the caller, who may fill it anew
+        array = array.copy()  # device_put may share the caller's buffer on a CPU, in spite of may_alias
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding, may_alias=False)
     # Every process holds the whole array and passes the shards of its own devices.

@@ -346,7 +346,6 @@ def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
 )
 @pytest.mark.usefixtures("blocks_of_a_user")
 def test_the_logits_are_never_held(classes: int, forward: float, with_gradient: float):
-
     def loss(*arguments: jax.Array) -> jax.Array:
         return jaxloss.linear_cross_entropy(*arguments)
 
@@ -362,7 +361,6 @@ def test_the_logits_of_a_few_positions_are_held():
 
 @pytest.mark.usefixtures("blocks_of_a_user")
 def test_forward_derivatives_need_no_logits_and_no_kernel_either():
-
     def product(*arguments: jax.Array) -> Any:
         point, labels = arguments[:2], arguments[2]
         return jax.jvp(
