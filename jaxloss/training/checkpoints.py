@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves_with_path, tree_unflatten
 
 from jaxloss._core.arguments import integer
-from jaxloss.training.step import TrainState, check_is_state, check_not_donated
+from jaxloss.training.state import TrainState, check_is_state, check_not_donated
 from jaxloss.training.trees import differences
 
 __all__ = ["Checkpoints"]

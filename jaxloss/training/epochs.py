@@ -17,7 +17,8 @@ from jaxloss.training.objective import (
     traceable,
     value_and_weight,
 )
-from jaxloss.training.step import TrainState, check_is_state, check_not_donated, train_step
+from jaxloss.training.state import TrainState, check_is_state, check_not_donated
+from jaxloss.training.step import train_step
 
 __all__ = ["evaluate", "read_losses", "train_epoch"]
 

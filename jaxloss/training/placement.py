@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 
 from jaxloss._core.arguments import tree_from_host
-from jaxloss.training.step import TrainState, check_not_donated
+from jaxloss.training.state import TrainState, check_not_donated
 
 __all__ = ["shard_batch", "shard_train_state"]
 
