@@ -36,9 +36,11 @@ This package needs Flax, Optax and Orbax: `pip install "jaxloss[train]"`.
 """
 
 from jaxloss.training.checkpoints import Checkpoints as Checkpoints
-from jaxloss.training.epochs import evaluate as evaluate
+from jaxloss.training.epochs import NonFiniteLossError as NonFiniteLossError
 from jaxloss.training.epochs import read_losses as read_losses
 from jaxloss.training.epochs import train_epoch as train_epoch
+from jaxloss.training.evaluation import evaluate as evaluate
+from jaxloss.training.objective import gradient_norm as gradient_norm
 from jaxloss.training.placement import shard_batch as shard_batch
 from jaxloss.training.placement import shard_train_state as shard_train_state
 from jaxloss.training.state import TrainState as TrainState

@@ -6,39 +6,82 @@ of the arrays determines the devices.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from jaxloss._core.arguments import arithmetic_dtype, integer, tree_from_host, widened
+from jaxloss._core.arguments import arithmetic_dtype, integer, widened
 from jaxloss._core.reduction import mean
+from jaxloss.training.batches import batch_from_host, sample_count
 from jaxloss.training.objective import (
-    sample_count,
-    scalar_loss_error,
+    Measure,
+    Pair,
+    check_are_pairs,
+    count_compilation,
+    gradient_norm,
+    means,
+    measures,
     traceable,
+    traceable_metrics,
     value_and_weight,
 )
-from jaxloss.training.state import TrainState, check_is_state, check_not_donated
-from jaxloss.training.trees import differences, dtypes_and_shapes
+from jaxloss.training.state import TrainState, check_is_state, check_not_donated, is_deleted
+from jaxloss.training.trees import (
+    differences,
+    dtypes_and_shapes,
+    has_replaced,
+    optimized,
+    with_optimized,
+)
 
 __all__ = ["train_step"]
 
 
+@overload
 def train_step(
-    state: TrainState, inputs: Any, targets: Any, *, loss: Callable[[Any, Any], Any], micro_batches: int = 1
-) -> tuple[TrainState, jax.Array]:
+    state: TrainState,
+    inputs: Any,
+    targets: Any,
+    *,
+    loss: Measure,
+    micro_batches: int = 1,
+    metrics: None = None,
+) -> tuple[TrainState, jax.Array]: ...
+@overload
+def train_step(
+    state: TrainState,
+    inputs: Any,
+    targets: Any,
+    *,
+    loss: Measure,
+    micro_batches: int = 1,
+    metrics: Mapping[str, Measure],
+) -> tuple[TrainState, jax.Array, dict[str, jax.Array]]: ...
+def train_step(
+    state: TrainState,
+    inputs: Any,
+    targets: Any,
+    *,
+    loss: Measure,
+    micro_batches: int = 1,
+    metrics: Mapping[str, Measure] | None = None,
+) -> Any:
     """Runs one optimizer step and returns the new state and the loss before the step.
 
     A pure function, compiled once per model, optimizer, loss and shapes. It donates `state`: the arrays of
     the old state are deleted, so write `state, value = train_step(state, ...)`. A call that raises one of
-    the errors below donates nothing.
+    the errors below donates nothing. If the loss is NaN or infinite, as over a batch of ignored labels, the
+    new state is the old one with the next step number.
 
     Args:
         state: The state from `create_train_state` or from the previous step.
-        inputs: The model's inputs: an array with the batch along its first axis, or any pytree of arrays.
+        inputs: The model's inputs: an array with the batch along its first axis, or any pytree of arrays. JAX
+            may read a NumPy array while the step runs: do not refill it before you have read `value`, or pass
+            a copy.
         targets: The second argument of the loss, an array or any pytree of arrays.
         loss: A callable `(outputs, targets) -> scalar`, or one that returns the pair (sum, weight) of
             `reduction="sum_and_weight"`, whose mean sum / weight is minimized; the weight must not depend on
@@ -50,15 +93,19 @@ def train_step(
             does not move. The loss must then return a pair: sums and weights add up to the mean of the whole
             batch, also if masks make the parts unequal. `model_state` passes from part to part, and
             gradients are accumulated in at least float32.
+        metrics: What to measure beside the loss, such as `{"accuracy": accuracy}`: callables like the loss,
+            of the same outputs, or `gradient_norm`. Over micro-batches they, too, must return pairs.
 
     Returns:
         `(state, value)`: the state after the step, and the scalar loss of this batch at the parameters before
-        the step. The call returns before the device has finished; reading `value` waits for it.
+        the step. With metrics `(state, value, measured)`, with a dict of scalars. The call returns before the
+        device has finished; reading `value` waits for it.
 
     Raises:
-        TypeError: If `state` is not a `TrainState`, `loss` is not callable, inputs or targets hold NumPy
-            masked arrays, or `apply_fn` is called with a `model_state` and does not return a pair
-            `(outputs, model_state)` with a `model_state` of the same structure, shapes and dtypes.
+        TypeError: If `state` is not a `TrainState`, `loss` or a metric is not callable, inputs or targets
+            hold something else than arrays of numbers, or `apply_fn` is called with a `model_state` and does
+            not return a pair `(outputs, model_state)` with a `model_state` of the same structure, shapes and
+            dtypes.
         ValueError: If `loss` returns something else, `micro_batches` does not divide the batch, the parts of
             `state` belong to different models, or `state` was donated to an earlier step.
 
@@ -78,9 +125,13 @@ def train_step(
         True
     """
     check_is_state(state)
-    inputs, targets = tree_from_host("inputs", inputs), tree_from_host("targets", targets)
+    if is_deleted(state.step):
+        check_not_donated(state)  # before XLA logs an error of its own
+    inputs, targets = batch_from_host("inputs", inputs), batch_from_host("targets", targets)
+    parts = integer("micro_batches", micro_batches)
+    measured = traceable_metrics(metrics)
     try:
-        return _train_step(state, inputs, targets, traceable(loss), integer("micro_batches", micro_batches))
+        result = _train_step(state, inputs, targets, traceable(loss), measured, parts)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         # An error while the step runs leaves the state deleted, too: JAX's own message tells the two apart.
         if "deleted" in str(error):
@@ -88,35 +139,57 @@ def train_step(
         elif not isinstance(error, RuntimeError):
             _check_opt_state(state)
         raise
+    return result if metrics is not None else result[:2]
 
 
 def _check_opt_state(state: TrainState) -> None:
     """Raises a ValueError if parameters and optimizer state belong to different models."""
-    expected = jax.eval_shape(state.tx.init, state.params)
+    expected = jax.eval_shape(state.tx.init, optimized(state.params))
     if found := differences(dtypes_and_shapes(state.opt_state), dtypes_and_shapes(expected)):
         raise ValueError(f"opt_state must match params; opt_state{found}")
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=5)
 def _train_step(
-    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], micro_batches: int
-) -> tuple[TrainState, jax.Array]:
+    state: TrainState,
+    inputs: Any,
+    targets: Any,
+    loss: Partial,
+    metrics: dict[str, Partial],
+    micro_batches: int,
+) -> tuple[TrainState, jax.Array, dict[str, jax.Array]]:
+    count_compilation(loss, metrics, state, inputs, targets, micro_batches)
+    norms = {name for name, metric in metrics.items() if metric.func is gradient_norm}
+    of_outputs = {name: metric for name, metric in metrics.items() if name not in norms}
     if micro_batches == 1:
-        value, weight, model_state, gradients = _gradients(state, inputs, targets, loss)
+        result = _gradients(state, inputs, targets, loss, of_outputs)
     else:
-        value, weight, model_state, gradients = _accumulated(state, inputs, targets, loss, micro_batches)
+        result = _accumulated(state, inputs, targets, loss, of_outputs, micro_batches)
+    (value, weight), measured, model_state, gradients = result
     if weight is not None:
         value = mean(value, weight)
         # A mean over total weight 0 is NaN with gradient 0, as in the losses.
         scale = jnp.where(weight == 0, 1, weight)
-        gradients = jax.tree.map(functools.partial(_quotient, scale), gradients, state.params)
+        scaled = jax.tree.map(
+            functools.partial(_quotient, scale), optimized(gradients), optimized(state.params)
+        )
+        gradients = with_optimized(gradients, scaled)
+    params, opt_state = _updated(state, gradients, value)
+    new = state.replace(params=params, opt_state=opt_state, model_state=model_state)
+    is_finite = jnp.isfinite(value)
+    new = jax.tree.map(lambda new, old: jax.lax.select(is_finite, new, old), new, state)
+    measured = means(measured) | {name: _norm(gradients) for name in norms}
+    return new.replace(step=state.step + 1), value, measured
+
+
+def _updated(state: TrainState, gradients: Any, value: jax.Array) -> tuple[Any, Any]:
+    """Returns the parameters and the optimizer's state after a step, as Flax's `apply_gradients` does."""
     optimizer = optax.with_extra_args_support(state.tx)
+    params = optimized(state.params)
     # Strict dtype promotion refuses Optax's `decay**count`, a float to the power of an int32.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=value)
-        params = optax.apply_updates(state.params, updates)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, model_state=model_state)
-    return state, value
+        updates, opt_state = optimizer.update(optimized(gradients), state.opt_state, params, value=value)
+        return with_optimized(gradients, optax.apply_updates(params, updates)), opt_state
 
 
 def _quotient(scale: jax.Array, gradient: jax.Array, parameter: jax.Array) -> jax.Array:
@@ -125,23 +198,35 @@ def _quotient(scale: jax.Array, gradient: jax.Array, parameter: jax.Array) -> ja
     return (gradient / scale).astype(parameter.dtype)
 
 
-def _gradients(
-    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any]
-) -> tuple[jax.Array, jax.Array | None, Any, Any]:
-    """Returns the loss or its sum, the weight of the sum or None, the new `model_state` and the gradients."""
+def _norm(gradients: Any) -> jax.Array:
+    """Returns the norm of all gradients."""
+    return optax.tree.norm(widened(*jax.tree.leaves(optimized(gradients))))
 
-    def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array | None, Any]]:
+
+def _gradients(
+    state: TrainState, inputs: Any, targets: Any, loss: Partial, metrics: Mapping[str, Partial]
+) -> tuple[Pair, dict[str, Pair], Any, Any]:
+    """Returns the loss, the metrics, the new `model_state` and the gradients."""
+
+    def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array | None, dict[str, Pair], Any]]:
         outputs, model_state = _apply(state, params, inputs)
         value, weight = value_and_weight(loss(outputs, targets), of_gradient=True)
-        return value, (weight, model_state)
+        return value, (weight, measures(metrics, outputs, targets), model_state)
 
-    (value, (weight, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-    return value, weight, model_state, gradients
+    (value, (weight, measured, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(
+        state.params
+    )
+    return (value, weight), measured, model_state, gradients
 
 
 def _accumulated(
-    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], micro_batches: int
-) -> tuple[jax.Array, jax.Array, Any, Any]:
+    state: TrainState,
+    inputs: Any,
+    targets: Any,
+    loss: Partial,
+    metrics: Mapping[str, Partial],
+    micro_batches: int,
+) -> tuple[Pair, dict[str, Pair], Any, Any]:
     """Returns the results of `_gradients`, summed over the parts of the batch."""
     count = sample_count(inputs, targets)
     if micro_batches < 1 or count % micro_batches:
@@ -151,20 +236,22 @@ def _accumulated(
         return jnp.moveaxis(jnp.reshape(array, (-1, micro_batches, *jnp.shape(array)[1:])), 1, 0)
 
     def add(carry: Any, part: Any) -> tuple[Any, Any]:
-        model_state, sums = carry
-        value, weight, model_state, gradients = _gradients(
-            state.replace(model_state=model_state), part[0], part[1], loss
+        state, sums = carry
+        pair, measured, model_state, gradients = _gradients(state, part[0], part[1], loss, metrics)
+        check_are_pairs("micro_batches", pair[1], measured)
+        sums = jax.tree.map(
+            lambda total, gradient: total + gradient.astype(total.dtype), sums, optimized(gradients)
         )
-        if weight is None:
-            raise scalar_loss_error("micro_batches")
-        sums = jax.tree.map(lambda total, gradient: total + gradient.astype(total.dtype), sums, gradients)
-        return (model_state, sums), (value, weight)
+        if has_replaced(gradients):
+            state = state.replace(params=with_optimized(gradients, optimized(state.params)))
+        return (state.replace(model_state=model_state), sums), (pair, measured)
 
-    zeros = jax.tree.map(lambda array: jnp.zeros_like(array, arithmetic_dtype(array)), state.params)
-    start = (state.model_state, zeros)
-    (model_state, gradients), pairs = jax.lax.scan(add, start, jax.tree.map(split, (inputs, targets)))
-    total, weight = jax.tree.map(jnp.sum, pairs)
-    return total, weight, model_state, gradients
+    zeros = jax.tree.map(
+        lambda array: jnp.zeros_like(array, arithmetic_dtype(array)), optimized(state.params)
+    )
+    (state, sums), parts = jax.lax.scan(add, (state, zeros), jax.tree.map(split, (inputs, targets)))
+    pair, measured = jax.tree.map(jnp.sum, parts)
+    return pair, measured, state.model_state, with_optimized(state.params, sums)
 
 
 def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:

@@ -317,6 +317,7 @@ def test_the_step_is_a_plain_function():
         "targets",
         "loss",
         "micro_batches",
+        "metrics",
     ]
 
 
