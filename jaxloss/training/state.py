@@ -260,4 +260,4 @@ def check_not_donated(state: Any) -> None:
         raise ValueError(
             "state was donated to an earlier train_step, which deleted its arrays; use the state that it "
             "returned, as in `state, value = train_step(state, ...)`"
-        ) from None
+        )
