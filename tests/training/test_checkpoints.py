@@ -54,11 +54,16 @@ def run(folder, kill=None):
             if step % EVERY == 0:
                 checkpoints.save(state)
             # At step 6 the checkpoint of step 4 is complete, and at step 8 there is one more, under way.
-            while step == kill and sorted(path.name.isdigit() for path in folder.iterdir()) != COMPLETE[kill]:
+            while step == kill and sorted(map(str.isdigit, names(folder))) != COMPLETE[kill]:
                 time.sleep(0.001)
             if step == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
     return state
+
+
+def names(folder):
+    """The names in a folder, without the file that its writer locks."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".writer")
 
 
 def equal(actual, expected):
@@ -86,11 +91,11 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
             timeout=300,
         )
         assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
-        left = [path.name for path in folder.iterdir()]
-        assert sorted(name.isdigit() for name in left) == COMPLETE[kill], left
+        left = names(folder)
+        assert sorted(map(str.isdigit, left)) == COMPLETE[kill], left
         assert "4" in left
     equal(run(folder), expected)
-    assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
+    assert names(folder) == ["12", "8"]
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
@@ -193,7 +198,7 @@ def test_a_folder_that_is_closed_is_complete(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(new_state())
     checkpoints.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert names(tmp_path) == ["0"]
 
 
 def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
@@ -205,7 +210,7 @@ def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
     for use in uses:
         with pytest.raises(ValueError, match=r"the checkpoints in .* are closed"):
             use(state.replace(step=state.step + 1))
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert names(tmp_path) == ["0"]
 
 
 def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
@@ -243,7 +248,7 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
         for step in (10, 20):
             with pytest.raises(ValueError, match=rf"newest .* is of step 30, after step {step}; restore it"):
                 checkpoints.save(state.replace(step=jnp.int32(step)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "30"]
+    assert names(tmp_path) == ["20", "30"]
 
 
 def test_another_state_of_the_same_step_is_refused(tmp_path):
@@ -278,4 +283,4 @@ def test_only_so_many_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in range(4):
             checkpoints.save(state.replace(step=jnp.int32(step)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    assert names(tmp_path) == ["2", "3"]
