@@ -44,7 +44,15 @@ class StepNames(ocp.path.step.NameFormat[_Metadata]):
 
 def find_steps(directory: epath.Path) -> list[int]:
     """Returns the steps of the complete checkpoints, in increasing order."""
-    return sorted(found.step for found in StepNames().find_all(directory))
+
+    def listed() -> list[int]:
+        return sorted(found.step for found in StepNames().find_all(directory))
+
+    # A listing may miss a checkpoint that is completed meanwhile, and find the one before it deleted.
+    steps, again = listed(), listed()
+    while steps != again:
+        steps, again = again, listed()
+    return steps
 
 
 def read_arrays(

@@ -14,6 +14,7 @@ from os import PathLike
 from typing import Any, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -339,8 +340,9 @@ class Checkpoints:
                 return self._read(targets, step, prefix)
             raise RuntimeError(self._unreadable(chosen, targets, prefix)) from error
         if different:
+            given = "these parameters" if prefix else "this state"
             raise ValueError(
-                f"the checkpoint of step {chosen} in {self._directory} does not match this state: {different}"
+                f"the checkpoint of step {chosen} in {self._directory} does not match {given}: {different}"
             )
         return chosen, arrays
 
@@ -392,9 +394,10 @@ class Checkpoints:
 
 def _number(name: str, metric: Any) -> float:
     """Returns a metric as a Python float."""
-    if np.shape(metric) or not np.isrealobj(metric):
+    array = np.asarray(metric)
+    if array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise TypeError(f"metrics must be real scalars, got {metric!r} for {name!r}")
-    return float(metric)
+    return float(array)
 
 
 def _saved(state: TrainState) -> dict[str, Any]:
