@@ -1,0 +1,94 @@
+"""The files of checkpoints: which steps a directory holds, and how they are read."""
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxloss.training.trees import differences
+
+_Metadata = ocp.path.step.Metadata
+_NUMBERS = ocp.path.step.standard_name_format()
+
+# The items of a checkpoint of ocp.CheckpointManager.
+_ARRAYS, _METRICS = "default", "metrics"
+# Orbax writes all of these, so a checkpoint that lost one of them is still recognized.
+_MARKS = "_CHECKPOINT_METADATA", "commit_success.txt", f"{_ARRAYS}/_METADATA"
+
+
+class StepNames(ocp.path.step.NameFormat[_Metadata]):
+    """Orbax's names of steps, plain numbers, but only of directories that Orbax wrote."""
+
+    def build_name(self, step: int) -> str:
+        """Returns the name of the directory of a step."""
+        return _NUMBERS.build_name(step)
+
+    def find_all(self, base_path: str | PathLike[str]) -> Iterator[_Metadata]:
+        """Returns the complete checkpoints."""
+        return (found for found in _NUMBERS.find_all(base_path) if self._is_checkpoint(found))
+
+    def find_step(self, base_path: str | PathLike[str], step: int) -> _Metadata:
+        """Returns one checkpoint, or raises a ValueError."""
+        found = _NUMBERS.find_step(base_path, step)
+        if not self._is_checkpoint(found):
+            raise ValueError(f"{found.path} is not a checkpoint")
+        return found
+
+    @staticmethod
+    def _is_checkpoint(found: _Metadata) -> bool:
+        return any((found.path / mark).exists() for mark in _MARKS)
+
+
+def find_steps(directory: epath.Path) -> list[int]:
+    """Returns the steps of the complete checkpoints, in increasing order."""
+
+    def listed() -> list[int]:
+        return sorted(found.step for found in StepNames().find_all(directory))
+
+    # A listing may miss a checkpoint that is completed meanwhile, and find the one before it deleted.
+    steps, again = listed(), listed()
+    while steps != again:
+        steps, again = again, listed()
+    return steps
+
+
+def read_arrays(
+    directory: epath.Path, step: int, targets: Mapping[str, jax.Array], prefix: str
+) -> tuple[dict[str, Any], str]:
+    """Returns the arrays of a checkpoint whose names begin with `prefix`, laid out as `targets`.
+
+    If names, shapes or dtypes are others than those of `targets`, no array is read, and the second result
+    describes the differences.
+    """
+    # The handlers themselves have no barrier, at which other processes would wait for one that failed.
+    handler, path = ocp.PyTreeCheckpointHandler(), directory / str(step) / _ARRAYS
+    saved: Any = handler.metadata(path).tree
+    found = {name: _dtype_and_shape(array) for name, array in saved.items() if name.startswith(prefix)}
+    # Differences in the parameters come first: they are the most informative.
+    order = sorted(targets, key=lambda name: not name.startswith("['params']"))
+    if different := differences(found, {name: _dtype_and_shape(targets[name]) for name in order}):
+        return {}, different
+    target = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+        for name, array in targets.items()
+    }
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
+    return handler.restore(path, args=args), ""
+
+
+def _dtype_and_shape(array: Any) -> str:
+    """Returns the dtype as saved: jnp.result_type would turn float64 into float32 unless x64 is enabled."""
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def read_metrics(directory: epath.Path, step: int) -> Mapping[str, float]:
+    """Returns the metrics that were saved with a checkpoint."""
+    handler = ocp.JsonCheckpointHandler(filename=_METRICS)
+    try:
+        return handler.restore(directory / str(step) / _METRICS)
+    except FileNotFoundError:
+        return {}
