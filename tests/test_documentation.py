@@ -38,7 +38,7 @@ def blocks(language: str, text: str) -> list[str]:
 def run_and_compare(code: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Runs a block, compares what it prints with what it says, and returns its variables."""
     variables = {"__name__": "__main__"}
-    exec(compile(code, "README.md", "exec"), variables)
+    exec(compile(code, "<block>", "exec"), variables)
     said = re.findall(r"\bprint\(.*\)  # (.*)", code)
     assert said
     assert ", ".join(capsys.readouterr().out.splitlines()) == ", ".join(said)
