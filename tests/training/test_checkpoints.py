@@ -17,8 +17,8 @@ from flax import nnx
 from jaxloss import cross_entropy
 from jaxloss.models import Classifier
 from jaxloss.training import Checkpoints, create_train_state, train_step
+from tests.training.killed_runs import ADAM, batch, check_killed_runs, equal, names
 
-ADAM = optax.adam(0.01)
 STEPS, EVERY = 12, 4
 # Which of the names in the folder are those of complete checkpoints when a run is killed.
 COMPLETE = {6: [True], 8: [False, True]}
@@ -39,12 +39,6 @@ def new_state():
     return create_train_state(Dropped(rngs=nnx.Rngs(0)), ADAM)
 
 
-def batch(step):
-    """The data of a step depend on its number alone."""
-    random = np.random.default_rng((0, step))
-    return random.normal(size=(8, 20)).astype(np.float32), random.integers(3, size=8)
-
-
 def run(folder, kill=None):
     """Trains on, and kills its own process after the step `kill`, between two saves or during one."""
     with Checkpoints(folder) as checkpoints:
@@ -59,20 +53,6 @@ def run(folder, kill=None):
             if step == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
     return state
-
-
-def names(folder):
-    """The names in a folder, without the file that its writer locks."""
-    return sorted(path.name for path in folder.iterdir() if path.name != ".writer")
-
-
-def equal(actual, expected):
-    def compare(actual, expected):
-        assert actual.dtype == expected.dtype
-        bits = jax.random.key_data if jnp.issubdtype(actual.dtype, jax.dtypes.prng_key) else np.asarray
-        np.testing.assert_array_equal(bits(actual), bits(expected))
-
-    jax.tree.map(compare, actual, expected)
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
@@ -490,3 +470,8 @@ def test_a_leaf_that_jax_cannot_hold_is_named(leaf, found, tmp_path):
             ):
                 use(broken)
         assert checkpoints.newest == 0
+
+
+def test_a_run_that_is_killed_at_random_ends_as_one_that_was_not():
+    steps, _ = check_killed_runs(2)
+    assert steps > 4
