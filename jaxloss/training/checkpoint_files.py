@@ -17,8 +17,13 @@ _NUMBERS = ocp.path.step.standard_name_format()
 
 # The items of a checkpoint of ocp.CheckpointManager.
 _ARRAYS, _METRICS = "default", "metrics"
-# Orbax writes all of these, so a checkpoint that lost one of them is still recognized.
-_MARKS = "_CHECKPOINT_METADATA", "commit_success.txt", f"{_ARRAYS}/_METADATA"
+# Orbax writes all of these. A directory with some of them is a checkpoint, perhaps a damaged one, or one whose
+# deletion was cut short, which the next save then deletes.
+_MARKS = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    *(f"{_ARRAYS}/{name}" for name in ("_METADATA", "manifest.ocdbt", "d", "ocdbt.process_0")),
+)
 
 
 class StepNames(ocp.path.step.NameFormat[_Metadata]):

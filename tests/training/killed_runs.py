@@ -102,7 +102,12 @@ def check_killed_runs(kills, seed=0):
         with Checkpoints(folder) as checkpoints:
             steps = (checkpoints.newest or 0) + 2 * EVERY
         equal(train(folder, steps), uninterrupted(steps))
-        assert names(folder) == sorted(map(str, (steps - EVERY, steps)))
+        # A deletion may have been cut short just before its last, empty folder.
+        assert {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()} == {
+            ".writer",
+            str(steps - EVERY),
+            str(steps),
+        }
     return steps, during_save
 
 

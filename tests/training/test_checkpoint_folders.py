@@ -355,6 +355,20 @@ def test_a_flipped_byte_of_the_index_is_found(pattern, tmp_path):
         assert int(checkpoints.restore(at(0)).step) == 4
 
 
+@pytest.mark.parametrize(
+    "rest", ["_CHECKPOINT_METADATA", "default/d", "default/ocdbt.process_0/manifest.ocdbt"]
+)
+def test_a_deletion_that_was_cut_short_is_finished(rest, tmp_path):
+    folder = filled(tmp_path, 4, 8)
+    for path in (folder / "4").rglob("*"):
+        if path.is_file() and not path.relative_to(folder / "4").as_posix().startswith(rest):
+            path.unlink()
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert int(checkpoints.restore(at(0)).step) == 8
+        checkpoints.save(at(12))
+    assert sorted(path.name for path in folder.iterdir()) == [".writer", "12"]
+
+
 # Foreign files
 
 
