@@ -17,8 +17,8 @@ _NUMBERS = ocp.path.step.standard_name_format()
 
 # The items of a checkpoint of ocp.CheckpointManager.
 _ARRAYS, _METRICS = "default", "metrics"
-# Orbax writes all of these. A directory with some of them is a checkpoint, perhaps a damaged one, or one whose
-# deletion was cut short, which the next save then deletes.
+# Orbax writes all of these. A directory with some of them is a checkpoint: perhaps a damaged one, or one
+# whose deletion was cut short, and which the next save deletes.
 _MARKS = (
     "_CHECKPOINT_METADATA",
     "commit_success.txt",
