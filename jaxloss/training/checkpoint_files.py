@@ -1,10 +1,12 @@
-"""The files of checkpoints: which steps a directory holds, and how they are read."""
+"""The files of checkpoints: which steps a directory holds, and what is in them."""
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -15,8 +17,13 @@ _NUMBERS = ocp.path.step.standard_name_format()
 
 # The items of a checkpoint of ocp.CheckpointManager.
 _ARRAYS, _METRICS = "default", "metrics"
-# Orbax writes all of these, so a checkpoint that lost one of them is still recognized.
-_MARKS = "_CHECKPOINT_METADATA", "commit_success.txt", f"{_ARRAYS}/_METADATA"
+# Orbax writes all of these. A directory with some of them is a checkpoint: perhaps a damaged one, or one
+# whose deletion was cut short, and which the next save deletes.
+_MARKS = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    *(f"{_ARRAYS}/{name}" for name in ("_METADATA", "manifest.ocdbt", "d", "ocdbt.process_0")),
+)
 
 
 class StepNames(ocp.path.step.NameFormat[_Metadata]):
@@ -92,3 +99,20 @@ def read_metrics(directory: epath.Path, step: int) -> Mapping[str, float]:
         return handler.restore(directory / str(step) / _METRICS)
     except FileNotFoundError:
         return {}
+
+
+def checked_metrics(metrics: Any, best: str | None) -> dict[str, float] | None:
+    """Returns metrics as numbers; `best` names one that must be there, or is None if there must be none."""
+    if metrics is None and best is None:
+        return None
+    if best is None:
+        raise ValueError('metrics need the name of one, as in Checkpoints(directory, best="accuracy")')
+    if not isinstance(metrics, Mapping) or best not in metrics:
+        found = f"those of {', '.join(metrics)}" if isinstance(metrics, Mapping) else repr(metrics)
+        raise ValueError(f"metrics must be a mapping that has {best!r}, the name given as best; got {found}")
+    for name, metric in metrics.items():
+        dtype = np.asarray(metric).dtype
+        is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+        if np.shape(metric) or not is_real:
+            raise TypeError(f"metrics must be real scalars, got {metric!r} for {name!r}")
+    return {name: float(metric) for name, metric in metrics.items()}

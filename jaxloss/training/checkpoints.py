@@ -14,15 +14,19 @@ from os import PathLike
 from typing import Any, Literal, Self
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import integer
 from jaxloss.training.checkpoint_arrays import are_equal, named_arrays, not_finite, with_arrays
-from jaxloss.training.checkpoint_files import StepNames, find_steps, read_arrays, read_metrics
+from jaxloss.training.checkpoint_files import (
+    StepNames,
+    checked_metrics,
+    find_steps,
+    read_arrays,
+    read_metrics,
+)
 from jaxloss.training.state import TrainState, check_is_state, check_not_donated
 from jaxloss.training.writer_lock import lock_for_writing, of_first_process
 
@@ -155,16 +159,14 @@ class Checkpoints:
         if self._best is not None:
             kept.append(
                 ocp.checkpoint_managers.BestN(
-                    get_metric_fn=self._value,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
+                    get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
                 )
             )
         if self._keep_period is not None:
             kept.append(ocp.checkpoint_managers.EveryNSteps(self._keep_period))
         return ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
-            best_fn=self._value if self._best else None,  # Orbax then saves metrics.
+            best_fn=None if self._best is None else self._value,  # Orbax then saves metrics.
             step_name_format=StepNames(),
             cleanup_tmp_directories=True,
         )
@@ -237,7 +239,7 @@ class Checkpoints:
                 to a step, or has an array of size 0.
         """
         check_not_donated(state)
-        metrics = self._checked(metrics)
+        numbers = checked_metrics(metrics, self._best)
         arrays = named_arrays(_saved(state))
         if empty := [name for name, array in arrays.items() if not array.size]:
             raise ValueError(f"a checkpoint cannot hold arrays of size 0, got {', '.join(empty)}")
@@ -264,7 +266,7 @@ class Checkpoints:
             elif path.exists():  # Orbax would overwrite it.
                 raise FileExistsError(f"{path} is not a checkpoint; move it, or use another directory")
             else:
-                manager.save(step, args=ocp.args.PyTreeSave(arrays), metrics=metrics)
+                manager.save(step, args=ocp.args.PyTreeSave(arrays), metrics=numbers)
 
     def restore(self, state: TrainState, step: int | None = None) -> TrainState:
         """Returns a checkpoint, or `state` if there is none.
@@ -348,13 +350,13 @@ class Checkpoints:
 
     def _chosen(self, step: int | None) -> int:
         """Returns the step of the newest checkpoint, or `step` if there is one of it."""
-        steps = self._steps()
         if step is None and (newest := self.newest) is not None:
             return newest
-        if step not in steps:
+        steps = self._steps()
+        if step is None or integer("step", step) not in steps:
             found = f"of steps {', '.join(map(str, steps))}" if steps else "none"
             raise ValueError(f"no checkpoint of step {step} in {self._directory}; there are {found}")
-        return integer("step", step)
+        return step
 
     def _unreadable(self, step: int, targets: dict[str, jax.Array], prefix: str) -> str:
         """Returns the message about a checkpoint that cannot be read."""
@@ -375,29 +377,6 @@ class Checkpoints:
                 f"and delete {self._directory / str(step)} before training goes on from there"
             )
         return f"the checkpoint of step {step} in {self._directory} cannot be read; {remedy}"
-
-    def _checked(self, metrics: Mapping[str, ArrayLike] | None) -> dict[str, float] | None:
-        """Returns the metrics as numbers."""
-        if metrics is not None and self._best is None:
-            raise ValueError(
-                "metrics need the name of the one whose best checkpoint is kept, as in "
-                'Checkpoints(directory, best="accuracy")'
-            )
-        if self._best is None:
-            return None
-        if self._best not in (metrics or {}):
-            raise ValueError(
-                f"metrics must hold the metric of best={self._best!r}, got {sorted(metrics or {}) or None}"
-            )
-        return {name: _number(name, metric) for name, metric in (metrics or {}).items()}
-
-
-def _number(name: str, metric: Any) -> float:
-    """Returns a metric as a Python float."""
-    array = np.asarray(metric)
-    if array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise TypeError(f"metrics must be real scalars, got {metric!r} for {name!r}")
-    return float(array)
 
 
 def _saved(state: TrainState) -> dict[str, Any]:

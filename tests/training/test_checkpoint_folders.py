@@ -341,6 +341,34 @@ def test_a_reader_whose_checkpoint_is_replaced_reads_the_newer(tmp_path, monkeyp
         assert int(checkpoints.restore(at(0)).step) == 8
 
 
+@abandons
+@pytest.mark.parametrize("pattern", ["manifest.ocdbt", "d/*", "_METADATA"])
+def test_a_flipped_byte_of_the_index_is_found(pattern, tmp_path):
+    (path,) = filled(tmp_path, 4).glob(f"4/default/{pattern}")
+    data = path.read_bytes()
+    with Checkpoints(tmp_path) as checkpoints:
+        for position in range(0, len(data), len(data) // 9):
+            path.write_bytes(data[:position] + bytes([data[position] ^ 128]) + data[position + 1 :])
+            with pytest.raises(RuntimeError, match=r"step 4 in .* cannot be read; no earlier"):
+                checkpoints.restore(at(0))
+        path.write_bytes(data)
+        assert int(checkpoints.restore(at(0)).step) == 4
+
+
+@pytest.mark.parametrize(
+    "rest", ["_CHECKPOINT_METADATA", "default/d", "default/ocdbt.process_0/manifest.ocdbt"]
+)
+def test_a_deletion_that_was_cut_short_is_finished(rest, tmp_path):
+    folder = filled(tmp_path, 4, 8)
+    for path in (folder / "4").rglob("*"):
+        if path.is_file() and not path.relative_to(folder / "4").as_posix().startswith(rest):
+            path.unlink()
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert int(checkpoints.restore(at(0)).step) == 8
+        checkpoints.save(at(12))
+    assert sorted(path.name for path in folder.iterdir()) == [".writer", "12"]
+
+
 # Foreign files
 
 
