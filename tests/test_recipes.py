@@ -65,7 +65,8 @@ def squared_error(outputs, targets):
 
 
 def check_gan(block):
-    critic, generator = (jax.tree.map(np.asarray, state.params) for state in (block.critic, block.generator))
+    # Copies: an array that NumPy looks into is not donated.
+    critic, generator = (jax.tree.map(np.array, state.params) for state in (block.critic, block.generator))
     data = (block.noise, block.critic.params), block.is_real[:64]
     with jax.no_tracing():
         state, _ = train_step(block.generator, *data, loss=binary_cross_entropy_with_logits)
@@ -75,7 +76,7 @@ def check_gan(block):
 
 
 def check_learning_rate(block):
-    before = jax.tree.map(np.asarray, block.state.params)
+    before = jax.tree.map(np.array, block.state.params)
     opt_state = optax.tree.set(block.state.opt_state, learning_rate=jnp.float32(0))
     with jax.no_tracing():
         state, _ = train_step(
