@@ -206,6 +206,7 @@ def _outputs(state: TrainState, inputs: np.ndarray) -> Any:
 
 
 def _save(file: pathlib.Path, history: History) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp.npz")
     np.savez(unfinished, **dataclasses.asdict(history))
     unfinished.replace(file)
