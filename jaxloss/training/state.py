@@ -64,8 +64,8 @@ def create_train_state(
 
     The state holds copies, so training never changes the arrays of the model. After training,
     `nnx.update(model, state.params)` writes the trained parameters into an NNX module, and
-    `nnx.update(model, state.params, state.model_state)` also writes batch statistics and dropout keys. The module
-    then shares the arrays of the state: write a copy if the training goes on.
+    `nnx.update(model, state.params, state.model_state)` also writes batch statistics and dropout keys. The
+    module then shares the arrays of the state: write a copy if the training goes on.
 
     Args:
         model: One of
