@@ -168,11 +168,8 @@ def _train_step(
     (value, weight), measured, model_state, gradients = result
     if weight is not None:
         value = mean(value, weight)
-        # A mean over total weight 0 is NaN with gradient 0, as in the losses.
-        scale = jnp.where(weight == 0, 1, weight)
-        scaled = jax.tree.map(
-            functools.partial(_quotient, scale), optimized(gradients), optimized(state.params)
-        )
+        divided = functools.partial(_quotient, weight)
+        scaled = jax.tree.map(divided, optimized(gradients), optimized(state.params))
         gradients = with_optimized(gradients, scaled)
     params, opt_state = _updated(state, gradients, value)
     new = state.replace(params=params, opt_state=opt_state, model_state=model_state)
@@ -192,10 +189,10 @@ def _updated(state: TrainState, gradients: Any, value: jax.Array) -> tuple[Any, 
         return with_optimized(gradients, optax.apply_updates(params, updates)), opt_state
 
 
-def _quotient(scale: jax.Array, gradient: jax.Array, parameter: jax.Array) -> jax.Array:
-    """Returns gradient / scale in the dtype of the parameter."""
-    gradient, scale = widened(gradient, scale)
-    return (gradient / scale).astype(parameter.dtype)
+def _quotient(weight: jax.Array, gradient: jax.Array, parameter: jax.Array) -> jax.Array:
+    """Returns gradient / weight in the dtype of the parameter."""
+    gradient, weight = widened(gradient, weight)
+    return (gradient / weight).astype(parameter.dtype)
 
 
 def _norm(gradients: Any) -> jax.Array:
