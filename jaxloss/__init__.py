@@ -91,6 +91,10 @@ from jaxloss.losses.binary import binary_cross_entropy as binary_cross_entropy
 from jaxloss.losses.binary import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from jaxloss.losses.binary import multilabel_soft_margin_loss as multilabel_soft_margin_loss
 from jaxloss.losses.binary import soft_margin_loss as soft_margin_loss
+from jaxloss.losses.boxes import box_iou_loss as box_iou_loss
+from jaxloss.losses.boxes import complete_box_iou_loss as complete_box_iou_loss
+from jaxloss.losses.boxes import distance_box_iou_loss as distance_box_iou_loss
+from jaxloss.losses.boxes import generalized_box_iou_loss as generalized_box_iou_loss
 from jaxloss.losses.classification import cross_entropy as cross_entropy
 from jaxloss.losses.classification import kl_div as kl_div
 from jaxloss.losses.classification import nll_loss as nll_loss
@@ -100,6 +104,7 @@ from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
 from jaxloss.losses.embedding import triplet_margin_loss as triplet_margin_loss
 from jaxloss.losses.embedding import triplet_margin_with_distance_loss as triplet_margin_with_distance_loss
 from jaxloss.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
+from jaxloss.losses.images import ssim_loss as ssim_loss
 from jaxloss.losses.likelihood import gaussian_nll_loss as gaussian_nll_loss
 from jaxloss.losses.likelihood import poisson_nll_loss as poisson_nll_loss
 from jaxloss.losses.margin import hinge_embedding_loss as hinge_embedding_loss

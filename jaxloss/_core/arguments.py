@@ -149,6 +149,16 @@ def fill_masked(where: jax.Array | None, array: jax.Array, fill: float = 0) -> j
     return array if where is None else jnp.where(where, array, jnp.asarray(fill, array.dtype))
 
 
+def masked_items(
+    arrays: Sequence[jax.Array], rank: int, where: ArrayLike | None
+) -> tuple[list[jax.Array], jax.Array | None]:
+    """Returns arrays of equal shape, 0 where masked, and the mask of items that lie along the last axes."""
+    inner = range(arrays[0].ndim - rank, arrays[0].ndim)
+    where = mask(where, arrays[0], inner)
+    behind = None if where is None else jnp.expand_dims(where, inner)
+    return [fill_masked(behind, array) for array in arrays], where
+
+
 def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) -> jax.Array:
     """Returns a replicated array of equal rank split over the explicit mesh axes as `like` is.
 

@@ -56,6 +56,33 @@ def weighted(weight: jax.Array, loss: jax.Array) -> jax.Array:
     return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)
 
 
+@jax.custom_jvp
+def quotient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns x / y, with derivatives of every order in which no power of y overflows or underflows."""
+    return x / y
+
+
+@quotient.defjvp
+def _quotient_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    ratio = quotient(*primals)
+    return ratio, (tangents[0] - ratio * tangents[1]) * _reciprocal(primals[1])
+
+
+@jax.custom_jvp
+def _reciprocal(y: jax.Array) -> jax.Array:
+    return 1 / y
+
+
+@_reciprocal.defjvp
+def _reciprocal_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    inverse = _reciprocal(*primals)
+    return inverse, -inverse * (inverse * tangents[0])
+
+
 # These slopes are arithmetic, NaN for NaN: compilers store the masks of comparisons.
 @derivatives(lambda gap: 1 - jnp.sign(jnp.maximum(-gap, 0)))
 def clamped_at_zero(gap: jax.Array) -> jax.Array:
