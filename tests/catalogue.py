@@ -6,9 +6,11 @@ from tests.case import Case as Case
 from tests.case import cotangent as cotangent
 from tests.case import nested as nested
 from tests.cases import binary as binary
+from tests.cases import boxes as boxes
 from tests.cases import classification as classification
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
+from tests.cases import images as images
 from tests.cases import quantile as quantile
 from tests.cases import regression as regression
 from tests.cases import sequence as sequence

@@ -4,15 +4,17 @@
 entries of the catalogue that the package can answer. Arguments name the losses, by default all. pytest does
 not run it. It needs
 
-    pip install torch==2.13.0 scikit-learn
+    pip install torch==2.13.0 torchvision==0.28.0 scikit-learn pytorch-msssim dm_pix
 """
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
 from decimal import localcontext
 from typing import Any
 
+import jax
 import numpy as np
 
 from tests import formulas
@@ -48,6 +50,53 @@ def quantile_loss(metrics, predictions, targets, quantiles=0.5):
     pairs = zip(targets.ravel(), predictions.ravel(), strict=True)
     losses = [metrics.mean_pinball_loss([t], [p], alpha=quantiles) for t, p in pairs]
     return np.reshape(losses, targets.shape)
+
+
+# Boxes and images.
+
+
+@reference("torchvision.ops")
+def box_iou_loss(ops, predictions, targets, eps=1e-7):
+    import torch
+
+    if eps != 1e-7 or has_flat(predictions, targets):
+        return None  # it has no eps, and makes 0 / 0 of points
+    every = ops.box_iou(*(torch.tensor(boxes.reshape(-1, 4)) for boxes in (predictions, targets)))
+    return 1 - torch.diagonal(every).reshape(predictions.shape[:-1]).numpy()
+
+
+def torchvision_loss(ops, predictions, targets, *, loss, eps=1e-7):
+    import torch
+
+    if loss == "complete_box_iou_loss" and (eps != 1e-7 or has_flat(predictions, targets)):
+        return None  # its eps is not that of the distance, and boxes without height give NaN
+    return getattr(ops, loss)(torch.tensor(predictions), torch.tensor(targets), eps=eps).numpy()
+
+
+for _loss in ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"):
+    reference("torchvision.ops", _loss)(functools.partial(torchvision_loss, loss=_loss))
+
+
+def has_flat(*boxes):
+    return any(np.any(each[..., 2:] == each[..., :2]) for each in boxes)
+
+
+@reference("pytorch_msssim", "ssim_loss")
+def pytorch_msssim(package, predictions, targets, max_val=1.0, window_size=11, sigma=1.5, k1=0.01, k2=0.03):
+    import torch
+
+    images = [torch.tensor(np.moveaxis(images, -1, 1)) for images in (predictions, targets)]
+    options = {"data_range": max_val, "win_size": window_size, "win_sigma": sigma, "K": (k1, k2)}
+    return 1 - package.ssim(*images, size_average=False, **options).numpy()
+
+
+@reference("dm_pix", "ssim_loss")
+def dm_pix(package, predictions, targets, window_size=11, sigma=1.5, **options):
+    with jax.enable_x64(True):
+        similarity = package.ssim(
+            predictions, targets, filter_size=window_size, filter_sigma=sigma, **options
+        )
+        return 1 - np.asarray(similarity)
 
 
 def main() -> None:

@@ -75,15 +75,13 @@ class Subject(NamedTuple):
 
 def _of_nothing(one: Case) -> dict[str, list[Case]]:
     """Returns batches that hold nothing: of no rows, of rows that are masked, of labels that are ignored."""
+    is_batch = bool(one.shape(one.arrays))  # of one sample, where the loss takes no sample alone
 
     def rows(count: int, fill: float | None = None) -> dict[str, np.ndarray]:
         filled = {n: a * fill if fill and a.dtype.kind == "f" else a for n, a in one.arrays.items()}
-        return {
-            name: array
-            if one.is_per_class(name)
-            else np.repeat(np.expand_dims(filled[name], one.batch_axis(name)), count, one.batch_axis(name))
-            for name, array in one.arrays.items()
-        }
+        axes = {name: one.batch_axis(name) for name in filled if not one.is_per_class(name)}
+        batch = {n: filled[n] if is_batch else np.expand_dims(filled[n], axis) for n, axis in axes.items()}
+        return one.arrays | {name: np.repeat(array, count, axes[name]) for name, array in batch.items()}
 
     masked = [one._replace(arrays=rows(2, np.nan), options={**one.options, "where": np.array(False)})]
     options = inspect.signature(getattr(jaxloss, one.loss)).parameters

@@ -76,9 +76,7 @@ def _reciprocal(y: jax.Array) -> jax.Array:
 
 
 @_reciprocal.defjvp
-def _reciprocal_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def _reciprocal_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     inverse = _reciprocal(*primals)
     return inverse, -inverse * (inverse * tangents[0])
 

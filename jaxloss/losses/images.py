@@ -43,7 +43,8 @@ def ssim_loss(
     over all channels and all positions at which the window lies within the image.
 
     Args:
-        predictions: Predicted images, shape (N, H, W, C), with values in a range of length `max_val`.
+        predictions: Predicted images, shape (N, H, W, C), with values in a range of length `max_val`. An
+            infinite value, or one whose square overflows, gives NaN.
         targets: True images, of the shape of `predictions`.
         max_val: Range of the values, a number > 0: 1 for images in [0, 1], 255 for images of bytes.
         window_size: Size of the window in pixels, a static odd integer, at most H and W.
@@ -61,7 +62,7 @@ def ssim_loss(
         >>> import jaxloss
         >>> targets = jnp.linspace(0.0, 1.0, 16 * 16).reshape(1, 16, 16, 1)
         >>> jaxloss.ssim_loss(0.5 * targets, targets)
-        Array(0.2, dtype=float32)
+        Array(0.34792325, dtype=float32)
 
     Source:
         Z. Wang et al. (2004), Image Quality Assessment: From Error Visibility to Structural Similarity.

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.benchmarks import compiling
 from tests.benchmarks.case import ELEMENTS, Case, Loss
+from tests.benchmarks.cases_beyond import BOXES
 from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import with_module
 
@@ -32,6 +33,8 @@ SQUARE = (4096, 4096)
 SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is not the square
     "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
     "multilabel_margin_loss": ((512, 100),),
+    **{case.loss: ((2**22, 4),) for case in CASES if case.sizes is BOXES},
+    "ssim_loss": ((16, 512, 512, 3),),
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
