@@ -1,11 +1,54 @@
 """What is timed of the losses that PyTorch does not have."""
 
 import functools
+import math
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxloss
-from tests.benchmarks.case import ELEMENTS, add, apart
+from tests.benchmarks.case import ELEMENTS, add, apart, normal, normals, signs, softplus, uniform
+
+# Robust and relative errors.
+
+add(
+    "charbonnier_loss",
+    normals(2),
+    ELEMENTS,
+    line=lambda p, t: jnp.mean(jnp.sqrt((p - t) ** 2 + 1e-6)),
+)
+add(
+    "log_cosh_loss",
+    normals(2),
+    ELEMENTS,
+    line=lambda p, t: jnp.mean(p - t + softplus(-2 * (p - t)) - math.log(2)),
+    optax=lambda optax, p, t: optax.log_cosh(p, t).mean(),
+)
+add(
+    "general_robust_loss",
+    lambda rng, size: (normal(rng, size), normal(rng, size), np.float32(1.5), np.float32(1)),
+    {"small": (1_000,), "cached": (1_000_000,), "large": (16_000_000,)},
+    ours=lambda p, t, alpha, scale: jaxloss.general_robust_loss(p, t, alpha=alpha, scale=scale),
+    line=lambda p, t, alpha, scale: jnp.mean(
+        jnp.abs(alpha - 2) / alpha * ((((p - t) / scale) ** 2 / jnp.abs(alpha - 2) + 1) ** (alpha / 2) - 1)
+    ),
+)
+
+
+def _wing(p, t):
+    error = jnp.abs(p - t)
+    return jnp.mean(jnp.where(error < 10, 10 * jnp.log1p(error / 2), error - 10 + 10 * math.log(6)))
+
+
+add("wing_loss", apart, ELEMENTS, line=_wing)
+add("mape_loss", apart, ELEMENTS, line=lambda p, t: jnp.mean(jnp.abs(p - t) / jnp.maximum(jnp.abs(t), 1e-6)))
+add(
+    "msle_loss",
+    lambda rng, size: (uniform(rng, size), uniform(rng, size)),
+    ELEMENTS,
+    line=lambda p, t: jnp.mean((jnp.log1p(p) - jnp.log1p(t)) ** 2),
+)
 
 # Quantiles.
 
@@ -15,4 +58,49 @@ add(
     ELEMENTS,
     ours=functools.partial(jaxloss.quantile_loss, quantiles=0.9),
     line=lambda p, t: jnp.mean(jnp.maximum(0.9 * (t - p), -0.1 * (t - p))),
+)
+add(
+    "expectile_loss",
+    normals(2),
+    ELEMENTS,
+    ours=functools.partial(jaxloss.expectile_loss, expectile=0.9),
+    line=lambda p, t: jnp.mean(jnp.where(t > p, 0.9, 0.1) * (t - p) ** 2),
+)
+
+
+def _crps_ensemble(x, y):
+    size = x.shape[-1]
+    rank = 2 * jnp.arange(size) - size + 1
+    return jnp.mean(jnp.mean(jnp.abs(x - y[:, None]), -1) - jnp.sort(x) @ rank / size**2)
+
+
+add(
+    "crps_ensemble_loss",
+    lambda rng, rows, size: (normal(rng, rows, size), normal(rng, rows)),
+    {"small": (64, 16), "cached": (20_000, 50), "large": (320_000, 50)},
+    line=_crps_ensemble,
+)
+
+
+def _crps_normal(p, t, s):
+    z = (t - p) / s
+    density = jnp.exp(-z * z / 2) * math.sqrt(2 / math.pi)
+    return jnp.mean(s * (z * jax.scipy.special.erf(z / math.sqrt(2)) + density - 1 / math.sqrt(math.pi)))
+
+
+add(
+    "crps_normal_loss",
+    lambda rng, size: (normal(rng, size), normal(rng, size), uniform(rng, size)),
+    ELEMENTS,
+    line=_crps_normal,
+    moved=(0, 2),
+)
+
+# Yes or no.
+
+add(
+    "hinge_loss",
+    lambda rng, size: (normal(rng, size), signs(rng, size)),
+    ELEMENTS,
+    line=lambda s, t: jnp.mean(jnp.maximum(0, 1 - t * s)),
 )
