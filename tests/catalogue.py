@@ -13,6 +13,7 @@ from tests.cases import focal as focal
 from tests.cases import images as images
 from tests.cases import quantile as quantile
 from tests.cases import regression as regression
+from tests.cases import robust as robust
 from tests.cases import sequence as sequence
 from tests.cases import vocabulary as vocabulary
 

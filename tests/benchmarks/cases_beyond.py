@@ -2,14 +2,53 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxloss
-from tests.benchmarks.case import ELEMENTS, add, apart, uniform
+from tests.benchmarks.case import ELEMENTS, add, apart, normal, normals, signs, softplus, uniform
+
+# Robust and relative errors.
+
+add(
+    "charbonnier_loss",
+    normals(2),
+    ELEMENTS,
+    line=lambda p, t: jnp.mean(jnp.sqrt((p - t) ** 2 + 1e-6)),
+)
+add(
+    "log_cosh_loss",
+    normals(2),
+    ELEMENTS,
+    line=lambda p, t: jnp.mean(p - t + softplus(-2 * (p - t)) - math.log(2)),
+    optax=lambda optax, p, t: optax.log_cosh(p, t).mean(),
+)
+add(
+    "general_robust_loss",
+    lambda rng, size: (normal(rng, size), normal(rng, size), np.float32(1.5), np.float32(1)),
+    {"small": (1_000,), "cached": (1_000_000,), "large": (16_000_000,)},
+    ours=lambda p, t, alpha, scale: jaxloss.general_robust_loss(p, t, alpha=alpha, scale=scale),
+    line=lambda p, t, alpha, scale: jnp.mean(
+        jnp.abs(alpha - 2) / alpha * ((((p - t) / scale) ** 2 / jnp.abs(alpha - 2) + 1) ** (alpha / 2) - 1)
+    ),
+)
+
+
+def _wing(p, t):
+    error = jnp.abs(p - t)
+    return jnp.mean(jnp.where(error < 10, 10 * jnp.log1p(error / 2), error - 10 + 10 * math.log(6)))
+
+
+add("wing_loss", apart, ELEMENTS, line=_wing)
+add("mape_loss", apart, ELEMENTS, line=lambda p, t: jnp.mean(jnp.abs(p - t) / jnp.maximum(jnp.abs(t), 1e-6)))
+add(
+    "msle_loss",
+    lambda rng, size: (uniform(rng, size), uniform(rng, size)),
+    ELEMENTS,
+    line=lambda p, t: jnp.mean((jnp.log1p(p) - jnp.log1p(t)) ** 2),
+)
 
 # Quantiles.
 
@@ -20,73 +59,48 @@ add(
     ours=functools.partial(jaxloss.quantile_loss, quantiles=0.9),
     line=lambda p, t: jnp.mean(jnp.maximum(0.9 * (t - p), -0.1 * (t - p))),
 )
-
-
-# Boxes and images.
-
-BOXES = {"small": (1_000, 4), "cached": (100_000, 4), "large": (2_000_000, 4)}
-
-
-def _boxes(rng: np.random.RandomState, *shape: int) -> tuple[np.ndarray, ...]:
-    return tuple(np.sort(uniform(rng, *shape[:-1], 2, 2), axis=-2).reshape(shape) for _ in range(2))
-
-
-def _iou(p: Any, t: Any) -> tuple[Any, Any]:
-    """Returns the quotient, and the area of the union."""
-    sides = jnp.maximum(jnp.minimum(p[..., 2:], t[..., 2:]) - jnp.maximum(p[..., :2], t[..., :2]), 0)
-    areas = [(b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (p, t)]
-    overlap = sides[..., 0] * sides[..., 1]
-    union = areas[0] + areas[1] - overlap
-    return overlap / (union + 1e-7), union
-
-
-def _hull(p: Any, t: Any) -> Any:
-    return jnp.maximum(p[..., 2:], t[..., 2:]) - jnp.minimum(p[..., :2], t[..., :2])
-
-
-def _generalized(p: Any, t: Any) -> Any:
-    iou, union = _iou(p, t)
-    hull = jnp.prod(_hull(p, t), axis=-1)
-    return jnp.mean(1 - iou + (hull - union) / (hull + 1e-7))
-
-
-def _distance(p: Any, t: Any) -> Any:
-    centres = (p[..., 2:] + p[..., :2] - t[..., 2:] - t[..., :2]) / 2
-    return 1 - _iou(p, t)[0] + jnp.sum(centres**2, -1) / (jnp.sum(_hull(p, t) ** 2, -1) + 1e-7)
-
-
-def _complete(p: Any, t: Any) -> Any:
-    angles = [jnp.arctan((b[..., 2] - b[..., 0]) / (b[..., 3] - b[..., 1])) for b in (p, t)]
-    v = 4 / math.pi**2 * (angles[1] - angles[0]) ** 2
-    alpha = jax.lax.stop_gradient(v / (1 - _iou(p, t)[0] + v + 1e-7))
-    return jnp.mean(_distance(p, t) + alpha * v)
-
-
-def _ssim(p: Any, t: Any) -> Any:
-    window = jnp.exp(-((jnp.arange(11.0) - 5) ** 2) / 4.5)
-    kernel = jnp.outer(window, window) / jnp.sum(window) ** 2
-
-    def mean(images: Any) -> Any:
-        channels = images.shape[-1]
-        kernels = jnp.broadcast_to(kernel[:, :, None, None], (11, 11, 1, channels)).astype(images.dtype)
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            images, kernels, (1, 1), "VALID", dimension_numbers=layout, feature_group_count=channels
-        )
-
-    p_mean, t_mean = mean(p), mean(t)
-    p_var, t_var, covariance = mean(p * p) - p_mean**2, mean(t * t) - t_mean**2, mean(p * t) - p_mean * t_mean
-    means = (2 * p_mean * t_mean + 1e-4) / (p_mean**2 + t_mean**2 + 1e-4)
-    return 1 - jnp.mean(means * (2 * covariance + 9e-4) / (p_var + t_var + 9e-4))
-
-
-add("box_iou_loss", _boxes, BOXES, line=lambda p, t: jnp.mean(1 - _iou(p, t)[0]))
-add("generalized_box_iou_loss", _boxes, BOXES, line=_generalized)
-add("distance_box_iou_loss", _boxes, BOXES, line=lambda p, t: jnp.mean(_distance(p, t)))
-add("complete_box_iou_loss", _boxes, BOXES, line=_complete)
 add(
-    "ssim_loss",
-    lambda rng, *shape: (uniform(rng, *shape), uniform(rng, *shape)),
-    {"small": (2, 32, 32, 1), "cached": (4, 128, 128, 3), "large": (8, 256, 256, 3)},
-    line=_ssim,
+    "expectile_loss",
+    normals(2),
+    ELEMENTS,
+    ours=functools.partial(jaxloss.expectile_loss, expectile=0.9),
+    line=lambda p, t: jnp.mean(jnp.where(t > p, 0.9, 0.1) * (t - p) ** 2),
+)
+
+
+def _crps_ensemble(x, y):
+    size = x.shape[-1]
+    rank = 2 * jnp.arange(size) - size + 1
+    return jnp.mean(jnp.mean(jnp.abs(x - y[:, None]), -1) - jnp.sort(x) @ rank / size**2)
+
+
+add(
+    "crps_ensemble_loss",
+    lambda rng, rows, size: (normal(rng, rows, size), normal(rng, rows)),
+    {"small": (64, 16), "cached": (20_000, 50), "large": (320_000, 50)},
+    line=_crps_ensemble,
+)
+
+
+def _crps_normal(p, t, s):
+    z = (t - p) / s
+    density = jnp.exp(-z * z / 2) * math.sqrt(2 / math.pi)
+    return jnp.mean(s * (z * jax.scipy.special.erf(z / math.sqrt(2)) + density - 1 / math.sqrt(math.pi)))
+
+
+add(
+    "crps_normal_loss",
+    lambda rng, size: (normal(rng, size), normal(rng, size), uniform(rng, size)),
+    ELEMENTS,
+    line=_crps_normal,
+    moved=(0, 2),
+)
+
+# Yes or no.
+
+add(
+    "hinge_loss",
+    lambda rng, size: (normal(rng, size), signs(rng, size)),
+    ELEMENTS,
+    line=lambda s, t: jnp.mean(jnp.maximum(0, 1 - t * s)),
 )

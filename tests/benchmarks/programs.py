@@ -20,8 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.benchmarks import compiling
-from tests.benchmarks.case import ELEMENTS, Case, Loss
-from tests.benchmarks.cases_beyond import BOXES
+from tests.benchmarks.case import BOXES, ELEMENTS, Case, Loss
 from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import with_module
 
