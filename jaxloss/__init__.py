@@ -99,13 +99,17 @@ from jaxloss.losses.embedding import cosine_similarity as cosine_similarity
 from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
 from jaxloss.losses.embedding import triplet_margin_loss as triplet_margin_loss
 from jaxloss.losses.embedding import triplet_margin_with_distance_loss as triplet_margin_with_distance_loss
+from jaxloss.losses.focal import asymmetric_loss as asymmetric_loss
 from jaxloss.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
+from jaxloss.losses.focal import softmax_focal_loss as softmax_focal_loss
 from jaxloss.losses.likelihood import gaussian_nll_loss as gaussian_nll_loss
 from jaxloss.losses.likelihood import poisson_nll_loss as poisson_nll_loss
 from jaxloss.losses.margin import hinge_embedding_loss as hinge_embedding_loss
 from jaxloss.losses.margin import margin_ranking_loss as margin_ranking_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss
 from jaxloss.losses.margin import multilabel_margin_loss as multilabel_margin_loss
+from jaxloss.losses.polynomial import generalized_cross_entropy as generalized_cross_entropy
+from jaxloss.losses.polynomial import poly_cross_entropy as poly_cross_entropy
 from jaxloss.losses.regression import huber_loss as huber_loss
 from jaxloss.losses.regression import l1_loss as l1_loss
 from jaxloss.losses.regression import mse_loss as mse_loss

@@ -56,6 +56,28 @@ def weighted(weight: jax.Array, loss: jax.Array) -> jax.Array:
     return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)
 
 
+def inverse_or_zero(number: jax.Array) -> jax.Array:
+    """Returns 1 / number, and 0 with every derivative 0 at 0."""
+    vanishes = number == 0
+    return jnp.where(vanishes, 0, 1 / jnp.where(vanishes, 1, number))
+
+
+@derivatives(inverse_or_zero)
+def log_of_total(total: jax.Array) -> jax.Array:
+    """Returns log(total) for total >= 0, at 0 -∞ with every derivative 0: nothing was added up."""
+    return jnp.log(total)
+
+
+@derivatives(
+    lambda weight, prob, loss: weighted(prob, loss),
+    lambda weight, prob, loss: weighted(weight, loss),
+    lambda weight, prob, loss: weight * prob,
+)
+def weighted_twice(weight: jax.Array, prob: jax.Array, loss: jax.Array) -> jax.Array:
+    """Returns weight · prob · loss, where an infinite loss without weight or probability is 0."""
+    return weighted(weight * prob, loss)
+
+
 # These slopes are arithmetic, NaN for NaN: compilers store the masks of comparisons.
 @derivatives(lambda gap: 1 - jnp.sign(jnp.maximum(-gap, 0)))
 def clamped_at_zero(gap: jax.Array) -> jax.Array:
