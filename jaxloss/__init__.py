@@ -104,10 +104,15 @@ from jaxloss.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
 from jaxloss.losses.focal import softmax_focal_loss as softmax_focal_loss
 from jaxloss.losses.likelihood import gaussian_nll_loss as gaussian_nll_loss
 from jaxloss.losses.likelihood import poisson_nll_loss as poisson_nll_loss
+from jaxloss.losses.lovasz import lovasz_hinge_loss as lovasz_hinge_loss
+from jaxloss.losses.lovasz import lovasz_softmax_loss as lovasz_softmax_loss
 from jaxloss.losses.margin import hinge_embedding_loss as hinge_embedding_loss
 from jaxloss.losses.margin import margin_ranking_loss as margin_ranking_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss
 from jaxloss.losses.margin import multilabel_margin_loss as multilabel_margin_loss
+from jaxloss.losses.overlap import dice_loss as dice_loss
+from jaxloss.losses.overlap import generalized_dice_loss as generalized_dice_loss
+from jaxloss.losses.overlap import tversky_loss as tversky_loss
 from jaxloss.losses.polynomial import generalized_cross_entropy as generalized_cross_entropy
 from jaxloss.losses.polynomial import poly_cross_entropy as poly_cross_entropy
 from jaxloss.losses.regression import huber_loss as huber_loss

@@ -245,13 +245,19 @@ def labels_without_weight(
     valid = jnp.ones(targets.shape, bool) if where is None else jnp.broadcast_to(where, targets.shape)
     if ignore_index is not None:
         expected += f" or ignore_index={ignore_index}"
-        compared = index if targets.dtype.itemsize == 8 else targets
-        limits = jnp.iinfo(compared.dtype)
-        if limits.min <= integer("ignore_index", ignore_index) <= limits.max:
-            valid &= compared != np.asarray(ignore_index, compared.dtype)
+        valid &= is_kept(targets, ignore_index)
     is_right = exists | ~valid
     index = index_array("targets", checked(targets, is_right, expected))
     return Labels(jnp.where(exists, index, 0), valid, one_or_nan(is_right, arithmetic_dtype(scores)))
+
+
+def is_kept(targets: jax.Array, ignore_index: int) -> jax.Array:
+    """Returns which integer targets are not the one to ignore, an integer that their dtype need not have."""
+    compared = index_array("targets", targets) if targets.dtype.itemsize == 8 else targets
+    limits = jnp.iinfo(compared.dtype)
+    if limits.min <= integer("ignore_index", ignore_index) <= limits.max:
+        return compared != np.asarray(ignore_index, compared.dtype)
+    return jnp.ones_like(targets, bool)
 
 
 def _check_shape_of_labels(targets: jax.Array, name: str, scores: jax.Array, classes: ClassAxis) -> None:

@@ -13,6 +13,8 @@ from jaxloss._core.checks import checked, one_or_nan
 
 Elementwise = Callable[..., jax.Array]
 
+LARGEST_PROBABILITY = 1 + 1e-6  # what softmax may round to
+
 
 def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
     """Gives an elementwise function its partial derivatives in closed form, one for each argument.
@@ -150,10 +152,12 @@ def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     return checked(targets, fill_masked(where, is_sign, True), "targets: expected 1 or -1")
 
 
-def checked_probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns an array; under `checkify` an unmasked number outside [0, 1] is an error."""
+def checked_probabilities(
+    name: str, array: jax.Array, where: jax.Array | None, largest: float = 1
+) -> jax.Array:
+    """Returns an array; under `checkify` an unmasked number outside [0, 1], or [0, largest], is an error."""
     (wide,) = widened(array)
-    valid = fill_masked(where, (wide >= 0) & (wide <= 1), True)
+    valid = fill_masked(where, (wide >= 0) & (wide <= largest), True)
     return checked(array, valid, f"{name}: expected probabilities in [0, 1]")
 
 

@@ -316,9 +316,7 @@ def _clipped_miss(logits: jax.Array, targets: jax.Array, clip: jax.Array) -> jax
     return targets * sigmoid(-logits) + (1 - targets) * _excess(logits, clip)
 
 
-def _asymmetric_focus(
-    logits: jax.Array, targets: jax.Array, gamma: jax.Array, clip: jax.Array
-) -> jax.Array:
+def _asymmetric_focus(logits: jax.Array, targets: jax.Array, gamma: jax.Array, clip: jax.Array) -> jax.Array:
     return jnp.exp(weighted(gamma, log_of_total(_clipped_miss(logits, targets, clip))))
 
 
