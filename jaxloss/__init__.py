@@ -115,6 +115,7 @@ from jaxloss.losses.overlap import generalized_dice_loss as generalized_dice_los
 from jaxloss.losses.overlap import tversky_loss as tversky_loss
 from jaxloss.losses.polynomial import generalized_cross_entropy as generalized_cross_entropy
 from jaxloss.losses.polynomial import poly_cross_entropy as poly_cross_entropy
+from jaxloss.losses.quantile import quantile_loss as quantile_loss
 from jaxloss.losses.regression import huber_loss as huber_loss
 from jaxloss.losses.regression import l1_loss as l1_loss
 from jaxloss.losses.regression import mse_loss as mse_loss

@@ -1,4 +1,4 @@
-"""An entry of the catalogue: one loss in one situation that must equal PyTorch.
+"""An entry of the catalogue: one loss in one situation that must equal PyTorch, or its formula.
 
 Arrays are float64 or integer NumPy arrays under the names of the loss's own arguments, drawn from
 `RandomState`, whose stream is the same in every version of NumPy.
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxloss
+from tests.formulas import BEYOND_PYTORCH
 
 REDUCTIONS = ("none", "mean", "sum")
 Arrays = Mapping[str, np.ndarray]
@@ -29,7 +30,12 @@ class Case(NamedTuple):
     arrays: dict[str, np.ndarray]
     options: dict[str, Any]
     smooth: bool  # twice differentiable at this point, so that finite differences apply
-    gradients: tuple[str, ...]  # the arguments whose gradients equal PyTorch's
+    gradients: tuple[str, ...]  # the arguments whose gradients are compared
+
+    @property
+    def is_beyond_pytorch(self) -> bool:
+        """Whether the loss is compared with its formula, and not with PyTorch."""
+        return self.loss in BEYOND_PYTORCH
 
     @property
     def axis(self) -> int | None:
@@ -73,6 +79,14 @@ class Case(NamedTuple):
             else array
             for name, array in arrays.items()
         }
+
+    def moved_to(self, arrays: Mapping[str, np.ndarray], point: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays with the numbers of a point, one after the other, in those with gradients."""
+        moved, start = dict(arrays), 0
+        for name in self.gradients:
+            moved[name] = point[start : start + arrays[name].size].reshape(arrays[name].shape)
+            start += arrays[name].size
+        return moved
 
     def digest(self) -> str:
         """Returns a fingerprint of all that PyTorch's answer depends on."""
@@ -173,6 +187,10 @@ def add(
     name = f"{loss}-{situation}"
     rng = np.random.RandomState(zlib.crc32(name.encode()))
     arrays = {argument: np.asarray(array) for argument, array in make(rng).items()}
+    if loss in BEYOND_PYTORCH:  # numbers that float32 has, so that one truth serves both dtypes
+        arrays = {
+            n: a.astype(np.float32).astype(float) if a.dtype.kind == "f" else a for n, a in arrays.items()
+        }
     if gradients is None:
         gradients = tuple(n for n, a in arrays.items() if a.dtype.kind == "f" and "weight" not in n)
     CASES.append(Case(name, loss, arrays, options, smooth, gradients))

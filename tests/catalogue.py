@@ -1,4 +1,4 @@
-"""Every loss in every situation that must equal PyTorch: what `test_contract` runs through its laws."""
+"""Every loss in every situation that must equal PyTorch or its formula: what `test_contract` tests."""
 
 from tests.case import CASES as CASES
 from tests.case import REDUCTIONS as REDUCTIONS
@@ -9,6 +9,7 @@ from tests.cases import binary as binary
 from tests.cases import classification as classification
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
+from tests.cases import quantile as quantile
 from tests.cases import regression as regression
 from tests.cases import sequence as sequence
 from tests.cases import vocabulary as vocabulary

@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxloss
 from tests.case import Case
+from tests.formulas import BEYOND_PYTORCH
 
 # The situations that are points, under the names that rows give them; those of batches need no points.
 SITUATIONS = {
@@ -50,6 +51,11 @@ class Subject(NamedTuple):
         given += [name for name in self.names if name in ("weight", "pos_weight")]
         soft = self.loss == "cross_entropy" and "targets" in self.moved
         return ", ".join([self.loss, *given, *(["probabilities"] if soft else [])])
+
+    @property
+    def is_beyond_pytorch(self) -> bool:
+        """Whether PyTorch does not have the loss, so that the row has no answers of its."""
+        return self.loss in BEYOND_PYTORCH
 
     def cases(self) -> dict[str, list[Case]]:
         """Returns the points of each situation as entries of the catalogue."""

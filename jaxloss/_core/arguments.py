@@ -68,8 +68,24 @@ def agree(**arrays: Any) -> list[jax.Array]:
     converted = [as_array(name, array) for name, array in arrays.items()]
     if len({array.shape for array in converted}) > 1:
         raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}")
-    split = next((array for array in converted if any(_layout(array)[1])), converted[0])
-    return [laid_out_as(split, array) for array in converted]
+    return _laid_out_as_first_split(converted)
+
+
+def agree_but_for_last_axis(**arrays: Any) -> list[jax.Array]:
+    """Returns an array, and others that lack its last axis with one of size 1; laid out alike on a mesh."""
+    first, *others = (as_array(name, array) for name, array in arrays.items())
+    if not first.ndim or any(other.shape != first.shape[:-1] for other in others):
+        name, *names = arrays
+        raise ValueError(
+            f"{_and(names)} must have the shape of {name} without its last axis, "
+            f"got {_and(arrays, [first, *others])}"
+        )
+    return _laid_out_as_first_split([first, *(jnp.expand_dims(other, -1) for other in others)])
+
+
+def _laid_out_as_first_split(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    split = next((array for array in arrays if any(_layout(array)[1])), arrays[0])
+    return [laid_out_as(split, array) for array in arrays]
 
 
 def values(**arrays: Any) -> list[jax.Array]:

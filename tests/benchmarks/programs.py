@@ -20,7 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.benchmarks import compiling
-from tests.benchmarks.cases import CASES, ELEMENTS, Case, Loss
+from tests.benchmarks.case import ELEMENTS, Case, Loss
+from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import with_module
 
 Record = dict[str, Any]

@@ -1,0 +1,6 @@
+"""Every loss that is timed."""
+
+from tests.benchmarks import cases as cases
+from tests.benchmarks import cases_beyond as cases_beyond
+from tests.benchmarks.case import CASES as CASES
+from tests.benchmarks.case import publics as publics
