@@ -3,6 +3,7 @@
 All but `from_host` runs while a loss is traced, and costs nothing per call.
 """
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -163,6 +164,15 @@ def mask(where: ArrayLike | None, like: jax.Array, without: Sequence[int] = ()) 
 def fill_masked(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Array:
     """Returns `array` with `fill` where the mask is False, so that no arithmetic sees what was there."""
     return array if where is None else jnp.where(where, array, jnp.asarray(fill, array.dtype))
+
+
+def any_left(where: jax.Array | None, shape: Sequence[int], axes: Sequence[int]) -> jax.Array | None:
+    """Returns where a mask over a shape leaves something along some of its axes; None is everywhere."""
+    if where is None:
+        if math.prod(shape[axis] for axis in axes) != 0:
+            return None
+        where = jnp.zeros([1] * len(shape), bool)
+    return jnp.any(where, tuple(axes))
 
 
 def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) -> jax.Array:

@@ -126,9 +126,8 @@ def softmax_focal_loss(
         >>> jaxloss.softmax_focal_loss(logits, jnp.array([0, 1]))
         Array(0.4243, dtype=float32)
 
-    Differences from PyTorch:
-        * PyTorch and torchvision have no softmax focal loss. The mean of kornia's and MONAI's also divides
-          by the number of classes.
+    Differences from other libraries:
+        * The mean of kornia's and MONAI's loss also divides by the number of classes.
         * 1 - p[y] is never computed by subtraction, so confident predictions keep their precision, and
           value and gradient are finite for gamma < 1. Where the loss is infinite, its second derivative is
           NaN.
@@ -194,9 +193,8 @@ def asymmetric_loss(
         >>> jaxloss.asymmetric_loss(logits, jnp.array([1, 1, 0]), reduction="none")
         Array([0.0151, 0.9601, 0.    ], dtype=float32)
 
-    Differences from PyTorch:
-        * PyTorch has no asymmetric loss. The original sums over the elements, and timm divides by the
-          number of rows.
+    Differences from other libraries:
+        * The original sums over the elements, and timm divides by the number of rows.
         * The logarithms have no lower bound: a wrong logit of -30 costs 30 with gradient -1, not 18.4 with
           gradient 0. Where the loss is infinite, its second derivative is NaN.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, as_array, fill_masked, mask, widened
+from jaxloss._core.arguments import agree, any_left, as_array, fill_masked, mask, widened
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import ClassAxis, labels_without_weight
 from jaxloss._core.decorator import compiled
@@ -77,9 +77,10 @@ def lovasz_hinge_loss(
     logits, targets = widened(*(fill_masked(where, array) for array in (logits, targets)))
     targets *= one_or_nan((targets == 0) | (targets == 1), targets.dtype)
     errors = positive_part(1 - logits * (2 * targets - 1))
+    seen = any_left(where, logits.shape, range(not batch, logits.ndim))
     valid = jnp.ones_like(targets, bool) if where is None else jnp.broadcast_to(where, targets.shape)
     errors, true, valid = (_rows(array, 0 if batch else 1) for array in (errors, targets == 1, valid))
-    return reduce_losses(_extension(errors, true, valid), None, jnp.any(valid, -1), reduction)
+    return reduce_losses(_extension(errors, true, valid), None, seen, reduction)
 
 
 @compiled(static=("axis", "batch", "classes", "ignore_index", "reduction"))

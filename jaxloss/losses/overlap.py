@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import (
     agree,
+    any_left,
     as_array,
     broadcastable,
     fill_masked,
@@ -77,9 +78,9 @@ def dice_loss(
         >>> jaxloss.dice_loss(probs, jnp.array([[0, 1, 1]]))
         Array(0.3704, dtype=float32)
 
-    Differences from PyTorch:
-        * PyTorch has no dice loss. For a class without a true pixel, this one and MONAI's are near 1, Keras's
-          is 1, and that of segmentation-models-pytorch 0, which its mean still counts.
+    Differences from other libraries:
+        * For a class without a true pixel, this loss and MONAI's are near 1, Keras's is 1, and that of
+          segmentation-models-pytorch is 0, which its mean still counts.
         * Weights divide the mean, too; MONAI's only multiply.
 
     Source:
@@ -149,8 +150,8 @@ def tversky_loss(
         >>> jaxloss.tversky_loss(probs, jnp.array([[0, 1, 1]]), alpha=0.3, beta=0.7)
         Array(0.3622, dtype=float32)
 
-    Differences from PyTorch:
-        * PyTorch has no Tversky loss. Keras's alpha weighs false negatives and its beta false positives.
+    Differences from other libraries:
+        * Keras's alpha weighs false negatives and its beta false positives.
 
     Source:
         S. Salehi et al. (2017), Tversky Loss Function for Image Segmentation. N. Abraham and N. Khan
@@ -277,9 +278,9 @@ class _Regions(NamedTuple):
         return jnp.moveaxis(sums, 0, -1) if image else sums
 
     def seen(self) -> jax.Array | None:
-        """Returns whether an image, or the batch, has a pixel that is not masked."""
-        valid = self.valid
-        return None if valid is None else jnp.any(valid, range(not self.batch, valid.ndim))
+        """Returns whether an image, or the batch, has a pixel that is not masked; None is all of them."""
+        shape = [size for axis, size in enumerate(self.predicted.shape) if axis != self.axis]
+        return any_left(self.valid, shape, range(not self.batch, len(shape)))
 
     def reduce(
         self,

@@ -142,9 +142,8 @@ def generalized_cross_entropy(
         >>> jaxloss.generalized_cross_entropy(logits, jnp.array([0, 1]))
         Array(0.6249, dtype=float32)
 
-    Differences from PyTorch:
-        * PyTorch has no generalized cross-entropy. Keras takes probabilities, and its gradient at
-          probability 0 is infinite or NaN; here it is 0.
+    Differences from other libraries:
+        * Keras takes probabilities, and its gradient at probability 0 is infinite or NaN; here it is 0.
 
     Source:
         Z. Zhang and M. R. Sabuncu (2018), Generalized Cross Entropy Loss for Training Deep Neural Networks
