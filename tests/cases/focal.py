@@ -37,17 +37,17 @@ def softmax_focal_loss(logits, targets, axis=-1, gamma=2, weight=None, ignore_in
     return of_labels(loss, logits, targets, axis, weight, ignore_index)
 
 
-add("softmax_focal_loss", "rows", classes(5, 6))
-add("softmax_focal_loss", "one", classes(6))
+add("softmax_focal_loss", "rows", classes(4, 4))
+add("softmax_focal_loss", "one", classes(4))
 add(
     "softmax_focal_loss",
     "image-weight-ignored",
-    classes(4, 6, 2, axis=1, ignored=255, weight=True),
+    classes(3, 4, 2, axis=1, ignored=255, weight=True),
     axis=1,
     ignore_index=255,
     gamma=0.5,
 )
-add("softmax_focal_loss", "cross-entropy", classes(5, 6, weight=True), gamma=0.0)
+add("softmax_focal_loss", "cross-entropy", classes(4, 4, weight=True), gamma=0.0)
 _far = {
     "logits": np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [-60.0, 0.0, 1.0], [60.0, 0.0, -60.0]]),
     "targets": np.array([0, 0, 1, 0]),
@@ -83,7 +83,7 @@ def asymmetric_loss(logits, targets, gamma_neg=4, gamma_pos=1, clip=0.05, stop_f
     return times(frozen(focus) if stop_focus_gradient else focus, base)
 
 
-add("asymmetric_loss", "matrix", _binary(6, 3))
+add("asymmetric_loss", "matrix", _binary(4, 2))
 add("asymmetric_loss", "scalar", _binary())
 add("asymmetric_loss", "frozen", _binary(6), smooth=False, stop_focus_gradient=True)
 add("asymmetric_loss", "options", _binary(6), gamma_neg=0.5, gamma_pos=0.0, clip=0.2)

@@ -62,12 +62,12 @@ _ties = {
     "targets": np.array([[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]]),
 }
 add("lovasz_hinge_loss", "ties", lambda rng: _ties, smooth=False)
-add("lovasz_softmax_loss", "images", images(4, 5, 4), batch=False)
-add("lovasz_softmax_loss", "batch", images(4, 5, 4, ignored=-100))
+add("lovasz_softmax_loss", "images", images(4, 4, 4), batch=False)
+add("lovasz_softmax_loss", "batch", images(4, 4, 4, ignored=-100))
 add(
     "lovasz_softmax_loss",
     "image-all-ignored",
-    images(4, 4, 2, 3, axis=1, ignored=255),
+    images(4, 4, 2, 2, axis=1, ignored=255),
     axis=1,
     batch=False,
     classes="all",

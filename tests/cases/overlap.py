@@ -97,7 +97,7 @@ def tversky_loss(
         hits = total(p * t) + Decimal(smooth)
         misses = Decimal(alpha) * total(p * (1 - t)) + Decimal(beta) * total((1 - p) * t)
         shortfall = 1 - _share(hits, hits + misses)
-        return power(kinked(shortfall) if gamma < 1 else shortfall, Decimal(gamma))
+        return shortfall if gamma == 1 else power(kinked(shortfall), Decimal(gamma))
 
     options = include_background, skip_absent, weight, ignore_index
     return _of_classes(loss, probs, targets, axis, batch, *options)
@@ -148,28 +148,28 @@ def _binary(*shape: int, ignored: int | None = None) -> Callable[[np.random.Rand
 
 
 for _loss in ("dice_loss", "tversky_loss"):
-    add(_loss, "labels", images(4, 5, 4))
+    add(_loss, "labels", images(4, 4, 4))
     add(_loss, "soft", _soft(4, 3, 2), smooth=0.5)
     add(_loss, "binary", _binary(4, 2, 3, ignored=-100), axis=None)
     add(
         _loss,
         "image-weight-ignored",
-        images(4, 4, 2, 3, axis=1, ignored=255, weight=True),
+        images(4, 4, 2, 2, axis=1, ignored=255, weight=True),
         axis=1,
         ignore_index=255,
         include_background=False,
         skip_absent=True,
     )
-    add(_loss, "batch", images(4, 5, 4), batch=True, smooth=0.0)
-add("dice_loss", "squared", images(4, 5, 4), squared=True)
-add("tversky_loss", "focal", images(4, 5, 4), alpha=0.3, beta=0.7, gamma=0.75)
+    add(_loss, "batch", images(4, 4, 4), batch=True, smooth=0.0)
+add("dice_loss", "squared", images(4, 4, 4), squared=True)
+add("tversky_loss", "focal", images(4, 4, 4), alpha=0.3, beta=0.7, gamma=0.75)
 _extreme = {
     "probs": np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.5, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]),
     "targets": np.zeros((3, 2), int),
 }
-add("generalized_dice_loss", "labels", images(4, 5, 4))
+add("generalized_dice_loss", "labels", images(4, 4, 4))
 add("generalized_dice_loss", "soft", _soft(4, 3, 2), smooth=0.5)
-add("generalized_dice_loss", "image-batch", images(4, 4, 2, 3, axis=1), axis=1, batch=True, smooth=0.0)
+add("generalized_dice_loss", "image-batch", images(4, 4, 2, 2, axis=1), axis=1, batch=True, smooth=0.0)
 for _loss in ("dice_loss", "tversky_loss", "generalized_dice_loss"):
     add(_loss, "extreme", lambda rng: _extreme, smooth=False)
 

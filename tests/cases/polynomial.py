@@ -37,21 +37,21 @@ def poly_cross_entropy(
     return losses, counted * of_label.reshape(np.shape(targets))
 
 
-add("poly_cross_entropy", "rows", classes(5, 6))
-add("poly_cross_entropy", "one", classes(6), epsilon=-1.0)
+add("poly_cross_entropy", "rows", classes(4, 4))
+add("poly_cross_entropy", "one", classes(4), epsilon=-1.0)
 add(
     "poly_cross_entropy",
     "image-weight-smoothed-ignored",
-    classes(4, 6, 2, axis=1, ignored=255, weight=True),
+    classes(3, 4, 2, axis=1, ignored=255, weight=True),
     axis=1,
     ignore_index=255,
     label_smoothing=0.2,
 )
-add("poly_cross_entropy", "probabilities", classes(5, 6, soft=True))
+add("poly_cross_entropy", "probabilities", classes(4, 4, soft=True))
 add(
     "poly_cross_entropy",
     "probabilities-weight-smoothed",
-    classes(4, 6, 3, axis=1, soft=True, weight=True),
+    classes(3, 4, 2, axis=1, soft=True, weight=True),
     axis=1,
     label_smoothing=0.2,
     epsilon=0.5,
@@ -80,12 +80,12 @@ def generalized_cross_entropy(logits, targets, axis=-1, q=0.7, ignore_index=-100
     return of_labels(loss, logits, targets, axis, None, ignore_index)
 
 
-add("generalized_cross_entropy", "rows", classes(5, 6))
-add("generalized_cross_entropy", "one", classes(6), q=1.0)
+add("generalized_cross_entropy", "rows", classes(4, 4))
+add("generalized_cross_entropy", "one", classes(4), q=1.0)
 add(
     "generalized_cross_entropy",
     "image-ignored",
-    classes(4, 6, 2, axis=1, ignored=255),
+    classes(3, 4, 2, axis=1, ignored=255),
     axis=1,
     ignore_index=255,
     q=0.25,
