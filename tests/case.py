@@ -19,6 +19,13 @@ import jaxloss
 from tests.formulas import BEYOND_PYTORCH
 
 REDUCTIONS = ("none", "mean", "sum")
+OF_REGIONS = {
+    "dice_loss",
+    "tversky_loss",
+    "generalized_dice_loss",
+    "lovasz_hinge_loss",
+    "lovasz_softmax_loss",
+}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -40,11 +47,20 @@ class Case(NamedTuple):
     @property
     def axis(self) -> int | None:
         """The class axis, or None for a loss without one."""
-        parameters = inspect.signature(getattr(jaxloss, self.loss)).parameters
-        if "axis_name" not in parameters or "kernel" in parameters:
+        axis = self._option("axis")
+        if axis is None or "kernel" in self.arrays:
             return None
-        scores = next(iter(self.arrays.values()))
-        return self.options.get("axis", -1) % scores.ndim
+        return axis % next(iter(self.arrays.values())).ndim
+
+    @property
+    def is_of_regions(self) -> bool:
+        """Whether the loss relates the pixels of an image, so that the mask has more places than losses."""
+        return self.loss in OF_REGIONS
+
+    def _option(self, name: str) -> Any:
+        """Returns the value of an option, or None for a loss that does not have it."""
+        parameters = inspect.signature(getattr(jaxloss, self.loss)).parameters
+        return self.options.get(name, parameters[name].default) if name in parameters else None
 
     @property
     def batched(self) -> tuple[str, ...]:
@@ -55,6 +71,8 @@ class Case(NamedTuple):
             return ()
         if self.loss == "ctc_loss" and self.arrays["targets"].ndim == 1:
             return ()  # one sample, or targets without rows
+        if self._option("batch"):
+            return ()  # one loss of all samples
         size = first.shape[self.batch_axis(name)] if first.ndim else None
         return tuple(
             name
@@ -108,7 +126,10 @@ class Case(NamedTuple):
         return getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
 
     def shape(self, arrays: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape of the losses before they are reduced."""
+        """Returns the shape of the mask: of the losses before they are reduced, or of pixels."""
+        if self.is_of_regions:
+            shape = next(iter(arrays.values())).shape
+            return shape if self.axis is None else tuple(np.delete(shape, self.axis).tolist())
         return jax.eval_shape(functools.partial(self, reduction="none"), dict(arrays)).shape
 
     def answer(self, arrays: Mapping[str, Any], reduction: str = "mean", **mask: Any) -> dict[str, jax.Array]:

@@ -194,6 +194,25 @@ def log_softmax(scores):
     return [score - norm for score in scores]
 
 
+def of_labels(
+    loss: Callable[[list[Decimal], int], Decimal],
+    logits: np.ndarray,
+    targets: np.ndarray,
+    axis: int,
+    weight: np.ndarray | None,
+    ignore_index: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns weight[y] · loss of the log-probabilities and the label y of each position, and weight[y]."""
+    scores = np.moveaxis(logits, axis, -1)
+    losses, weights = (np.full(np.shape(targets), Decimal(0)) for _ in range(2))
+    for place in np.ndindex(*np.shape(targets)):
+        label = targets[place]
+        if label != ignore_index:
+            weights[place] = Decimal(1) if weight is None else weight[label]
+            losses[place] = times(weights[place], loss(log_softmax(scores[place]), label))
+    return losses, weights
+
+
 @formula
 def cross_entropy(logits, targets, weight=None, label_smoothing=0):
     count, smoothing = len(logits), Decimal(label_smoothing)

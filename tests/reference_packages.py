@@ -4,7 +4,8 @@
 entries of the catalogue that the package can answer. Arguments name the losses, by default all. pytest does
 not run it. It needs
 
-    pip install torch==2.13.0 torchvision==0.28.0 scikit-learn pytorch-msssim dm_pix
+    pip install torch==2.13.0 torchvision==0.28.0 scikit-learn kornia timm monai optax keras
+    pip install segmentation-models-pytorch pytorch-msssim dm_pix
 """
 
 import functools
@@ -97,6 +98,186 @@ def dm_pix(package, predictions, targets, window_size=11, sigma=1.5, **options):
             predictions, targets, filter_size=window_size, filter_sigma=sigma, **options
         )
         return 1 - np.asarray(similarity)
+
+
+# Classes. These packages have the classes on axis 1.
+
+
+def _classes_second(logits, targets, axis):
+    """Returns logits with the classes on axis 1, and the shape of the losses."""
+    logits = np.moveaxis(logits, axis, -1)
+    return logits.reshape(-1, logits.shape[-1]), np.reshape(targets, -1), logits.shape[:-1]
+
+
+@reference("kornia.losses")
+def softmax_focal_loss(losses, logits, targets, axis=-1, gamma=2.0, weight=None, ignore_index=-100):
+    import torch
+
+    logits, targets, shape = _classes_second(logits, targets, axis)
+    arrays = torch.tensor(logits), torch.tensor(targets)
+    weight = None if weight is None else torch.tensor(weight)
+    found = losses.focal_loss(*arrays, None, gamma, "none", weight=weight, ignore_index=ignore_index)
+    return found.sum(1).numpy().reshape(shape)
+
+
+@reference("timm.loss")
+def asymmetric_loss(
+    loss, logits, targets, gamma_neg=4.0, gamma_pos=1.0, clip=0.05, stop_focus_gradient=False
+):
+    import torch
+
+    if np.abs(logits).max() > 15:
+        return None  # its logarithms are bounded
+    options = gamma_neg, gamma_pos, clip, 1e-30, stop_focus_gradient
+    function = loss.AsymmetricLossMultiLabel(*options, reduction="none")  # in float32
+    return function(torch.tensor(logits), torch.tensor(targets)).numpy()
+
+
+@reference("optax.losses")
+def poly_cross_entropy(
+    losses, logits, targets, axis=-1, epsilon=2.0, weight=None, ignore_index=-100, label_smoothing=0.0
+):
+    import jax
+
+    if weight is not None or label_smoothing:
+        return None
+    with jax.enable_x64(True):
+        probs = (
+            np.moveaxis(np.eye(logits.shape[axis])[targets], -1, axis)
+            if targets.dtype.kind == "i"
+            else targets
+        )
+        return np.asarray(losses.poly_loss_cross_entropy(logits, probs, epsilon=epsilon, axis=axis))
+
+
+@reference("keras.losses")
+def generalized_cross_entropy(losses, logits, targets, axis=-1, q=0.7, ignore_index=-100):
+    if q == 1 or np.abs(logits).max() > 15:
+        return None  # its q is below 1, and its probabilities are bounded
+    logits, targets, shape = _classes_second(logits, targets, axis)
+    odds, kept = np.exp(logits), targets != ignore_index
+    probs = odds / odds.sum(-1, keepdims=True)
+    labels = np.where(kept, targets, 0)
+    function = losses.CategoricalGeneralizedCrossEntropy(q, reduction=None)  # in float32
+    return (np.asarray(function(labels, probs)) * kept).reshape(shape)
+
+
+# Regions. The packages have the classes on axis 1, and pixels to ignore are left out of both arguments.
+
+
+def _regions(probs, targets, axis, ignore_index):
+    """Returns tensors of shape (N, C, pixels)."""
+    import torch
+
+    if axis is None:
+        probs, kept, targets = probs[:, None], targets != ignore_index, targets[:, None]
+    elif targets.ndim < probs.ndim:
+        kept = targets != ignore_index
+        targets = np.moveaxis(np.eye(probs.shape[axis])[np.where(kept, targets, 0)], -1, 1)
+        probs = np.moveaxis(probs, axis, 1)
+    else:
+        probs, targets = (np.moveaxis(array, axis, 1) for array in (probs, targets))
+        kept = np.ones_like(probs[:, 0], bool)
+    return [torch.tensor((array * kept[:, None]).reshape(*array.shape[:2], -1)) for array in (probs, targets)]
+
+
+def _of_monai(
+    loss,
+    smooth,
+    probs,
+    targets,
+    axis,
+    batch,
+    include_background,
+    skip_absent,
+    weight,
+    ignore_index,
+    **options,
+):
+    probs, targets = _regions(probs, targets, axis, ignore_index)
+    options |= {"smooth_nr": smooth, "smooth_dr": smooth, "batch": batch, "reduction": "none"}
+    found = loss(**options)(probs, targets.double()).numpy()
+    found = found.reshape(*found.shape[:1] if batch else found.shape[:2])
+    if weight is not None:
+        found = found * weight
+    if skip_absent:
+        found = found * (targets.numpy().sum(-1) > 0)
+    if axis is None:
+        return found[..., 0]
+    return found if include_background else found[..., 1:]
+
+
+@reference("monai.losses")
+def dice_loss(
+    losses,
+    probs,
+    targets,
+    axis=-1,
+    smooth=1e-5,
+    squared=False,
+    batch=False,
+    include_background=True,
+    skip_absent=False,
+    weight=None,
+    ignore_index=-100,
+):
+    arrays = probs, targets, axis, batch, include_background, skip_absent, weight, ignore_index
+    return _of_monai(losses.DiceLoss, smooth, *arrays, squared_pred=squared)
+
+
+@reference("monai.losses")
+def tversky_loss(
+    losses,
+    probs,
+    targets,
+    axis=-1,
+    alpha=0.5,
+    beta=0.5,
+    gamma=1.0,
+    smooth=1e-5,
+    batch=False,
+    include_background=True,
+    skip_absent=False,
+    weight=None,
+    ignore_index=-100,
+):
+    arrays = probs, targets, axis, batch, include_background, skip_absent, None, ignore_index
+    found = _of_monai(losses.TverskyLoss, smooth, *arrays, alpha=alpha, beta=beta) ** gamma
+    return found if weight is None else found * weight[0 if include_background else 1 :]
+
+
+@reference("monai.losses")
+def generalized_dice_loss(losses, probs, targets, axis=-1, smooth=1e-5, batch=False):
+    import torch
+
+    def w(sizes):  # in float64, and not in MONAI's float32
+        return torch.reciprocal(sizes.double() ** 2)
+
+    probs, targets = _regions(probs, targets, axis, None)
+    loss = losses.GeneralizedDiceLoss(smooth_nr=smooth, smooth_dr=smooth, batch=batch, reduction="none")
+    loss.w_func = w
+    found = loss(probs, targets.double()).numpy()
+    return found.reshape(()) if batch else found[:, 0, 0]
+
+
+@reference("segmentation_models_pytorch.losses.lovasz")
+def lovasz_hinge_loss(lovasz, logits, targets, batch=False):
+    logits, targets = (array.float() for array in _regions(logits, targets, None, None))  # as its gradient
+    rows = [slice(None)] if batch else [slice(n, n + 1) for n in range(len(logits))]
+    found = [lovasz._lovasz_hinge(logits[row], targets[row], per_image=False).item() for row in rows]
+    return np.array(found[0] if batch else found)
+
+
+@reference("segmentation_models_pytorch.losses.lovasz")
+def lovasz_softmax_loss(lovasz, probs, targets, axis=-1, batch=True, classes="present", ignore_index=-100):
+    import torch
+
+    probs, targets = torch.tensor(np.moveaxis(probs, axis, 1)).float(), torch.tensor(targets)
+    probs = probs.reshape(*probs.shape[:2], -1, 1)
+    targets = targets.reshape(len(targets), -1, 1)
+    rows = [slice(None)] if batch else [slice(n, n + 1) for n in range(len(probs))]
+    found = [lovasz._lovasz_softmax(probs[row], targets[row], classes, False, ignore_index) for row in rows]
+    return np.array(found[0] if batch else found, float)
 
 
 def main() -> None:

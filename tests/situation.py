@@ -86,7 +86,7 @@ def _of_nothing(one: Case) -> dict[str, list[Case]]:
     masked = [one._replace(arrays=rows(2, np.nan), options={**one.options, "where": np.array(False)})]
     options = inspect.signature(getattr(jaxloss, one.loss)).parameters
     if "ignore_index" in options and one.arrays["targets"].dtype.kind == "i":
-        masked.append(one._replace(arrays={**rows(2), "targets": np.array([-100, -100])}))
+        masked.append(one._replace(arrays=rows(2) | {"targets": np.full_like(rows(2)["targets"], -100)}))
     return {"empty": [one._replace(arrays=rows(0))], "masked": masked}
 
 

@@ -3,6 +3,7 @@
 All but `from_host` runs while a loss is traced, and costs nothing per call.
 """
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -173,6 +174,15 @@ def masked_items(
     where = mask(where, arrays[0], inner)
     behind = None if where is None else jnp.expand_dims(where, inner)
     return [fill_masked(behind, array) for array in arrays], where
+
+
+def any_left(where: jax.Array | None, shape: Sequence[int], axes: Sequence[int]) -> jax.Array | None:
+    """Returns where a mask over a shape leaves something along some of its axes; None is everywhere."""
+    if where is None:
+        if math.prod(shape[axis] for axis in axes) != 0:
+            return None
+        where = jnp.zeros([1] * len(shape), bool)
+    return jnp.any(where, tuple(axes))
 
 
 def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) -> jax.Array:

@@ -13,6 +13,8 @@ from jaxloss._core.checks import checked, one_or_nan
 
 Elementwise = Callable[..., jax.Array]
 
+LARGEST_PROBABILITY = 1 + 1e-6  # what softmax may round to
+
 
 def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
     """Gives an elementwise function its partial derivatives in closed form, one for each argument.
@@ -87,6 +89,28 @@ def _reciprocal_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tu
     return inverse, -inverse * (inverse * tangents[0])
 
 
+def inverse_or_zero(number: jax.Array) -> jax.Array:
+    """Returns 1 / number, and 0 with every derivative 0 at 0."""
+    vanishes = number == 0
+    return jnp.where(vanishes, 0, 1 / jnp.where(vanishes, 1, number))
+
+
+@derivatives(inverse_or_zero)
+def log_of_total(total: jax.Array) -> jax.Array:
+    """Returns log(total) for total >= 0, at 0 -∞ with every derivative 0: nothing was added up."""
+    return jnp.log(total)
+
+
+@derivatives(
+    lambda weight, prob, loss: weighted(prob, loss),
+    lambda weight, prob, loss: weighted(weight, loss),
+    lambda weight, prob, loss: weight * prob,
+)
+def weighted_twice(weight: jax.Array, prob: jax.Array, loss: jax.Array) -> jax.Array:
+    """Returns weight · prob · loss, where an infinite loss without weight or probability is 0."""
+    return weighted(weight * prob, loss)
+
+
 # These slopes are arithmetic, NaN for NaN: compilers store the masks of comparisons.
 @derivatives(lambda gap: 1 - jnp.sign(jnp.maximum(-gap, 0)))
 def clamped_at_zero(gap: jax.Array) -> jax.Array:
@@ -159,10 +183,12 @@ def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     return checked(targets, fill_masked(where, is_sign, True), "targets: expected 1 or -1")
 
 
-def checked_probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns an array; under `checkify` an unmasked number outside [0, 1] is an error."""
+def checked_probabilities(
+    name: str, array: jax.Array, where: jax.Array | None, largest: float = 1
+) -> jax.Array:
+    """Returns an array; under `checkify` an unmasked number outside [0, 1], or [0, largest], is an error."""
     (wide,) = widened(array)
-    valid = fill_masked(where, (wide >= 0) & (wide <= 1), True)
+    valid = fill_masked(where, (wide >= 0) & (wide <= largest), True)
     return checked(array, valid, f"{name}: expected probabilities in [0, 1]")
 
 
