@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import agree, integer, masked_items, widened
 from jaxloss._core.decorator import compiled, not_negative, positive
-from jaxloss._core.derivatives import quotient
+from jaxloss._core.derivatives import clamped_at_zero, quotient
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -76,10 +74,10 @@ def ssim_loss(
         jnp.square(jnp.asarray(k, predictions.dtype) * jnp.asarray(max_val, predictions.dtype))
         for k in (k1, k2)
     )
-    window = _gaussian_window(window_size, jnp.asarray(sigma, predictions.dtype))
+    sigma = jnp.asarray(sigma, predictions.dtype)
     # Of sum and difference: what is 0 for equal images is 0 exactly, and nothing cancels in float32.
-    sum_mean, sum_variance = _moments(predictions + targets, window)
-    mean, variance = _moments(predictions - targets, window)
+    sum_mean, sum_variance = _moments(predictions + targets, window_size, sigma)
+    mean, variance = _moments(predictions - targets, window_size, sigma)
     unlike_means = quotient(2 * mean * mean, sum_mean * sum_mean + mean * mean + 2 * luminance)
     unlike_structure = quotient(2 * variance, sum_variance + variance + 2 * contrast)
     losses = unlike_means + unlike_structure - unlike_means * unlike_structure
@@ -98,32 +96,27 @@ def _check_sizes(shape: tuple[int, ...], window_size: int) -> None:
         )
 
 
-def _gaussian_window(size: int, sigma: jax.Array) -> jax.Array:
-    """Returns weights of sum 1 along one axis of the window."""
-    offsets = jnp.asarray(np.arange(size) - size // 2, sigma.dtype) / sigma
-    return jax.nn.softmax(-0.5 * offsets * offsets)
+def _moments(images: jax.Array, window_size: int, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance in the window at each position."""
+    # A variance does not depend on the origin, but near the values less of it cancels.
+    origin = lax.stop_gradient(jnp.mean(images, (1, 2), keepdims=True))
+    rows, columns = (_windows(images.shape[axis], window_size, sigma) for axis in (1, 2))
+
+    def mean(images: jax.Array) -> jax.Array:
+        # At a TPU's default precision, products would have the digits of bfloat16.
+        along_rows = jnp.einsum("nhwc,hi->niwc", images, rows, precision="highest")
+        return jnp.einsum("niwc,wj->nijc", along_rows, columns, precision="highest")
+
+    centred = images - origin
+    centre = mean(centred)
+    return origin + centre, clamped_at_zero(mean(centred * centred) - centre * centre)
 
 
-def _moments(images: jax.Array, window: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance in the window at each position.
-
-    First along the columns, then along the rows of what that leaves: a variance is the mean of the parts'
-    variances and the variance of their means.
-    """
-    parts = _shifted(images, len(window), 1)
-    mean = _weighted_sum(window, parts)
-    variance = _weighted_sum(window, [jnp.square(part - mean) for part in parts])
-    means, variances = _shifted(mean, len(window), 2), _shifted(variance, len(window), 2)
-    mean = _weighted_sum(window, means)
-    squares = [jnp.square(part - mean) + within for part, within in zip(means, variances, strict=True)]
-    return mean, _weighted_sum(window, squares)
-
-
-def _shifted(array: jax.Array, count: int, axis: int) -> list[jax.Array]:
-    """Returns what lies under each place of a window as it moves along an axis."""
-    end = array.shape[axis] - count + 1
-    return [lax.slice_in_dim(array, start, start + end, axis=axis) for start in range(count)]
-
-
-def _weighted_sum(window: jax.Array, parts: list[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, [weight * part for weight, part in zip(window, parts, strict=True)])
+def _windows(size: int, window_size: int, sigma: jax.Array) -> jax.Array:
+    """Returns a matrix whose columns are the window at each of its positions along an axis."""
+    starts = np.arange(size - window_size + 1)
+    places = np.arange(size)[:, None] - starts
+    inside = (places >= 0) & (places < window_size)
+    distances = jnp.asarray(np.where(inside, places - window_size // 2, 0), sigma.dtype) / sigma
+    weights = jnp.where(inside, jnp.exp(-0.5 * distances * distances), 0)
+    return weights / jnp.sum(weights, 0, keepdims=True)
