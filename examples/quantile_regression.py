@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> float:
             fold=fold,
         )
         held_out.append(test_targets)
-        predicted.append(mean + deviation * np.asarray(model(test_inputs)))
+        predicted.append(mean + deviation * np.asarray(model(jnp.asarray(test_inputs))))
         constant.append(np.tile(np.quantile(targets, QUANTILES), (len(test_targets), 1)))
     targets, intervals, constants = map(np.concatenate, (held_out, predicted, constant))
     for name, quantiles in (("Predicted", intervals), ("Constant", constants)):

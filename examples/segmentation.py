@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.metrics import jaccard_score
-from sklearn.model_selection import train_test_split
 
 from examples._common import fit, parse_arguments
 from jaxloss import cross_entropy, dice_loss
@@ -52,10 +52,11 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {"cross-entropy": cross_entropy, "
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Runs the example and returns the mean IoU on held-out images, by loss, and that of the baseline."""
     arguments = parse_arguments(argv, prog="python -m examples.segmentation", description=__doc__, steps=300)
-    digits = train_test_split(*load_digits(return_X_y=True), test_size=0.2, random_state=arguments.seed)
     rng = np.random.default_rng(arguments.seed)
-    inputs, targets = scatter(digits[0], digits[2], 800, rng)
-    test_inputs, test_targets = scatter(digits[1], digits[3], 50, rng)
+    digits, labels = load_digits(return_X_y=True)
+    train, test = np.split(rng.permutation(len(digits)), [len(digits) * 4 // 5])
+    inputs, targets = scatter(digits[train], labels[train], 800, rng)
+    test_inputs, test_targets = scatter(digits[test], labels[test], 50, rng)
     found = {"baseline": mean_iou(test_targets, np.eye(CLASSES)[np.zeros_like(test_targets)])}
     predictions = {}
     for fold, (name, loss) in enumerate(LOSSES.items(), start=1):
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             fold=fold,
         )
         found[name] = float(history.metrics[-1])
-        predictions[name] = np.asarray(model(test_inputs[:4])).argmax(-1)
+        predictions[name] = np.asarray(model(jnp.asarray(test_inputs[:4]))).argmax(-1)
     for name, iou in found.items():
         print(f"Mean IoU on held-out images, {name}: {iou:.3f}")
     save_pictures(test_inputs, test_targets, predictions, arguments.plot)
