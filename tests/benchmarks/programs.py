@@ -33,7 +33,7 @@ REGIONS = ("dice_loss", "tversky_loss", "generalized_dice_loss", "lovasz_softmax
 SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is not the square
     "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
     "multilabel_margin_loss": ((512, 100),),
-    **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)),
+    **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)) | {"lovasz_softmax_loss": ((4, 256, 256, 21),)},
     "lovasz_hinge_loss": ((8, 512, 512),),
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
