@@ -32,6 +32,7 @@ SQUARE = (4096, 4096)
 SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is not the square
     "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
     "multilabel_margin_loss": ((512, 100),),
+    "crps_ensemble_loss": ((262_144, 64),),
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
