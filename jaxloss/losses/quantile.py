@@ -205,7 +205,8 @@ def crps_normal_loss(
     Args:
         predictions: Predicted means, any shape, in the unit of `targets`.
         targets: True values, of the shape of `predictions`.
-        scale: Predicted standard deviations >= 0, of the shape of `predictions`.
+        scale: Predicted standard deviations >= 0, of the shape of `predictions`. At 0 second derivatives
+            are 0.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
