@@ -218,7 +218,7 @@ def crps_normal_loss(
         >>> import jaxloss
         >>> predictions, targets, scale = jnp.zeros(3), jnp.array([0.0, 2.0, 2.0]), jnp.array([1.0, 1.0, 0.0])
         >>> jaxloss.crps_normal_loss(predictions, targets, scale, reduction="none")
-        Array([0.2337, 1.4528, 2.    ], dtype=float32)
+        Array([0.2337, 1.4528 , 2.     ], dtype=float32)
 
     Source:
         T. Gneiting et al. (2005), Calibrated Probabilistic Forecasting Using Ensemble Model Output Statistics

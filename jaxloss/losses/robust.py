@@ -217,12 +217,15 @@ def wing_loss(
     )
 
 
-@derivatives(
-    lambda a, b: jnp.where(jnp.hypot(a, b) == 0, 0, _cosine(b, a) ** 2 / _nonzero(jnp.hypot(a, b))),
-    lambda a, b: jnp.where(
-        jnp.hypot(a, b) == 0, 0, -_cosine(a, b) * _cosine(b, a) / _nonzero(jnp.hypot(a, b))
-    ),
-)
+def _cosine_slope(a: jax.Array, b: jax.Array) -> jax.Array:
+    return _cosine(b, a) ** 2 / _nonzero(jnp.hypot(a, b))
+
+
+def _cosine_slope_by_other(a: jax.Array, b: jax.Array) -> jax.Array:
+    return -_cosine(a, b) * _cosine(b, a) / _nonzero(jnp.hypot(a, b))
+
+
+@derivatives(_cosine_slope, _cosine_slope_by_other)
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns a / sqrt(a² + b²), 0 where both are 0."""
     return jnp.where(jnp.isinf(a), jnp.sign(a), a / _nonzero(jnp.hypot(a, b)))
