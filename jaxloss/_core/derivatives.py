@@ -46,6 +46,12 @@ def absolute(number: jax.Array) -> jax.Array:
     return jnp.abs(number)
 
 
+@derivatives(lambda number: 2 * number)
+def square(number: jax.Array) -> jax.Array:
+    """Returns number²."""
+    return number * number
+
+
 def power(base: jax.Array, exponent: float) -> jax.Array:
     """Returns base ** exponent for base >= 0, with every derivative 0 at 0."""
     vanishes = base == 0
