@@ -178,6 +178,21 @@ def _soft_capped(logits: jax.Array, cap: jax.Array) -> jax.Array:
     return cap * jnp.tanh(logits / cap)
 
 
+def uniform_surprise(
+    logits: jax.Array,
+    shift: jax.Array,
+    log_norm: jax.Array,
+    weight: ArrayLike | None,
+    classes: ClassAxis,
+) -> jax.Array:
+    """Returns Σ weight · -log p over the classes, from `log_normalizer`."""
+    if weight is None:
+        return classes.sum(classes.expand(shift) - logits) + classes.count(logits) * log_norm
+    of_classes = weight_of_classes(weight, logits, classes).astype(logits.dtype)
+    below = classes.sum(weighted(of_classes, classes.expand(shift) - logits))
+    return below + weighted(classes.sum(of_classes), log_norm)
+
+
 def smoothed(losses: jax.Array, uniform: jax.Array, label_smoothing: float, count: int) -> jax.Array:
     """Returns (1 - label_smoothing) · losses + label_smoothing · uniform / count."""
     hard = weighted(jnp.full_like(losses, 1 - label_smoothing), losses)

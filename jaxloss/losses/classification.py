@@ -17,6 +17,7 @@ from jaxloss._core.classes import (
     smoothed,
     soft_capped,
     take_class_in_pass,
+    uniform_surprise,
     weight_of_classes,
     with_z_loss,
 )
@@ -232,12 +233,7 @@ def _hard_losses(
     own = take_class_in_pass(wide, labels.classes, classes, logits if soft_cap is None else wide)
     losses = weighted(labels.weight, log_norm - (own - shift))
     if label_smoothing:
-        if weight is None:
-            uniform = classes.sum(classes.expand(shift) - wide) + classes.count(wide) * log_norm
-        else:
-            of_classes = weight_of_classes(weight, wide, classes).astype(wide.dtype)
-            below = classes.sum(weighted(of_classes, classes.expand(shift) - wide))
-            uniform = below + weighted(classes.sum(of_classes), log_norm)
+        uniform = uniform_surprise(wide, shift, log_norm, weight, classes)
         losses = smoothed(losses, uniform, label_smoothing, classes.count(wide))
     return with_z_loss(losses, z_loss, log_norm + shift)
 

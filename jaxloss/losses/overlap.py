@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -160,7 +161,7 @@ def tversky_loss(
     regions = _Regions.of(probs, targets, axis, where, ignore_index, batch)
     p, t = regions.predicted, regions.true
     alpha, beta = (jnp.asarray(number, p.dtype) for number in (alpha, beta))
-    missed = alpha * regions.sum(p * (1 - t)) + beta * regions.sum((1 - p) * t)
+    missed = regions.sum(alpha * p * (1 - t) + beta * (1 - p) * t)
     losses = _shortfall(missed, regions.sum(p * t), smooth)
     losses = _power(losses, broadcastable("gamma", jnp.asarray(gamma, losses.dtype), losses))
     return regions.reduce(losses, weight, include_background, skip_absent, reduction)
@@ -221,7 +222,8 @@ def generalized_dice_loss(
     missed = jnp.sum(shares * regions.sum(p * (1 - t) + (1 - p) * t), -1)
     hits = jnp.sum(shares * 2 * regions.sum(p * t), -1)
     smooth = jnp.asarray(smooth, hits.dtype) * jnp.square(jnp.squeeze(smallest, -1))
-    return reduce_losses(_shortfall(missed, hits, smooth), None, regions.seen(), reduction)
+    losses = _shortfall(missed, hits, smooth) * jnp.prod(regions.validity(), -1)
+    return reduce_losses(losses, None, regions.seen(), reduction)
 
 
 class _Regions(NamedTuple):
@@ -267,15 +269,26 @@ class _Regions(NamedTuple):
         true = checked_probabilities("targets", true, on_classes)
         probs = checked_probabilities("probs", probs, on_classes, LARGEST_PROBABILITY)
         predicted, true = widened(*(fill_masked(on_classes, array) for array in (probs, true)))
-        predicted *= one_or_nan((predicted >= 0) & (predicted <= LARGEST_PROBABILITY), predicted.dtype)
-        true *= one_or_nan((true >= 0) & (true <= 1), true.dtype)
         return cls(predicted, true, valid, None if classes is None else classes.position, batch)
 
     def sum(self, array: jax.Array) -> jax.Array:
         """Returns the sum over the pixels, of shape (N, C), without N for a batch or C without classes."""
+        return self._over_pixels(jnp.sum, array)
+
+    def validity(self) -> jax.Array:
+        """Returns NaN where a pixel is no probability, else 1, of the shape of a sum.
+
+        Told of sums, so that the gradient of the pixels reads no mask of them.
+        """
+        valid = (self.predicted >= 0) & (self.predicted <= LARGEST_PROBABILITY)
+        valid &= (self.true >= 0) & (self.true <= 1)
+        return one_or_nan(self._over_pixels(jnp.all, valid), self.predicted.dtype)
+
+    def _over_pixels(self, reduction: Callable[..., jax.Array], array: jax.Array) -> jax.Array:
         image = None if self.batch else int(self.axis == 0)
-        sums = jnp.sum(array, [axis for axis in range(array.ndim) if axis not in (image, self.axis)])
-        return jnp.moveaxis(sums, 0, -1) if image else sums
+        axes = tuple(axis for axis in range(array.ndim) if axis not in (image, self.axis))
+        reduced = reduction(array, axes)
+        return jnp.moveaxis(reduced, 0, -1) if image else reduced
 
     def seen(self) -> jax.Array | None:
         """Returns whether an image, or the batch, has a pixel that is not masked; None is all of them."""
@@ -290,7 +303,8 @@ class _Regions(NamedTuple):
         skip_absent: bool,
         reduction: str,
     ) -> jax.Array:
-        """Reduces the losses of the regions."""
+        """Reduces the losses of the regions, NaN where a pixel is no probability."""
+        losses = losses * self.validity()
         seen, weights = self.seen(), jnp.ones([1] * losses.ndim, losses.dtype)
         if self.axis is not None:
             seen = None if seen is None else jnp.expand_dims(seen, -1)
@@ -315,11 +329,12 @@ def _of_labels(
     where: ArrayLike | None,
     ignore_index: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the regions of labels, NaN for those out of range, and which pixels are not masked."""
+    """Returns the regions of labels, NaN for pixels out of range, and which pixels are not masked."""
     mask, count = classes.mask(where, probs), classes.count(probs)
     labels = labels_without_weight(targets, "probs", probs, classes, count, ignore_index, mask)
     true = classes.one_hot(labels.classes, probs).astype(labels.weight.dtype)
-    return true * classes.expand(labels.weight), labels.valid
+    # Added: XLA makes a selection of a product with a converted boolean, and NaN times 0 would be 0.
+    return true + classes.expand(labels.weight - 1), labels.valid
 
 
 def _shortfall(missed: jax.Array, hits: jax.Array, smooth: ArrayLike) -> jax.Array:

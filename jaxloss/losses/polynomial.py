@@ -9,14 +9,17 @@ from jax.typing import ArrayLike
 from jaxloss._core.arguments import agree, as_array, broadcastable, widened
 from jaxloss._core.classes import (
     ClassAxis,
+    Labels,
     class_labels,
     log_normalizer,
     log_odds_against,
     refuse_misfit_of_probabilities,
+    smoothed,
+    uniform_surprise,
     weight_of_classes,
 )
 from jaxloss._core.decorator import Domain, compiled, fraction
-from jaxloss._core.derivatives import derivatives, softplus, weighted, weighted_twice
+from jaxloss._core.derivatives import derivatives, sigmoid, softplus, weighted, weighted_twice
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -80,25 +83,14 @@ def poly_cross_entropy(
     logits, targets = as_array("logits", logits), as_array("targets", targets)
     classes = ClassAxis.of(axis, axis_name, "logits", logits)
     where = classes.mask(where, logits)
-    of_classes = weight_of_classes(weight, logits, classes)
+    options = weight, epsilon, label_smoothing
     if jnp.issubdtype(targets.dtype, jnp.floating):
         refuse_misfit_of_probabilities(targets, logits, ignore_index)
-        arrays = agree(logits=logits, targets=targets)
-        logits, probs = widened(*(classes.fill_masked(where, array) for array in arrays))
-        of_targets, of_mean, valid = classes.sum(of_classes.astype(probs.dtype) * probs), None, where
-    else:
-        labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
-        (logits,) = widened(classes.fill_masked(labels.valid, logits))
-        probs = classes.one_hot(labels.classes, logits).astype(logits.dtype)
-        of_targets, of_mean, valid = labels.weight, labels.weight, labels.valid
-    if label_smoothing:
-        probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(logits)
-    shift = classes.max(logits)
-    surprise = classes.expand(log_normalizer(logits, shift, classes)) - (logits - classes.expand(shift))
-    losses = classes.sum(weighted_twice(of_classes.astype(logits.dtype), probs, surprise))
-    factor = broadcastable("epsilon", jnp.asarray(epsilon, losses.dtype), losses) * of_targets
-    losses = losses + factor * classes.sum(probs * -jnp.expm1(-surprise))
-    return reduce_losses(losses, of_mean, valid, reduction)
+        losses = _soft_losses(logits, targets, classes, where, *options)
+        return reduce_losses(losses, None, where, reduction)
+    labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
+    losses = _hard_losses(logits, labels, classes, *options)
+    return reduce_losses(losses, labels.weight, labels.valid, reduction)
 
 
 @compiled(
@@ -157,6 +149,49 @@ def generalized_cross_entropy(
     exponent = broadcastable("q", jnp.asarray(q, surprise.dtype), surprise)
     losses = labels.weight * _bounded(surprise, exponent)
     return reduce_losses(losses, labels.weight, labels.valid, reduction)
+
+
+def _hard_losses(
+    logits: jax.Array,
+    labels: Labels,
+    classes: ClassAxis,
+    weight: ArrayLike | None,
+    epsilon: ArrayLike,
+    label_smoothing: float,
+) -> jax.Array:
+    odds = log_odds_against(logits, labels, classes)
+    losses, miss = weighted(labels.weight, softplus(odds)), sigmoid(odds)
+    if label_smoothing:
+        (wide,) = widened(classes.fill_masked(labels.valid, logits))
+        shift, count = classes.max(wide), classes.count(wide)
+        uniform = uniform_surprise(wide, shift, log_normalizer(wide, shift, classes), weight, classes)
+        losses = smoothed(losses, uniform, label_smoothing, count)
+        miss = (1 - label_smoothing) * miss + label_smoothing * (1 - 1 / count)
+    factor = broadcastable("epsilon", jnp.asarray(epsilon, losses.dtype), losses)
+    return losses + factor * labels.weight * miss
+
+
+def _soft_losses(
+    logits: jax.Array,
+    probs: jax.Array,
+    classes: ClassAxis,
+    where: jax.Array | None,
+    weight: ArrayLike | None,
+    epsilon: ArrayLike,
+    label_smoothing: float,
+) -> jax.Array:
+    logits, probs = (classes.fill_masked(where, array) for array in agree(logits=logits, targets=probs))
+    wide, probs = widened(logits, probs)
+    of_classes = weight_of_classes(weight, wide, classes).astype(wide.dtype)
+    of_probs = classes.sum(of_classes * probs)
+    if label_smoothing:
+        probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(wide)
+    shift = classes.max(wide)
+    log_norm = log_normalizer(wide, shift, classes)
+    surprise = classes.expand(log_norm) - (wide - classes.expand(shift))
+    losses = classes.sum(weighted_twice(of_classes, probs, surprise))
+    factor = broadcastable("epsilon", jnp.asarray(epsilon, losses.dtype), losses)
+    return losses + factor * of_probs * classes.sum(probs * -jnp.expm1(-surprise))
 
 
 def _slope_in_q(surprise: jax.Array, q: jax.Array) -> jax.Array:

@@ -205,7 +205,8 @@ def crps_normal_loss(
     Args:
         predictions: Predicted means, any shape, in the unit of `targets`.
         targets: True values, of the shape of `predictions`.
-        scale: Predicted standard deviations >= 0, of the shape of `predictions`.
+        scale: Predicted standard deviations >= 0, of the shape of `predictions`. At 0 second derivatives
+            are 0.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -217,7 +218,7 @@ def crps_normal_loss(
         >>> import jaxloss
         >>> predictions, targets, scale = jnp.zeros(3), jnp.array([0.0, 2.0, 2.0]), jnp.array([1.0, 1.0, 0.0])
         >>> jaxloss.crps_normal_loss(predictions, targets, scale, reduction="none")
-        Array([0.2337, 1.4528, 2.    ], dtype=float32)
+        Array([0.2337, 1.4528 , 2.     ], dtype=float32)
 
     Source:
         T. Gneiting et al. (2005), Calibrated Probabilistic Forecasting Using Ensemble Model Output Statistics

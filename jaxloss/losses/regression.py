@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxloss._core.arguments import agree, fill_masked, mask, widened
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled, not_negative, positive
-from jaxloss._core.derivatives import absolute, derivatives, square
+from jaxloss._core.derivatives import absolute, derivatives, square, weighted
 from jaxloss._core.reduction import Reduction, reduce_elementwise
 
 
@@ -364,8 +364,13 @@ def _log_ratio(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 @derivatives(
-    lambda p, t: 2 * _log_ratio(p, t) * _inverse(p, t),
-    lambda p, t: -2 * _log_ratio(p, t) * _inverse(t, p),
+    lambda p, t: 2 * weighted(_inverse(p, t) ** 2, 1 - _log_ratio(p, t)),
+    lambda p, t: -2 * _inverse(p, t) * _inverse(t, p),
 )
+def _squared_log_slope(number: jax.Array, other: jax.Array) -> jax.Array:
+    return 2 * weighted(_inverse(number, other), _log_ratio(number, other))
+
+
+@derivatives(lambda p, t: _squared_log_slope(p, t), lambda p, t: _squared_log_slope(t, p))
 def _squared_log_ratio(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     return _log_ratio(predictions, targets) ** 2

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import agree
+from jaxloss._core.checks import one_or_nan
 from jaxloss._core.decorator import Domain, compiled, not_negative, positive_and_finite
 from jaxloss._core.derivatives import absolute, derivatives, weighted
 from jaxloss._core.reduction import Reduction, reduce_elementwise
@@ -216,12 +217,15 @@ def wing_loss(
     )
 
 
-@derivatives(
-    lambda a, b: jnp.where(jnp.hypot(a, b) == 0, 0, _cosine(b, a) ** 2 / _nonzero(jnp.hypot(a, b))),
-    lambda a, b: jnp.where(
-        jnp.hypot(a, b) == 0, 0, -_cosine(a, b) * _cosine(b, a) / _nonzero(jnp.hypot(a, b))
-    ),
-)
+def _cosine_slope(a: jax.Array, b: jax.Array) -> jax.Array:
+    return _cosine(b, a) ** 2 / _nonzero(jnp.hypot(a, b))
+
+
+def _cosine_slope_by_other(a: jax.Array, b: jax.Array) -> jax.Array:
+    return -_cosine(a, b) * _cosine(b, a) / _nonzero(jnp.hypot(a, b))
+
+
+@derivatives(_cosine_slope, _cosine_slope_by_other)
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns a / sqrt(a² + b²), 0 where both are 0."""
     return jnp.where(jnp.isinf(a), jnp.sign(a), a / _nonzero(jnp.hypot(a, b)))
@@ -257,7 +261,8 @@ def _log_cosh(error: jax.Array) -> jax.Array:
 
 def _wing_slope(error: jax.Array, width: jax.Array, curvature: jax.Array) -> jax.Array:
     magnitude = absolute(error)
-    return jnp.sign(error) * jnp.where(magnitude < width, width / (curvature + magnitude), 1)
+    slope = jnp.where(magnitude < width, width / (curvature + magnitude), 1)
+    return jnp.sign(error) * slope * one_or_nan(~jnp.isnan(width + curvature), error.dtype)
 
 
 def _wing_slope_in_width(error: jax.Array, width: jax.Array, curvature: jax.Array) -> jax.Array:
@@ -291,7 +296,7 @@ class _Bend(NamedTuple):
     @classmethod
     def of(cls, x: jax.Array, alpha: jax.Array) -> _Bend:
         b, is_square = jnp.abs(alpha - 2), alpha == 2
-        ratio = jnp.where(is_square, 0, jnp.abs(x) / jnp.sqrt(_nonzero(b)))
+        ratio = jnp.where(is_square | jnp.isinf(alpha), 0, jnp.abs(x) / jnp.sqrt(_nonzero(b)))
         is_far, root = ratio > 1, jnp.hypot(ratio, jnp.ones_like(ratio))
         square = jnp.minimum(ratio, 1) ** 2
         log = jnp.where(is_far, 2 * jnp.log(root), jnp.log1p(square))

@@ -41,12 +41,10 @@ add(
 )
 add(
     "general_robust_loss",
-    lambda rng, size: (normal(rng, size), normal(rng, size), np.float32(1.5), np.float32(1)),
-    {"small": (1_000,), "cached": (1_000_000,), "large": (16_000_000,)},
-    ours=lambda p, t, alpha, scale: jaxloss.general_robust_loss(p, t, alpha=alpha, scale=scale),
-    line=lambda p, t, alpha, scale: jnp.mean(
-        jnp.abs(alpha - 2) / alpha * ((((p - t) / scale) ** 2 / jnp.abs(alpha - 2) + 1) ** (alpha / 2) - 1)
-    ),
+    normals(2),
+    ELEMENTS,
+    ours=functools.partial(jaxloss.general_robust_loss, alpha=1.5),
+    line=lambda p, t: jnp.mean(0.5 / 1.5 * (((p - t) ** 2 / 0.5 + 1) ** 0.75 - 1)),
 )
 
 

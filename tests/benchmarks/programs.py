@@ -35,8 +35,9 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is n
     "multilabel_margin_loss": ((512, 100),),
     **{case.loss: ((2**22, 4),) for case in CASES if case.sizes is BOXES},
     "ssim_loss": ((16, 512, 512, 3),),
-    **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)),
+    **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)) | {"lovasz_softmax_loss": ((4, 256, 256, 21),)},
     "lovasz_hinge_loss": ((8, 512, 512),),
+    "crps_ensemble_loss": ((262_144, 64),),
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),

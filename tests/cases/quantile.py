@@ -141,7 +141,16 @@ row(
     "crps_normal_loss",
     "predictions targets scale",
     "predictions targets scale",
-    zeros=[at(0.0, 0.0, 0.0, above=("scale",)), at(0.0, 1.0, 0.0, above=("scale",)), (0.0, 0.0, 1.0)],
+    zeros=[
+        at(
+            *(0.0, 0.0, 0.0),
+            above=("scale",),
+            documented="At 0 second derivatives are 0",
+            convention={"HVP": 0},
+        ),
+        at(0.0, 1.0, 0.0, above=("scale",)),
+        (0.0, 0.0, 1.0),
+    ],
     plus=[(INF, 0.0, 1.0), (0.0, INF, 1.0), (0.0, 0.0, INF)],
     minus=[(-INF, 0.0, 1.0), at(0.0, 0.0, -INF, documented="standard deviations >= 0")],
     far=[(1e200, -1e200, 1.0), (1.0, 0.0, 1e-200), (1.0, 0.0, 1e200)],

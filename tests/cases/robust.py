@@ -76,7 +76,7 @@ _ERRORS = {
     "plus": [(INF, 0.0), (0.0, INF)],
     "minus": [(-INF, 0.0), (0.0, -INF)],
     "far": [(1e200, -1e200), (1e-200, 0.0)],
-    "half": [(0.5, -1.25), (300.0, -2.0)],
+    "half": [(0.5, -1.25), (2.0, -1.0)],
 }
 _BOTH = "predictions targets"
 row("charbonnier_loss", _BOTH, _BOTH, {"eps": 0.25}, **_ERRORS)
