@@ -2,14 +2,30 @@
 
 from collections.abc import Sequence
 
-from examples import binary_classification, classification, language_model, regression
+from examples import (
+    binary_classification,
+    classification,
+    language_model,
+    quantile_regression,
+    regression,
+    segmentation,
+)
 from examples._common import parse_arguments
+
+EXAMPLES = (
+    regression,
+    classification,
+    binary_classification,
+    quantile_regression,
+    segmentation,
+    language_model,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs every example; a plot is saved once for each, with its name appended to that of the file."""
     arguments = parse_arguments(argv, prog="python -m examples", description=__doc__, steps=None)
-    for example in (regression, classification, binary_classification, language_model):
+    for example in EXAMPLES:
         name = example.__name__.removeprefix("examples.")
         options = ["--seed", str(arguments.seed)]
         if arguments.steps:

@@ -64,7 +64,7 @@ def parse_arguments(
         "--plot",
         type=pathlib.Path,
         metavar="FILE",
-        help="draw the loss and the held-out metric into this file, such as curves.png",
+        help="draw the loss and the held-out metric, or the predictions, into this file, such as loss.png",
     )
     parser.add_argument(
         "--checkpoint",
@@ -166,8 +166,8 @@ def fit(
 ) -> History:
     """Trains the model on random batches, as many as `arguments.steps`, on all devices of the mesh if any.
 
-    The batch of a step depends on the seed and the step's number alone. So a training that was killed goes on
-    from its newest checkpoint as if nothing had happened.
+    Afterwards the model has the trained weights. The batch of a step depends on the seed and the step's
+    number alone. So a training that was killed goes on from its newest checkpoint as if nothing had happened.
     """
     inputs, targets, test_inputs, test_targets = data
     state = create_train_state(model, optimizer)
@@ -197,6 +197,7 @@ def fit(
                     # The history first: it may know more than the checkpoint, but never less.
                     _save(folder.with_suffix(".npz"), history)
                     checkpoints.save(state)
+    nnx.update(model, state.params)
     return history
 
 

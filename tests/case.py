@@ -1,4 +1,4 @@
-"""An entry of the catalogue: one loss in one situation that must equal PyTorch.
+"""An entry of the catalogue: one loss in one situation that must equal PyTorch, or its formula.
 
 Arrays are float64 or integer NumPy arrays under the names of the loss's own arguments, drawn from
 `RandomState`, whose stream is the same in every version of NumPy.
@@ -16,8 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxloss
+from tests.formulas import BEYOND_PYTORCH
 
 REDUCTIONS = ("none", "mean", "sum")
+OF_REGIONS = {
+    "dice_loss",
+    "tversky_loss",
+    "generalized_dice_loss",
+    "lovasz_hinge_loss",
+    "lovasz_softmax_loss",
+}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -29,16 +37,30 @@ class Case(NamedTuple):
     arrays: dict[str, np.ndarray]
     options: dict[str, Any]
     smooth: bool  # twice differentiable at this point, so that finite differences apply
-    gradients: tuple[str, ...]  # the arguments whose gradients equal PyTorch's
+    gradients: tuple[str, ...]  # the arguments whose gradients are compared
+
+    @property
+    def is_beyond_pytorch(self) -> bool:
+        """Whether the loss is compared with its formula, and not with PyTorch."""
+        return self.loss in BEYOND_PYTORCH
 
     @property
     def axis(self) -> int | None:
         """The class axis, or None for a loss without one."""
-        parameters = inspect.signature(getattr(jaxloss, self.loss)).parameters
-        if "axis_name" not in parameters or "kernel" in parameters:
+        axis = self._option("axis")
+        if axis is None or "kernel" in self.arrays:
             return None
-        scores = next(iter(self.arrays.values()))
-        return self.options.get("axis", -1) % scores.ndim
+        return axis % next(iter(self.arrays.values())).ndim
+
+    @property
+    def is_of_regions(self) -> bool:
+        """Whether the loss relates the pixels of an image, so that the mask has more places than losses."""
+        return self.loss in OF_REGIONS
+
+    def _option(self, name: str) -> Any:
+        """Returns the value of an option, or None for a loss that does not have it."""
+        parameters = inspect.signature(getattr(jaxloss, self.loss)).parameters
+        return self.options.get(name, parameters[name].default) if name in parameters else None
 
     @property
     def batched(self) -> tuple[str, ...]:
@@ -49,6 +71,8 @@ class Case(NamedTuple):
             return ()
         if self.loss == "ctc_loss" and self.arrays["targets"].ndim == 1:
             return ()  # one sample, or targets without rows
+        if self._option("batch"):
+            return ()  # one loss of all samples
         size = first.shape[self.batch_axis(name)] if first.ndim else None
         return tuple(
             name
@@ -74,6 +98,14 @@ class Case(NamedTuple):
             for name, array in arrays.items()
         }
 
+    def moved_to(self, arrays: Mapping[str, np.ndarray], point: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays with the numbers of a point, one after the other, in those with gradients."""
+        moved, start = dict(arrays), 0
+        for name in self.gradients:
+            moved[name] = point[start : start + arrays[name].size].reshape(arrays[name].shape)
+            start += arrays[name].size
+        return moved
+
     def digest(self) -> str:
         """Returns a fingerprint of all that PyTorch's answer depends on."""
         known = [self.loss, sorted(self.options.items()), self.gradients]
@@ -94,7 +126,10 @@ class Case(NamedTuple):
         return getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
 
     def shape(self, arrays: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape of the losses before they are reduced."""
+        """Returns the shape of the mask: of the losses before they are reduced, or of pixels."""
+        if self.is_of_regions:
+            shape = next(iter(arrays.values())).shape
+            return shape if self.axis is None else tuple(np.delete(shape, self.axis).tolist())
         return jax.eval_shape(functools.partial(self, reduction="none"), dict(arrays)).shape
 
     def answer(self, arrays: Mapping[str, Any], reduction: str = "mean", **mask: Any) -> dict[str, jax.Array]:
@@ -173,6 +208,10 @@ def add(
     name = f"{loss}-{situation}"
     rng = np.random.RandomState(zlib.crc32(name.encode()))
     arrays = {argument: np.asarray(array) for argument, array in make(rng).items()}
+    if loss in BEYOND_PYTORCH:  # numbers that float32 has, so that one truth serves both dtypes
+        arrays = {
+            n: a.astype(np.float32).astype(float) if a.dtype.kind == "f" else a for n, a in arrays.items()
+        }
     if gradients is None:
         gradients = tuple(n for n, a in arrays.items() if a.dtype.kind == "f" and "weight" not in n)
     CASES.append(Case(name, loss, arrays, options, smooth, gradients))

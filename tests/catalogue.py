@@ -1,4 +1,4 @@
-"""Every loss in every situation that must equal PyTorch: what `test_contract` runs through its laws."""
+"""Every loss in every situation that must equal PyTorch or its formula: what `test_contract` tests."""
 
 from tests.case import CASES as CASES
 from tests.case import REDUCTIONS as REDUCTIONS
@@ -6,10 +6,17 @@ from tests.case import Case as Case
 from tests.case import cotangent as cotangent
 from tests.case import nested as nested
 from tests.cases import binary as binary
+from tests.cases import boxes as boxes
 from tests.cases import classification as classification
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
+from tests.cases import images as images
+from tests.cases import lovasz as lovasz
+from tests.cases import overlap as overlap
+from tests.cases import polynomial as polynomial
+from tests.cases import quantile as quantile
 from tests.cases import regression as regression
+from tests.cases import robust as robust
 from tests.cases import sequence as sequence
 from tests.cases import vocabulary as vocabulary
 

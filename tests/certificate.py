@@ -1,15 +1,16 @@
 """The edge-case certificate: every loss where losses go wrong, held against PyTorch and against mathematics.
 
 `python -m tests.certificate` writes CERTIFICATE.md. No verdict is typed. An answer is held against PyTorch's,
-which `python -m tests.torch_oracle` has recorded; where the two differ, against the limit of a plain formula
-in decimal numbers; and where there is no limit, against what the docstring says in so many words.
+which `python -m tests.torch_oracle` has recorded; where the two differ or PyTorch does not have the loss,
+against the limit of a plain formula in decimal numbers; and where there is no limit, against what the
+docstring says in so many words.
 """
 
 import functools
 import inspect
 import json
-from collections.abc import Iterator, Mapping
-from decimal import Decimal, getcontext, localcontext
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,30 +128,20 @@ def _differences(case: Case, above: tuple[str, ...], h: Decimal) -> dict[str, li
         for name, array in case.arrays.items()
     }
     point = np.concatenate([arrays[name].ravel() for name in case.gradients])
-    sizes = [Decimal(1), *(abs(number) for number in point if number)]
-    unit = Decimal("1e-25") * min(sizes)
-    getcontext().prec = formulas.CONTEXT.prec + 3 * int((max(sizes) / min(sizes)).log10())
-    along = [Decimal(number) for number in direction(len(point))]
+    along = np.array([Decimal(number) for number in direction(len(point))])
 
     def value(point: Any) -> Decimal:
-        moved, start = dict(arrays), 0
-        for name in case.gradients:
-            size = arrays[name].size
-            moved[name] = point[start : start + size].reshape(arrays[name].shape)
-            start += size
-        lists = nested({name: array.tolist() for name, array in moved.items()})
+        lists = nested({name: array.tolist() for name, array in case.moved_to(arrays, point).items()})
         return formulas.evaluate(case.loss, lists, case.options)
 
-    def gradient(point: Any) -> Any:
-        steps = unit * np.array([[Decimal(i == j) for j in range(len(point))] for i in range(len(point))])
-        return np.array([(value(point + step) - value(point - step)) / (2 * unit) for step in steps])
-
-    ahead, behind = (gradient(point + sign * unit * np.array(along)) for sign in (1, -1))
+    formula = formulas.Differenced(value, point)
+    step = formula.step * along
+    ahead, behind = formula.slopes(point + step), formula.slopes(point - step)
     return {
-        "value": [value(point)],
-        "jvp": [(value(point + unit * np.array(along)) - value(point - unit * np.array(along))) / (2 * unit)],
-        "gradient": list(gradient(point)),
-        "HVP": list((ahead - behind) / (2 * unit)),
+        "value": [formula(point)],
+        "jvp": [(formula(point + step) - formula(point - step)) / (2 * formula.step)],
+        "gradient": list(formula.slopes(point)),
+        "HVP": list((ahead - behind) / (2 * formula.step)),
     }
 
 
@@ -186,7 +177,9 @@ def findings(
     found: dict[str, list[dict[str, Finding]]] = {}
     for situation, cases in subject.cases().items():
         points = subject.points.get(situation, [OF_NOTHING] * len(cases))
-        recorded = record[f"{subject.title} / {situation}"]
+        recorded = record.get(f"{subject.title} / {situation}", [])
+        if cases[0].is_beyond_pytorch:
+            recorded = [{"digest": case.digest()} for case in cases]
         for case, point, answer, asked in zip(cases, points, ours[situation], recorded, strict=True):
             if asked["digest"] != case.digest():
                 raise ValueError(f"run python -m tests.torch_oracle: {case.name} / {situation} is new")
@@ -217,7 +210,7 @@ def _judged(situation: str, case: Case, point: Point, ours: Answers, theirs: Ans
         equal = np.zeros(answer.shape, bool)
         if asked is not None:
             equal = _close(answer, asked, PRECISION.get(situation, 1e-9))
-        verdict = EQUAL if equal.all() else LIMIT
+        verdict = LIMIT if case.is_beyond_pytorch or not equal.all() else EQUAL
         shown = np.where(equal, answer if asked is None else asked, answer)
         # In half precision, where PyTorch's answers are of few digits, ours must be true in any case.
         unsettled = ~equal if situation not in HALF else np.ones_like(equal)
@@ -276,16 +269,22 @@ which PyTorch has them. A batch that holds nothing has a mean; PyTorch's users m
 
 def page(found: Mapping[str, Mapping[str, list[dict[str, Finding]]]]) -> str:
     """Returns the certificate, from the findings on each row."""
-    lines = [HEAD.format(version=torch_oracle.VERSION), f"| | {' | '.join(SITUATIONS.values())} |"]
-    lines += ["| --- " * (len(SITUATIONS) + 1) + "|"]
-    for subject in SUBJECTS:
-        cells = (_cell(found[subject.title].get(situation, [])) for situation in SITUATIONS)
-        lines.append(f"| `{subject.title}` | {' | '.join(cells)} |")
+    compared = [subject for subject in SUBJECTS if not subject.is_beyond_pytorch]
+    beyond = [subject for subject in SUBJECTS if subject.is_beyond_pytorch]
+    lines = [HEAD.format(version=torch_oracle.VERSION), *_table(compared, found)]
+    lines += [
+        "",
+        "## Beyond PyTorch",
+        "",
+        "Losses that PyTorch does not have are held against the limit.",
+        "",
+    ]
+    lines += _table(beyond, found)
     lines += ["", "## Where the answers differ", "", "Numbers are rounded to three digits."]
-    for subject in SUBJECTS:
+    for subject in compared:
         lines += _differences_of(subject, found[subject.title])
     lines += ["", "## Where both are NaN", ""]
-    for subject in SUBJECTS:
+    for subject in compared:
         both = [
             f"{SITUATIONS[situation]} ({', '.join(quantities)})"
             for situation, points in found[subject.title].items()
@@ -294,13 +293,21 @@ def page(found: Mapping[str, Mapping[str, list[dict[str, Finding]]]]) -> str:
         lines += [f"- `{subject.title}`: {'; '.join(both)}"] if both else []
     lines += ["", "## What does not apply", ""]
     reasons: dict[str, list[str]] = {}
-    for subject in SUBJECTS:
+    for subject in (*compared, *beyond):
         for situation, name in SITUATIONS.items():
             if situation not in found[subject.title]:
                 why = subject.points.get(situation, "has neither a mean nor a mask")
                 reasons.setdefault(f"{name}: {why}", []).append(f"`{subject.title}`")
     lines += [f"- {reason}: {'; '.join(titles)}" for reason, titles in reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def _table(subjects: Sequence[Subject], found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"| | {' | '.join(SITUATIONS.values())} |", "| --- " * (len(SITUATIONS) + 1) + "|"]
+    for subject in subjects:
+        cells = (_cell(found[subject.title].get(situation, [])) for situation in SITUATIONS)
+        lines.append(f"| `{subject.title}` | {' | '.join(cells)} |")
+    return lines
 
 
 def _cell(points: list[dict[str, Finding]]) -> str:

@@ -1,29 +1,71 @@
-"""Every loss once more, of one sample, in plain Python: what answers are held against.
+"""Every loss once more, in plain Python: what answers are held against.
 
-The numbers are decimal: they neither overflow nor underflow, and have digits enough to be differenced. Arrays
-are lists, under the names of the loss's own arguments.
+The numbers are decimal: they neither overflow nor underflow, and have digits enough to be differenced. Here
+are the losses that PyTorch has, of one sample; arrays are lists, under the names of the loss's own arguments.
+The formulas of other losses stand in `tests/cases`, and are the oracle of their entries there, too.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, getcontext
 from typing import Any
+
+import numpy as np
 
 CONTEXT = Context(prec=80, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 INFINITY = Decimal("inf")
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 
 FORMULAS: dict[str, Callable[..., Decimal]] = {}
+BEYOND_PYTORCH: dict[str, Callable[..., Any]] = {}
 
 
 def evaluate(loss: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Decimal:
     """Returns the loss of one sample, from decimal numbers, in a context such as `CONTEXT`."""
+    if loss in BEYOND_PYTORCH:
+        losses, _ = evaluate_batch(loss, arrays, options)
+        return total(losses.flat)
     return FORMULAS[loss](**arrays, **options)
+
+
+def evaluate_batch(
+    loss: str, arrays: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the losses of a batch, and what each adds to the denominator of the mean."""
+    found = BEYOND_PYTORCH[loss]({name: np.array(array, object) for name, array in arrays.items()}, options)
+    losses, weight = found if isinstance(found, tuple) else (found, 1)
+    return np.asarray(losses, object), np.broadcast_to(np.asarray(weight, object), np.shape(losses))
 
 
 def formula(function: Callable[..., Decimal]) -> Callable[..., Decimal]:
     FORMULAS[function.__name__] = function
     return function
+
+
+def beyond_pytorch(signature: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the formula of a loss that PyTorch does not have.
+
+    It takes arrays and options by name and returns the losses, or a pair of them and of what each adds to the
+    denominator of the mean. It sees the parts of arrays that `signature` says, as in `numpy.vectorize`:
+    "(),()->()" is elementwise, "(c),()->()" of scores and a label. None is the whole batch.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def of_batch(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Any:
+            if signature is None:
+                return function(**arrays, **options)
+            outputs = signature.partition("->")[2].count("(")
+            of_parts = np.vectorize(
+                lambda *parts: function(**dict(zip(arrays, parts, strict=True)), **options),
+                otypes=[object] * outputs,
+                signature=signature,
+            )
+            return of_parts(*arrays.values())
+
+        BEYOND_PYTORCH[function.__name__] = of_batch
+        return function
+
+    return register
 
 
 def exp(x: Decimal) -> Decimal:
@@ -45,6 +87,63 @@ def total(numbers: Iterable[Decimal]) -> Decimal:
 
 def power(base: Decimal, exponent: Decimal) -> Decimal:
     return Decimal(0) if base == 0 else exp(exponent * log(base))
+
+
+# Differences.
+
+_differenced: list["Differenced"] = []
+
+
+class Differenced:
+    """A formula differenced about a point: there its kinks are flat, and what it freezes is a constant."""
+
+    def __init__(self, function: Callable[[np.ndarray], Any], point: np.ndarray):
+        sizes = [Decimal(1), *(abs(number) for number in point if number)]
+        getcontext().prec = CONTEXT.prec + 3 * int((max(sizes) / min(sizes)).log10())
+        self.step = Decimal("1e-25") * min(sizes)
+        self._function = function
+        self._frozen: list[Any] = []
+        self._replayed: Iterator[Any] | None = None
+        self(point)
+        self._replayed = iter(self._frozen)
+
+    def __call__(self, point: np.ndarray) -> Any:
+        if self._replayed is not None:
+            self._replayed = iter(self._frozen)
+        _differenced.append(self)
+        try:
+            return self._function(point)
+        finally:
+            _differenced.pop()
+
+    def slopes(self, point: np.ndarray) -> np.ndarray:
+        """Returns the derivative of each output, one row for each coordinate of the point."""
+        steps = self.step * np.eye(len(point), dtype=int).astype(object)
+        return np.array([(self(point + step) - self(point - step)) / (2 * self.step) for step in steps])
+
+    def frozen(self, number: Any) -> Any:
+        if self._replayed is not None:
+            return next(self._replayed)
+        self._frozen.append(number)
+        return number
+
+
+def frozen(number: Any) -> Any:
+    """Returns a number that has no derivative."""
+    return _differenced[-1].frozen(number) if _differenced else number
+
+
+def kinked(number: Decimal) -> Decimal:
+    """Returns a number that is 0 wherever differences about 0 reach: what it enters has slope 0 there."""
+    return Decimal(0) if _differenced and abs(number) < 100 * _differenced[-1].step else number
+
+
+def absolute(number: Decimal) -> Decimal:
+    return abs(kinked(number))
+
+
+def positive_part(number: Decimal) -> Decimal:
+    return max(Decimal(0), kinked(number))
 
 
 # Values.
@@ -93,6 +192,25 @@ def gaussian_nll_loss(predictions, targets, var, full=False, eps=1e-6):
 def log_softmax(scores):
     norm = log(total(map(exp, scores)))
     return [score - norm for score in scores]
+
+
+def of_labels(
+    loss: Callable[[list[Decimal], int], Decimal],
+    logits: np.ndarray,
+    targets: np.ndarray,
+    axis: int,
+    weight: np.ndarray | None,
+    ignore_index: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns weight[y] · loss of the log-probabilities and the label y of each position, and weight[y]."""
+    scores = np.moveaxis(logits, axis, -1)
+    losses, weights = (np.full(np.shape(targets), Decimal(0)) for _ in range(2))
+    for place in np.ndindex(*np.shape(targets)):
+        label = targets[place]
+        if label != ignore_index:
+            weights[place] = Decimal(1) if weight is None else weight[label]
+            losses[place] = times(weights[place], loss(log_softmax(scores[place]), label))
+    return losses, weights
 
 
 @formula

@@ -8,6 +8,7 @@ import numpy as np
 
 import jaxloss
 from tests.case import Case
+from tests.formulas import BEYOND_PYTORCH
 
 # The situations that are points, under the names that rows give them; those of batches need no points.
 SITUATIONS = {
@@ -51,6 +52,11 @@ class Subject(NamedTuple):
         soft = self.loss == "cross_entropy" and "targets" in self.moved
         return ", ".join([self.loss, *given, *(["probabilities"] if soft else [])])
 
+    @property
+    def is_beyond_pytorch(self) -> bool:
+        """Whether PyTorch does not have the loss, so that the row has no answers of its."""
+        return self.loss in BEYOND_PYTORCH
+
     def cases(self) -> dict[str, list[Case]]:
         """Returns the points of each situation as entries of the catalogue."""
         found = {
@@ -69,20 +75,18 @@ class Subject(NamedTuple):
 
 def _of_nothing(one: Case) -> dict[str, list[Case]]:
     """Returns batches that hold nothing: of no rows, of rows that are masked, of labels that are ignored."""
+    is_batch = bool(one.shape(one.arrays))  # of one sample, where the loss takes no sample alone
 
     def rows(count: int, fill: float | None = None) -> dict[str, np.ndarray]:
         filled = {n: a * fill if fill and a.dtype.kind == "f" else a for n, a in one.arrays.items()}
-        return {
-            name: array
-            if one.is_per_class(name)
-            else np.repeat(np.expand_dims(filled[name], one.batch_axis(name)), count, one.batch_axis(name))
-            for name, array in one.arrays.items()
-        }
+        axes = {name: one.batch_axis(name) for name in filled if not one.is_per_class(name)}
+        batch = {n: filled[n] if is_batch else np.expand_dims(filled[n], axis) for n, axis in axes.items()}
+        return one.arrays | {name: np.repeat(array, count, axes[name]) for name, array in batch.items()}
 
     masked = [one._replace(arrays=rows(2, np.nan), options={**one.options, "where": np.array(False)})]
     options = inspect.signature(getattr(jaxloss, one.loss)).parameters
     if "ignore_index" in options and one.arrays["targets"].dtype.kind == "i":
-        masked.append(one._replace(arrays={**rows(2), "targets": np.array([-100, -100])}))
+        masked.append(one._replace(arrays=rows(2) | {"targets": np.full_like(rows(2)["targets"], -100)}))
     return {"empty": [one._replace(arrays=rows(0))], "masked": masked}
 
 

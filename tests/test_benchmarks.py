@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import compiling, measuring, programs, report
-from tests.benchmarks.cases import CASES, publics
+from tests.benchmarks.catalogue import CASES, publics
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,7 +21,9 @@ from examples import (
     classification,
     data_parallel,
     language_model,
+    quantile_regression,
     regression,
+    segmentation,
 )
 from examples._common import fit
 from jaxloss import mse_loss
@@ -29,6 +31,7 @@ from jaxloss.models import LinearRegression
 from jaxloss.training import Checkpoints, create_train_state, train_step
 
 EXAMPLES = [regression, classification, binary_classification]
+OTHERS = [quantile_regression, segmentation, language_model]
 LOSSES = re.compile(
     r"^Initial Loss: (\d+\.\d{4})\nLoss after one optimization step: (\d+\.\d{4})\n", re.MULTILINE
 )
@@ -56,8 +59,58 @@ def test_all_run_one_after_the_other_and_draw_a_plot_each(tmp_path, capsys):
     assert len(LOSSES.findall(output)) == 3
     assert len(re.findall(r"^Held-out loss: \d\.\d{3} nats a character$", output, re.MULTILINE)) == 1
     assert len(re.findall(r"^(?:R²|Accuracy) on held-out \w+: -?\d\.\d{3}$", output, re.MULTILINE)) == 3
-    for name in ("regression", "classification", "binary_classification", "language_model"):
+    assert len(re.findall(r"^Mean IoU on held-out images, [\w -]+: \d\.\d{3}$", output, re.MULTILINE)) == 4
+    assert len(re.findall(r"^\w+ interval: covers \d\.\d{3} of the held-out", output, re.MULTILINE)) == 2
+    for example in __main__.EXAMPLES:
+        name = example.__name__.removeprefix("examples.")
         assert (tmp_path / f"loss_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_eight_of_ten_patients_are_in_their_intervals_which_are_narrower_than_a_constant_one(capsys):
+    assert 0.75 < quantile_regression.main([]) < 0.85
+    predicted, constant = re.findall(r"mean width (\d+)$", capsys.readouterr().out, re.MULTILINE)
+    assert int(predicted) < 0.8 * int(constant)
+
+
+def test_every_loss_finds_the_digits_among_the_pixels():
+    found = segmentation.main([])
+    assert found.pop("baseline") < 0.1
+    assert found.keys() == segmentation.LOSSES.keys()
+    assert min(found.values()) > 0.4
+
+
+def test_faint_pixels_of_digits_are_ignored_in_every_loss_and_in_the_metric():
+    digits = np.full((1, 64), 16.0)
+    digits[0, :8] = 5  # the first row is faint
+    images, labels = segmentation.scatter(digits, np.array([3]), 2, np.random.default_rng(0))
+    assert {*np.unique(labels)} == {segmentation.IGNORED, 0, 4}
+    assert images[labels == 4].mean() > 0.9
+    truth = np.where(labels == segmentation.IGNORED, 7, labels)
+    logits = 20 * np.eye(segmentation.CLASSES, dtype=np.float32)[truth]
+    assert segmentation.mean_iou(labels, logits) == 1
+    wrong = logits + 40 * (labels == segmentation.IGNORED)[..., None] * np.eye(11, dtype=np.float32)[9]
+    for loss in segmentation.LOSSES.values():
+        np.testing.assert_array_equal(loss(wrong, labels), loss(logits, labels))
+
+
+def test_a_trained_model_has_the_weights_of_the_last_step():
+    random = np.random.default_rng(0)
+    inputs, targets = (random.normal(size=(20, width)).astype(np.float32) for width in (10, 1))
+    model, arguments = (
+        LinearRegression(rngs=nnx.Rngs(0)),
+        argparse.Namespace(steps=50, seed=0, checkpoint=None),
+    )
+    history = fit(
+        model,
+        optax.sgd(0.1),
+        (inputs, targets, inputs, targets),
+        loss=mse_loss,
+        metric=r2_score,
+        batch_size=20,
+        arguments=arguments,
+        fold=1,
+    )
+    np.testing.assert_allclose(r2_score(targets, model(inputs)), history.metrics[-1], rtol=1e-5)
 
 
 def test_the_language_model_knows_more_than_how_frequent_characters_are(capsys):
@@ -175,7 +228,7 @@ def start_data_parallel(environment, *options):
     )
 
 
-@pytest.mark.parametrize("example", [*EXAMPLES, language_model, __main__])
+@pytest.mark.parametrize("example", [*EXAMPLES, *OTHERS, __main__])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -194,7 +247,7 @@ def test_a_wrong_option_is_named(example, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("example", [*EXAMPLES, language_model])
+@pytest.mark.parametrize("example", [*EXAMPLES, *OTHERS])
 def test_help(example, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         example.main(["--help"])

@@ -3,6 +3,7 @@
 All but `from_host` runs while a loss is traced, and costs nothing per call.
 """
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -72,8 +73,24 @@ def agree(**arrays: Any) -> list[jax.Array]:
     converted = [as_array(name, array) for name, array in arrays.items()]
     if len({array.shape for array in converted}) > 1:
         raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}")
-    split = next((array for array in converted if any(_layout(array)[1])), converted[0])
-    return [laid_out_as(split, array) for array in converted]
+    return _laid_out_as_first_split(converted)
+
+
+def agree_but_for_last_axis(**arrays: Any) -> list[jax.Array]:
+    """Returns an array, and others that lack its last axis with one of size 1; laid out alike on a mesh."""
+    first, *others = (as_array(name, array) for name, array in arrays.items())
+    if not first.ndim or any(other.shape != first.shape[:-1] for other in others):
+        name, *names = arrays
+        raise ValueError(
+            f"{_and(names)} must have the shape of {name} without its last axis, "
+            f"got {_and(arrays, [first, *others])}"
+        )
+    return _laid_out_as_first_split([first, *(jnp.expand_dims(other, -1) for other in others)])
+
+
+def _laid_out_as_first_split(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    split = next((array for array in arrays if any(_layout(array)[1])), arrays[0])
+    return [laid_out_as(split, array) for array in arrays]
 
 
 def values(**arrays: Any) -> list[jax.Array]:
@@ -151,6 +168,25 @@ def mask(where: ArrayLike | None, like: jax.Array, without: Sequence[int] = ()) 
 def fill_masked(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Array:
     """Returns `array` with `fill` where the mask is False, so that no arithmetic sees what was there."""
     return array if where is None else jnp.where(where, array, jnp.asarray(fill, array.dtype))
+
+
+def masked_items(
+    arrays: Sequence[jax.Array], rank: int, where: ArrayLike | None
+) -> tuple[list[jax.Array], jax.Array | None]:
+    """Returns arrays of equal shape, 0 where masked, and the mask of items that lie along the last axes."""
+    inner = range(arrays[0].ndim - rank, arrays[0].ndim)
+    where = mask(where, arrays[0], inner)
+    behind = None if where is None else jnp.expand_dims(where, inner)
+    return [fill_masked(behind, array) for array in arrays], where
+
+
+def any_left(where: jax.Array | None, shape: Sequence[int], axes: Sequence[int]) -> jax.Array | None:
+    """Returns where a mask over a shape leaves something along some of its axes; None is everywhere."""
+    if where is None:
+        if math.prod(shape[axis] for axis in axes) != 0:
+            return None
+        where = jnp.zeros([1] * len(shape), bool)
+    return jnp.any(where, tuple(axes))
 
 
 def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) -> jax.Array:

@@ -22,9 +22,10 @@ from jaxloss._core.arguments import (
     integer,
     laid_out_as,
     mask,
+    widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
-from jaxloss._core.derivatives import derivatives, weighted
+from jaxloss._core.derivatives import derivatives, log_of_total, weighted
 
 
 class ClassAxis(NamedTuple):
@@ -147,6 +148,20 @@ def log_normalizer(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> j
     return jnp.log(classes.sum(jnp.exp(logits - classes.expand(shift))))
 
 
+def log_odds_against(logits: jax.Array, labels: "Labels", classes: ClassAxis) -> jax.Array:
+    """Returns log((1 - p) / p) for the probability p of each position's label, without subtraction.
+
+    That is the log-sum-exp of the other classes above the label's logit, -∞ if there is no other class.
+    """
+    logits = classes.fill_masked(labels.valid, logits)
+    (wide,) = widened(logits)
+    others = jnp.where(classes.one_hot(labels.classes, logits), -jnp.inf, wide)
+    shift = classes.max(others)
+    shift = jnp.where(shift == -jnp.inf, 0, shift)
+    own = take_class_in_pass(wide, labels.classes, classes, logits)
+    return log_of_total(classes.sum(jnp.exp(others - classes.expand(shift)))) - (own - shift)
+
+
 def soft_capped(logits: jax.Array, soft_cap: ArrayLike | None) -> jax.Array:
     """Returns soft_cap · tanh(logits / soft_cap)."""
     return logits if soft_cap is None else _soft_capped(logits, jnp.asarray(soft_cap, logits.dtype))
@@ -161,6 +176,21 @@ def _slope_in_cap(logits: jax.Array, cap: jax.Array) -> jax.Array:
 @derivatives(lambda logits, cap: 1 - jnp.tanh(logits / cap) ** 2, _slope_in_cap)
 def _soft_capped(logits: jax.Array, cap: jax.Array) -> jax.Array:
     return cap * jnp.tanh(logits / cap)
+
+
+def uniform_surprise(
+    logits: jax.Array,
+    shift: jax.Array,
+    log_norm: jax.Array,
+    weight: ArrayLike | None,
+    classes: ClassAxis,
+) -> jax.Array:
+    """Returns Σ weight · -log p over the classes, from `log_normalizer`."""
+    if weight is None:
+        return classes.sum(classes.expand(shift) - logits) + classes.count(logits) * log_norm
+    of_classes = weight_of_classes(weight, logits, classes).astype(logits.dtype)
+    below = classes.sum(weighted(of_classes, classes.expand(shift) - logits))
+    return below + weighted(classes.sum(of_classes), log_norm)
 
 
 def smoothed(losses: jax.Array, uniform: jax.Array, label_smoothing: float, count: int) -> jax.Array:
@@ -230,13 +260,19 @@ def labels_without_weight(
     valid = jnp.ones(targets.shape, bool) if where is None else jnp.broadcast_to(where, targets.shape)
     if ignore_index is not None:
         expected += f" or ignore_index={ignore_index}"
-        compared = index if targets.dtype.itemsize == 8 else targets
-        limits = jnp.iinfo(compared.dtype)
-        if limits.min <= integer("ignore_index", ignore_index) <= limits.max:
-            valid &= compared != np.asarray(ignore_index, compared.dtype)
+        valid &= is_kept(targets, ignore_index)
     is_right = exists | ~valid
     index = index_array("targets", checked(targets, is_right, expected))
     return Labels(jnp.where(exists, index, 0), valid, one_or_nan(is_right, arithmetic_dtype(scores)))
+
+
+def is_kept(targets: jax.Array, ignore_index: int) -> jax.Array:
+    """Returns which integer targets are not the one to ignore, an integer that their dtype need not have."""
+    compared = index_array("targets", targets) if targets.dtype.itemsize == 8 else targets
+    limits = jnp.iinfo(compared.dtype)
+    if limits.min <= integer("ignore_index", ignore_index) <= limits.max:
+        return compared != np.asarray(ignore_index, compared.dtype)
+    return jnp.ones_like(targets, bool)
 
 
 def _check_shape_of_labels(targets: jax.Array, name: str, scores: jax.Array, classes: ClassAxis) -> None:
@@ -259,6 +295,16 @@ def _check_shape_of_labels(targets: jax.Array, name: str, scores: jax.Array, cla
         f"targets must have the shape of {name} without {which}, {expected}, "
         f"got targets {targets.shape} and {name} {shape}{chosen}{hint}"
     )
+
+
+def refuse_misfit_of_probabilities(targets: jax.Array, logits: jax.Array, ignore_index: int) -> None:
+    """Raises where the targets are not a probability for each logit, or a label is to be ignored."""
+    refuse_ignored_probabilities(ignore_index, targets)
+    if targets.shape != logits.shape:
+        raise ValueError(
+            "floating targets are class probabilities and must have the shape of logits, got "
+            f"targets {targets.shape} and logits {logits.shape}; class indices must be integers"
+        )
 
 
 def refuse_ignored_probabilities(ignore_index: int, targets: jax.Array) -> None:

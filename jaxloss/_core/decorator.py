@@ -25,6 +25,7 @@ class Domain(NamedTuple):
 
     description: str
     contains: Callable[[Any], Any]
+    has_arrays: bool = False  # of such numbers
 
 
 positive = Domain("a number > 0", lambda number: number > 0)
@@ -32,6 +33,7 @@ not_negative = Domain("a number >= 0", lambda number: number >= 0)
 fraction = Domain("a number in [0, 1]", lambda number: (number >= 0) & (number <= 1))
 positive_and_finite = Domain("a finite number > 0", lambda number: (number > 0) & (number < float("inf")))
 finite = Domain("a finite number", lambda number: abs(number) < float("inf"))
+fractions = Domain("numbers in [0, 1]", fraction.contains, has_arrays=True)
 
 
 def compiled(
@@ -104,10 +106,10 @@ def _ready(option: str, value: Any, may_be_sequence: bool) -> Any:
 
 
 def _within(domain: Domain, value: Any, option: str) -> jax.Array:
-    """Returns a traced number, NaN with slope NaN outside its domain."""
+    """Returns a traced number, or an array of them, NaN with slope NaN outside its domain."""
     number = jnp.asarray(value)
     is_real = number.dtype == bool or jnp.issubdtype(number.dtype, jnp.number)
-    if number.ndim or jnp.iscomplexobj(number) or not is_real:
+    if (number.ndim and not domain.has_arrays) or jnp.iscomplexobj(number) or not is_real:
         raise ValueError(f"{option} must be {domain.description}, got {jax.typeof(number)}")
     if not jnp.issubdtype(number.dtype, jnp.floating):
         number = number.astype(float)

@@ -13,6 +13,8 @@ from jaxloss._core.checks import checked, one_or_nan
 
 Elementwise = Callable[..., jax.Array]
 
+LARGEST_PROBABILITY = 1 + 1e-6  # what softmax may round to
+
 
 def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
     """Gives an elementwise function its partial derivatives in closed form, one for each argument.
@@ -44,6 +46,12 @@ def absolute(number: jax.Array) -> jax.Array:
     return jnp.abs(number)
 
 
+@derivatives(lambda number: 2 * number)
+def square(number: jax.Array) -> jax.Array:
+    """Returns number²."""
+    return number * number
+
+
 def power(base: jax.Array, exponent: float) -> jax.Array:
     """Returns base ** exponent for base >= 0, with every derivative 0 at 0."""
     vanishes = base == 0
@@ -54,6 +62,53 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
 def weighted(weight: jax.Array, loss: jax.Array) -> jax.Array:
     """Returns weight · loss, where an infinite loss of weight 0 is 0."""
     return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)
+
+
+@jax.custom_jvp
+def quotient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns x / y, with derivatives of every order in which no power of y overflows or underflows."""
+    return x / y
+
+
+@quotient.defjvp
+def _quotient_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    ratio = quotient(*primals)
+    return ratio, (tangents[0] - ratio * tangents[1]) * _reciprocal(primals[1])
+
+
+@jax.custom_jvp
+def _reciprocal(y: jax.Array) -> jax.Array:
+    return 1 / y
+
+
+@_reciprocal.defjvp
+def _reciprocal_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    inverse = _reciprocal(*primals)
+    return inverse, -inverse * (inverse * tangents[0])
+
+
+def inverse_or_zero(number: jax.Array) -> jax.Array:
+    """Returns 1 / number, and 0 with every derivative 0 at 0."""
+    vanishes = number == 0
+    return jnp.where(vanishes, 0, 1 / jnp.where(vanishes, 1, number))
+
+
+@derivatives(inverse_or_zero)
+def log_of_total(total: jax.Array) -> jax.Array:
+    """Returns log(total) for total >= 0, at 0 -∞ with every derivative 0: nothing was added up."""
+    return jnp.log(total)
+
+
+@derivatives(
+    lambda weight, prob, loss: weighted(prob, loss),
+    lambda weight, prob, loss: weighted(weight, loss),
+    lambda weight, prob, loss: weight * prob,
+)
+def weighted_twice(weight: jax.Array, prob: jax.Array, loss: jax.Array) -> jax.Array:
+    """Returns weight · prob · loss, where an infinite loss without weight or probability is 0."""
+    return weighted(weight * prob, loss)
 
 
 # These slopes are arithmetic, NaN for NaN: compilers store the masks of comparisons.
@@ -128,10 +183,12 @@ def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     return checked(targets, fill_masked(where, is_sign, True), "targets: expected 1 or -1")
 
 
-def checked_probabilities(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns an array; under `checkify` an unmasked number outside [0, 1] is an error."""
+def checked_probabilities(
+    name: str, array: jax.Array, where: jax.Array | None, largest: float = 1
+) -> jax.Array:
+    """Returns an array; under `checkify` an unmasked number outside [0, 1], or [0, largest], is an error."""
     (wide,) = widened(array)
-    valid = fill_masked(where, (wide >= 0) & (wide <= 1), True)
+    valid = fill_masked(where, (wide >= 0) & (wide <= largest), True)
     return checked(array, valid, f"{name}: expected probabilities in [0, 1]")
 
 

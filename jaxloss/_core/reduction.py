@@ -20,7 +20,7 @@ from jaxloss._core.arguments import (
     values,
 )
 from jaxloss._core.decorator import compiled
-from jaxloss._core.derivatives import derivatives
+from jaxloss._core.derivatives import derivatives, inverse_or_zero
 
 Reduction = Literal["none", "mean", "sum", "sum_and_weight"]
 BatchReduction = Literal["none", "mean", "sum", "batchmean", "sum_and_weight"]
@@ -101,11 +101,10 @@ def reduce_losses(
     return (total, denominator) if reduction == "sum_and_weight" else mean(total, denominator)
 
 
-def _slope_of_mean(total: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.where(weight == 0, 0, 1 / jnp.where(weight == 0, 1, weight))
-
-
-@derivatives(_slope_of_mean, lambda total, weight: -total * jnp.square(_slope_of_mean(total, weight)))
+@derivatives(
+    lambda total, weight: inverse_or_zero(weight),
+    lambda total, weight: -total * jnp.square(inverse_or_zero(weight)),
+)
 def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
     """Returns total / weight; for weight 0 that is NaN, with gradient 0."""
     return jnp.where(weight == 0, 0, total) / weight

@@ -13,15 +13,16 @@ from jaxloss._core.classes import (
     Labels,
     class_labels,
     log_normalizer,
-    refuse_ignored_probabilities,
+    refuse_misfit_of_probabilities,
     smoothed,
     soft_capped,
     take_class_in_pass,
+    uniform_surprise,
     weight_of_classes,
     with_z_loss,
 )
 from jaxloss._core.decorator import compiled, fraction, not_negative, positive_and_finite
-from jaxloss._core.derivatives import derivatives, weighted
+from jaxloss._core.derivatives import derivatives, weighted, weighted_twice
 from jaxloss._core.reduction import BatchReduction, Reduction, reduce_elementwise, reduce_losses
 
 
@@ -91,7 +92,7 @@ def cross_entropy(
         (weight,) = widened(as_array("weight", weight))  # once, and its gradient is rounded once
     options = (weight, label_smoothing, z_loss, soft_cap)
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        refuse_ignored_probabilities(ignore_index, targets)
+        refuse_misfit_of_probabilities(targets, logits, ignore_index)
         losses = _soft_losses(logits, targets, classes, where, *options)
         return reduce_losses(losses, None, where, reduction)
     labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
@@ -232,12 +233,7 @@ def _hard_losses(
     own = take_class_in_pass(wide, labels.classes, classes, logits if soft_cap is None else wide)
     losses = weighted(labels.weight, log_norm - (own - shift))
     if label_smoothing:
-        if weight is None:
-            uniform = classes.sum(classes.expand(shift) - wide) + classes.count(wide) * log_norm
-        else:
-            of_classes = weight_of_classes(weight, wide, classes).astype(wide.dtype)
-            below = classes.sum(weighted(of_classes, classes.expand(shift) - wide))
-            uniform = below + weighted(classes.sum(of_classes), log_norm)
+        uniform = uniform_surprise(wide, shift, log_norm, weight, classes)
         losses = smoothed(losses, uniform, label_smoothing, classes.count(wide))
     return with_z_loss(losses, z_loss, log_norm + shift)
 
@@ -253,11 +249,6 @@ def _soft_losses(
     soft_cap: ArrayLike | None,
 ) -> jax.Array:
     """Returns Σ weight · probs · -log p with smoothed probs, plus the z-loss."""
-    if probs.shape != logits.shape:
-        raise ValueError(
-            "floating targets are class probabilities and must have the shape of logits, got "
-            f"targets {probs.shape} and logits {logits.shape}; class indices must be integers"
-        )
     logits, probs = (classes.fill_masked(where, array) for array in agree(logits=logits, targets=probs))
     wide, probs = widened(logits, probs)
     wide = soft_capped(wide, soft_cap)
@@ -267,18 +258,8 @@ def _soft_losses(
     log_norm = log_normalizer(wide, shift, classes)
     surprise = classes.expand(log_norm) - (wide - classes.expand(shift))
     of_classes = weight_of_classes(weight, wide, classes).astype(wide.dtype)
-    losses = classes.sum(_weighted_twice(of_classes, probs, surprise))
+    losses = classes.sum(weighted_twice(of_classes, probs, surprise))
     return with_z_loss(losses, z_loss, log_norm + shift)
-
-
-@derivatives(
-    lambda weight, probs, surprise: weighted(probs, surprise),
-    lambda weight, probs, surprise: weighted(weight, surprise),
-    lambda weight, probs, surprise: weight * probs,
-)
-def _weighted_twice(weight: jax.Array, probs: jax.Array, surprise: jax.Array) -> jax.Array:
-    """Returns weight · probs · surprise, where an infinite surprise without weight or probability is 0."""
-    return weighted(weight * probs, surprise)
 
 
 def _excess(probs: jax.Array, true_log: jax.Array, log_probs: jax.Array) -> jax.Array:

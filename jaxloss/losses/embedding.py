@@ -18,6 +18,7 @@ from jaxloss._core.arguments import (
     fill_masked,
     laid_out_as,
     mask,
+    masked_items,
     values,
     widened,
 )
@@ -27,8 +28,8 @@ from jaxloss._core.derivatives import (
     absolute,
     checked_signs,
     clamped_at_zero,
-    derivatives,
     power,
+    quotient,
     sign_or_nan,
 )
 from jaxloss._core.reduction import Reduction, reduce_losses
@@ -331,9 +332,8 @@ def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Ar
     arrays = agree(**embeddings)
     if not arrays[0].ndim:
         raise ValueError(f"{' and '.join(embeddings)} must have an axis of features, got shape ()")
-    rows = mask(where, arrays[0], [arrays[0].ndim - 1])
-    behind = None if rows is None else jnp.expand_dims(rows, -1)
-    return widened(*(fill_masked(behind, array) for array in arrays)), rows
+    masked, rows = masked_items(arrays, 1, where)
+    return widened(*masked), rows
 
 
 def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
@@ -371,17 +371,11 @@ def _length_jvp(
     return length, jnp.sum(jnp.where(vanishes, 0, directions) * tangents[0], axis)
 
 
-@derivatives(lambda x, y: 1 / y, lambda x, y: -(x / y) / y)
-def _quotient(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns x / y; the square in the derivative that JAX takes would overflow early."""
-    return x / y
-
-
 def _cosine(x: jax.Array, y: jax.Array, x_length: jax.Array, y_length: jax.Array, axis: int) -> jax.Array:
     """Returns x·y / x_length / y_length, NaN for a length that overflows."""
     cosine = jnp.sum(x * y, axis)
     for length in (x_length, y_length):
-        cosine = _quotient(cosine, length * one_or_nan(length < jnp.inf, length.dtype))
+        cosine = quotient(cosine, length * one_or_nan(length < jnp.inf, length.dtype))
     return cosine
 
 

@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from jaxloss._core.arguments import agree, as_array, fill_masked, index_array, mask, widened
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import ClassAxis, class_labels, take_class
-from jaxloss._core.decorator import compiled, finite
-from jaxloss._core.derivatives import checked_signs, derivatives, positive_part, sign_or_nan, weighted
+from jaxloss._core.decorator import compiled, finite, positive
+from jaxloss._core.derivatives import checked_signs, derivatives, positive_part, sign_or_nan, square, weighted
 from jaxloss._core.reduction import Reduction, reduce_elementwise, reduce_losses
 
 
@@ -233,6 +233,51 @@ def margin_ranking_loss(
     )
 
 
+@compiled(static=("squared", "reduction"), domains={"margin": positive})
+def hinge_loss(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    *,
+    margin: ArrayLike = 1.0,
+    squared: bool = False,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """Hinge loss of binary classification, as of support vector machines.
+
+    loss = max(0, margin - targets · scores), squared if `squared`, with slope 0 at the kink.
+
+    Args:
+        scores: Raw scores, any shape; class 1 is more likely above 0.
+        targets: 1 or -1, of the shape of `scores`.
+        margin: Score beyond which a right answer costs nothing, a number > 0.
+        squared: Whether the loss is the square of the hinge, static.
+        where: Mask, broadcast to the shape of `scores`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
+
+    Returns:
+        A scalar, or an array of the shape of `scores` for "none"; in the unit of `scores`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> jaxloss.hinge_loss(jnp.array([0.5, -2.0, 3.0]), jnp.array([1, 1, -1]), reduction="none")
+        Array([0.5, 3. , 4. ], dtype=float32)
+
+    Differences from other libraries:
+        * Targets other than -1 and 1 give NaN; Keras takes 0 for -1, and Optax multiplies by any number.
+        * Optax's slope at the kink is half of that beside it.
+
+    Source:
+        C. Cortes and V. Vapnik (1995), Support-Vector Networks. scikit-learn documentation:
+        sklearn.metrics.hinge_loss.
+    """
+    scores, targets = agree(scores=scores, targets=targets)
+    arrays = [scores, checked_signs(targets, mask(where, targets))]
+    hinge = _squared_hinge if squared else _hinge
+    return reduce_elementwise(hinge, arrays, [margin], where=where, reduction=reduction)
+
+
 def _active(gap: jax.Array, slope: jax.Array) -> jax.Array:
     """Returns the slope of max(gap, 0) times `slope`: at 0, too, as in PyTorch. NaN stays NaN."""
     return jnp.where(gap < 0, 0, slope) * one_or_nan(~jnp.isnan(gap), gap.dtype)
@@ -265,6 +310,28 @@ def _ranking_gap(difference: jax.Array, targets: jax.Array, margin: jax.Array) -
 )
 def _margin_ranking(difference: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
     return jnp.maximum(_ranking_gap(difference, targets, margin), 0)
+
+
+def _hinge_gap(scores: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    return margin - sign_or_nan(targets) * scores
+
+
+def _missing(gap: jax.Array, slope: jax.Array) -> jax.Array:
+    """Returns `slope` where there is a gap, and 0 elsewhere. NaN stays NaN."""
+    return jnp.where(gap > 0, slope, 0) * one_or_nan(~jnp.isnan(gap), gap.dtype)
+
+
+@derivatives(
+    lambda s, t, margin: _missing(_hinge_gap(s, t, margin), -t),
+    lambda s, t, margin: _missing(_hinge_gap(s, t, margin), -s),
+    lambda s, t, margin: _missing(_hinge_gap(s, t, margin), jnp.ones_like(t)),
+)
+def _hinge(scores: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    return jnp.maximum(_hinge_gap(scores, targets, margin), 0)
+
+
+def _squared_hinge(scores: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
+    return square(_hinge(scores, targets, margin))
 
 
 def _label_lists(

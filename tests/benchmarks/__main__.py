@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from tests.benchmarks import compiling, programs, report
-from tests.benchmarks.cases import CASES
+from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import PEERS, measure
 
 PACKAGES = ("jax", "jaxlib", "torch", "optax", "numpy")

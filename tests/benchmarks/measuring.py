@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.benchmarks.cases import CASES, Case, Loss
+from tests.benchmarks.case import Case, Loss
+from tests.benchmarks.catalogue import CASES
 
 WHATS = ("forward", "gradient")
 PEERS = ("jax", "optax", "torch", "torch.compile", "torch.compile(grad)")

@@ -20,7 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.benchmarks import compiling
-from tests.benchmarks.cases import CASES, ELEMENTS, Case, Loss
+from tests.benchmarks.case import BOXES, ELEMENTS, Case, Loss
+from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import with_module
 
 Record = dict[str, Any]
@@ -28,9 +29,15 @@ Shape = tuple[int, ...]
 
 DTYPES = ("float32", "bfloat16")
 SQUARE = (4096, 4096)
+REGIONS = ("dice_loss", "tversky_loss", "generalized_dice_loss", "lovasz_softmax_loss")
 SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is not the square
     "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
     "multilabel_margin_loss": ((512, 100),),
+    **{case.loss: ((2**22, 4),) for case in CASES if case.sizes is BOXES},
+    "ssim_loss": ((16, 512, 512, 3),),
+    **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)) | {"lovasz_softmax_loss": ((4, 256, 256, 21),)},
+    "lovasz_hinge_loss": ((8, 512, 512),),
+    "crps_ensemble_loss": ((262_144, 64),),
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
@@ -45,6 +52,8 @@ ELEMENTWISE = {case.loss for case in CASES if case.sizes is ELEMENTS} | {"multil
 ROWS = {
     *("cosine_similarity", "pairwise_distance", "cosine_embedding_loss"),
     *("triplet_margin_loss", "multi_margin_loss"),
+    *("softmax_focal_loss", "poly_cross_entropy", "generalized_cross_entropy"),
+    *REGIONS[:3],
 }
 
 

@@ -1,10 +1,18 @@
 """Yes or no."""
 
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 
 import numpy as np
 
 from tests.case import Arrays, add
+from tests.formulas import beyond_pytorch, positive_part
+from tests.situation import INF, row
+
+
+@beyond_pytorch("(),()->()")
+def hinge_loss(scores, targets, margin=1, squared=False):
+    return positive_part(Decimal(margin) - targets * scores) ** (2 if squared else 1)
 
 
 def _binary(
@@ -59,3 +67,23 @@ add("soft_margin_loss", "far", lambda rng: _signed, gradients=("scores",))
 add("multilabel_soft_margin_loss", "rows", _binary("logits", 6, 4))
 add("multilabel_soft_margin_loss", "one", _binary("logits", 4))
 add("multilabel_soft_margin_loss", "weight", _binary("logits", 6, 4, weights={"weight": (4,)}))
+
+for _squared in (False, True):
+    add(
+        "hinge_loss", f"squared-{_squared}", _signs(4, 3), gradients=("scores",), squared=_squared, margin=0.5
+    )
+_edge = {"scores": np.array([1.0, -1.0, 1e20, -1e20, 0.0]), "targets": np.array([1.0, -1.0, 1.0, -1.0, 1.0])}
+add("hinge_loss", "kink", lambda rng: _edge, smooth=False, gradients=("scores",), squared=False, margin=1.0)
+for _squared in (False, True):
+    row(
+        "hinge_loss",
+        "scores targets",
+        "scores",
+        {"squared": _squared},
+        zeros=[(0.0, 1.0), (0.0, -1.0)],
+        kinks=[(1.0, 1.0), (-1.0, -1.0)],
+        plus=[(INF, 1.0), (INF, -1.0)],
+        minus=[(-INF, -1.0), (-INF, 1.0)],
+        far=[(1e100, 1.0), (1e100, -1.0)],
+        half=[(0.25, 1.0), (300.0, -1.0)],
+    )

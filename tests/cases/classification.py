@@ -7,7 +7,7 @@ import numpy as np
 from tests.case import Arrays, add
 
 
-def _classes(
+def classes(
     *shape: int, axis: int = -1, ignored: int | None = None, weight: bool = False, soft: bool = False
 ) -> Callable[[np.random.RandomState], Arrays]:
     def make(rng: np.random.RandomState) -> Arrays:
@@ -37,40 +37,38 @@ def _as_log_probs(
 
 
 for _loss, _wrap in (("cross_entropy", lambda make: make), ("nll_loss", _as_log_probs)):
-    add(_loss, "rows", _wrap(_classes(5, 6)))
-    add(_loss, "one", _wrap(_classes(6)))
-    add(_loss, "sequence", _wrap(_classes(4, 3, 6)))
-    add(_loss, "image", _wrap(_classes(4, 6, 2, 3, axis=1)), axis=1)
-    add(_loss, "weight", _wrap(_classes(5, 6, weight=True)))
-    add(_loss, "ignored", _wrap(_classes(7, 6, ignored=-100)))
-    add(_loss, "ignored-class", _wrap(_classes(7, 6, ignored=2)), ignore_index=2)
+    add(_loss, "rows", _wrap(classes(5, 6)))
+    add(_loss, "one", _wrap(classes(6)))
+    add(_loss, "sequence", _wrap(classes(4, 3, 6)))
+    add(_loss, "image", _wrap(classes(4, 6, 2, 3, axis=1)), axis=1)
+    add(_loss, "weight", _wrap(classes(5, 6, weight=True)))
+    add(_loss, "ignored", _wrap(classes(7, 6, ignored=-100)))
+    add(_loss, "ignored-class", _wrap(classes(7, 6, ignored=2)), ignore_index=2)
     add(_loss, "all-ignored", _wrap(lambda rng: {"logits": rng.randn(2, 3), "targets": np.full(2, -100)}))
     add(
         _loss,
         "image-weight-ignored",
-        _wrap(_classes(4, 6, 2, axis=1, ignored=255, weight=True)),
+        _wrap(classes(4, 6, 2, axis=1, ignored=255, weight=True)),
         axis=1,
         ignore_index=255,
     )
-add("cross_entropy", "smoothed", _classes(5, 6), label_smoothing=0.1)
-add(
-    "cross_entropy", "smoothed-weight-ignored", _classes(7, 6, ignored=-100, weight=True), label_smoothing=0.3
-)
-add("cross_entropy", "smoothed-fully", _classes(5, 6), label_smoothing=1.0)
-add("cross_entropy", "image-smoothed", _classes(4, 6, 2, axis=1, weight=True), axis=1, label_smoothing=0.2)
-add("cross_entropy", "probabilities", _classes(5, 6, soft=True))
-add("cross_entropy", "probabilities-one", _classes(6, soft=True))
-add("cross_entropy", "probabilities-image", _classes(4, 6, 3, axis=1, soft=True), axis=1)
+add("cross_entropy", "smoothed", classes(5, 6), label_smoothing=0.1)
+add("cross_entropy", "smoothed-weight-ignored", classes(7, 6, ignored=-100, weight=True), label_smoothing=0.3)
+add("cross_entropy", "smoothed-fully", classes(5, 6), label_smoothing=1.0)
+add("cross_entropy", "image-smoothed", classes(4, 6, 2, axis=1, weight=True), axis=1, label_smoothing=0.2)
+add("cross_entropy", "probabilities", classes(5, 6, soft=True))
+add("cross_entropy", "probabilities-one", classes(6, soft=True))
+add("cross_entropy", "probabilities-image", classes(4, 6, 3, axis=1, soft=True), axis=1)
 add(
     "cross_entropy",
     "probabilities-weight-smoothed",
-    _classes(5, 6, soft=True, weight=True),
+    classes(5, 6, soft=True, weight=True),
     label_smoothing=0.2,
 )
 
 
-add("cross_entropy", "z-loss-cap", _classes(5, 6), z_loss=0.1, soft_cap=2.0)
-add("cross_entropy", "probabilities-z-loss", _classes(5, 6, soft=True), z_loss=0.1)
+add("cross_entropy", "z-loss-cap", classes(5, 6), z_loss=0.1, soft_cap=2.0)
+add("cross_entropy", "probabilities-z-loss", classes(5, 6, soft=True), z_loss=0.1)
 
 
 def _extreme_logits(rng: np.random.RandomState) -> Arrays:
@@ -115,7 +113,7 @@ add(
 
 def _scored(*shape: int, weight: bool = False) -> Callable[[np.random.RandomState], Arrays]:
     def make(rng: np.random.RandomState) -> Arrays:
-        arrays = _classes(*shape, weight=weight)(rng)
+        arrays = classes(*shape, weight=weight)(rng)
         return {"scores": arrays.pop("logits") / 2, **arrays}
 
     return make

@@ -1,10 +1,23 @@
-"""Predicted against true values."""
+"""Predicted against true values: entries, and formulas of the losses that PyTorch does not have."""
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import numpy as np
 
 from tests.case import Arrays, add
+from tests.formulas import absolute, beyond_pytorch, log
+from tests.situation import INF, at, row
+
+
+@beyond_pytorch("(),()->()")
+def mape_loss(predictions, targets, eps=1e-6):
+    return absolute(predictions - targets) / max(abs(targets), Decimal(eps))
+
+
+@beyond_pytorch("(),()->()")
+def msle_loss(predictions, targets):
+    return (log(1 + predictions) - log(1 + targets)) ** 2 if predictions != targets else Decimal(0)
 
 
 def _pair(*shape: int) -> Callable[[np.random.RandomState], Arrays]:
@@ -85,4 +98,39 @@ add(
     lambda rng: {**_at_errors(0.0, 1.0, -2.0, 0.5)(rng), "var": np.array([0.0, 0.0, 0.05, 0.1])},
     smooth=False,
     eps=0.1,
+)
+
+
+def _above_minus_1(*shape: int) -> Callable[[np.random.RandomState], Arrays]:
+    return lambda rng: {name: rng.uniform(-0.9, 3, shape) for name in ("predictions", "targets")}
+
+
+add("mape_loss", "matrix", _pair(4, 3), eps=0.25)
+_near_zero = {"predictions": np.array([1.0, 0.0, 1e20]), "targets": np.array([0.0, 1e-7, -1e20])}
+add("mape_loss", "near-zero", lambda rng: _near_zero, eps=1e-6)
+add("msle_loss", "matrix", _above_minus_1(4, 3))
+_far_apart = {"predictions": np.array([1e20, 1e-20, 1.0, 0.5]), "targets": np.array([0.0, 1e-10, 1e20, 0.5])}
+add("msle_loss", "far-apart", lambda rng: _far_apart)
+
+_BOTH, _OUT = "predictions targets", {"documented": "True values >= -1"}
+row(
+    "mape_loss",
+    _BOTH,
+    _BOTH,
+    zeros=[(1.0, 0.0), (0.0, 0.0)],
+    kinks=[(1.0, 1.0)],
+    plus=[(INF, 1.0), (1.0, INF)],
+    minus=[(-INF, 1.0), (1.0, -INF)],
+    far=[(1e200, -1e200), (1e-200, 1.0)],
+    half=[(0.5, -1.25), (300.0, -2.0)],
+)
+row(
+    "msle_loss",
+    _BOTH,
+    _BOTH,
+    zeros=[(0.0, 0.0), (0.0, 1.0)],
+    plus=[(INF, 0.0), (0.0, INF)],
+    minus=[at(-INF, 0.0, **_OUT), at(0.0, -INF, **_OUT)],
+    far=[(1e200, 1.0), (1.0, 1e200), (1e-200, 0.0)],
+    half=[(0.5, 1.25), (300.0, 2.0)],
 )

@@ -12,6 +12,7 @@ from jax.experimental import checkify
 from jaxloss import (
     binary_cross_entropy_with_logits,
     hinge_embedding_loss,
+    hinge_loss,
     margin_ranking_loss,
     multi_margin_loss,
     multilabel_margin_loss,
@@ -50,6 +51,34 @@ def test_margin_ranking_by_hand():
     np.testing.assert_array_equal(slopes[1], [1, -1, 1, 0])
     np.testing.assert_array_equal(slopes[2], [1, 1, -2, 0])
     assert slopes[3] == 3
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_hinge_by_hand(squared):
+    scores = jnp.array([0.5, -2.0, 3.0, -3.0, 2.0, -2.0, INF, -INF])
+    targets = jnp.array([1, 1, -1, -1, 1, -1, 1, -1])
+    value, pull = jax.vjp(
+        lambda s, m: hinge_loss(s, targets, margin=m, squared=squared, reduction="none"), scores, 2.0
+    )
+    hinges = np.array([1.5, 4, 5, 0, 0, 0, 0, 0])
+    active = np.array([-1, -1, 1, 0, 0, 0, 0, 0])  # 0 at the kink
+    np.testing.assert_array_equal(value, hinges**2 if squared else hinges)
+    by_scores, by_margin = pull(jnp.ones(8))
+    np.testing.assert_array_equal(by_scores, active * (2 * hinges if squared else 1))
+    assert by_margin == (2 * hinges.sum() if squared else 3)
+
+
+def test_targets_of_the_hinge_are_signs():
+    def losses(scores):
+        return hinge_loss(scores, jnp.array([1.0, 0.0, 2.0, -1.0]), reduction="none")
+
+    value, pull = jax.vjp(losses, jnp.zeros(4))
+    np.testing.assert_array_equal(value, [1, np.nan, np.nan, 1])
+    np.testing.assert_array_equal(pull(jnp.ones(4))[0], [-1, np.nan, np.nan, 1])
+    error, _ = checkify.checkify(losses)(jnp.zeros(4))
+    assert "targets: expected 1 or -1, got 0.0" in error.get()
+    with pytest.raises(ValueError, match="margin must be a number > 0, got 0"):
+        hinge_loss(jnp.zeros(1), jnp.ones(1), margin=0.0)
 
 
 # One right class.

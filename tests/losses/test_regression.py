@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from jaxloss import huber_loss, l1_loss, mse_loss, smooth_l1_loss
+from jaxloss import huber_loss, l1_loss, mape_loss, mse_loss, msle_loss, smooth_l1_loss
 
 ERRORS = np.array([0.0, 0.5, -0.5, 1.0, -2.0, 3.0], np.float32)
 ZEROS = np.zeros_like(ERRORS)
@@ -68,3 +68,39 @@ def test_a_threshold_outside_its_domain(loss, option, bad):
     assert np.isnan(jax.grad(loss)(ERRORS, ZEROS, **traced)).any()
     error, _ = checkify.checkify(loss)(ERRORS, ZEROS, **traced)
     assert f"{option}: expected a number" in error.get()
+
+
+def test_percentage_errors_by_hand():
+    predictions, targets = jnp.array([2.0, 5.0, 0.0, 3.0, 0.0]), jnp.array([4.0, -4.0, 0.0, 0.0, jnp.inf])
+    value, pull = jax.vjp(lambda p, t: mape_loss(p, t, eps=0.5, reduction="none"), predictions, targets)
+    np.testing.assert_array_equal(value, [0.5, 2.25, 0, 6, 1])
+    by_predictions, by_targets = pull(jnp.ones(5))
+    np.testing.assert_array_equal(by_predictions, [-0.25, 0.25, 0, 2, 0])
+    np.testing.assert_array_equal(by_targets, [0.125, 0.3125, 0, -2, 0])
+    with pytest.raises(ValueError, match="eps must be a number > 0, got 0"):
+        mape_loss(predictions, targets, eps=0.0)
+
+
+def test_the_logarithm_of_a_number_near_another_does_not_cancel():
+    predictions, targets = jnp.array([1e6 + 1, 1e20, 1.0, 1e-10]), jnp.array([1e6, 1.0, 1e20, 0.0])
+    losses = msle_loss(predictions, targets, reduction="none")
+    large = (np.log(1e20) - np.log(2)) ** 2
+    np.testing.assert_allclose(losses, [np.log1p(1 / 1000001) ** 2, large, large, 1e-20], rtol=1e-6)
+
+
+def test_logarithms_at_and_below_minus_1():
+    predictions, targets = jnp.array([-1.0, -1.0, 2.0, -1.5, 0.0]), jnp.array([-1.0, 0.0, -1.0, 0.0, -2.0])
+
+    def total(predictions, targets):
+        return msle_loss(predictions, targets, reduction="sum")
+
+    losses = msle_loss(predictions, targets, reduction="none")
+    np.testing.assert_array_equal(losses, [0, jnp.inf, jnp.inf, jnp.nan, jnp.nan])
+    by_predictions, by_targets = jax.grad(total, (0, 1))(predictions, targets)
+    assert by_predictions[0] == by_targets[0] == 0
+    assert np.isnan(by_predictions[3:]).all()
+    assert np.isnan(by_targets[3:]).all()
+    assert np.isfinite(jax.hessian(total)(predictions[:1], targets[:1])).all()
+    for bad, name in ((3, "predictions"), (4, "targets")):
+        error, _ = checkify.checkify(msle_loss)(predictions[bad : bad + 1], targets[bad : bad + 1])
+        assert f"{name}: expected numbers >= -1" in error.get()

@@ -1,0 +1,98 @@
+"""What is timed: every loss, on small, in-cache and large arrays, with its twins in other libraries.
+
+A twin takes the same arrays in the same order and returns a scalar. The one-line form, `line`, is what a JAX
+user would write by hand where no loss is at hand: no checks, no masks, no care for infinities or ties.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxloss
+
+Loss = Callable[..., Any]
+
+
+class Case(NamedTuple):
+    """One loss in one situation, at several sizes."""
+
+    loss: str
+    make: Callable[..., tuple[np.ndarray, ...]]  # from a RandomState and the numbers of a size
+    sizes: dict[str, tuple[int, ...]]
+    jaxloss: Loss
+    line: Loss | None
+    torch: Loss  # its first argument is the module torch
+    optax: Loss | None  # its first argument is the module optax
+    moved: tuple[int, ...]  # the arrays that are differentiated
+
+
+CASES: list[Case] = []
+ELEMENTS = {"small": (1_000,), "cached": (1_000_000,), "large": (16_000_000,)}
+BOXES = {"small": (1_000, 4), "cached": (100_000, 4), "large": (2_000_000, 4)}
+CLASSES = {"small": (64, 10), "cached": (4096, 1000), "large": (2048, 32_000)}
+
+
+def add(
+    loss: str,
+    make: Callable[..., tuple[np.ndarray, ...]],
+    sizes: dict[str, tuple[int, ...]],
+    *,
+    line: Loss | None,
+    ours: Loss | None = None,
+    torch: Loss | None = None,
+    optax: Loss | None = None,
+    moved: tuple[int, ...] = (0,),
+) -> None:
+    """Adds a loss; where it is not said otherwise PyTorch's twin has its name and takes its arguments."""
+
+    def namesake(torch: Any, *arrays: Any) -> Any:
+        return getattr(torch.nn.functional, loss)(*arrays)
+
+    ours = ours or getattr(jaxloss, loss)
+    CASES.append(Case(loss, make, sizes, ours, line, torch or namesake, optax, moved))
+
+
+def publics() -> set[str]:
+    """Returns the names of all public losses and distances."""
+    functions = {name: value for name, value in vars(jaxloss).items() if inspect.isfunction(value)}
+    losses = {name for name, value in functions.items() if "reduction" in inspect.signature(value).parameters}
+    return losses - {"reduce"} | {"pairwise_distance", "cosine_similarity"}
+
+
+def normal(rng: np.random.RandomState, *shape: int) -> np.ndarray:
+    """Returns standard normal numbers."""
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def uniform(rng: np.random.RandomState, *shape: int) -> np.ndarray:
+    """Returns numbers well within (0, 1)."""
+    return rng.uniform(0.01, 0.99, shape).astype(np.float32)
+
+
+def signs(rng: np.random.RandomState, *shape: int) -> np.ndarray:
+    """Returns 1 and -1."""
+    return np.where(rng.random_sample(shape) < 0.5, -1, 1).astype(np.float32)
+
+
+def normals(count: int) -> Callable[..., tuple[np.ndarray, ...]]:
+    """Returns what makes so many arrays of normal numbers."""
+    return lambda rng, *shape: tuple(normal(rng, *shape) for _ in range(count))
+
+
+def apart(rng: np.random.RandomState, *shape: int) -> tuple[np.ndarray, ...]:
+    """Returns two arrays that are nowhere equal, for losses whose one-line form has a wrong slope there."""
+    first = normal(rng, *shape)
+    return first, first + (0.01 + np.abs(normal(rng, *shape))) * signs(rng, *shape)
+
+
+def labelled(rng: np.random.RandomState, *shape: int, axis: int = -1) -> tuple[np.ndarray, ...]:
+    """Returns scores and, for each position, a class."""
+    return normal(rng, *shape), rng.randint(0, shape[axis], np.delete(shape, axis)).astype(np.int32)
+
+
+def softplus(x: Any) -> Any:
+    """Returns log(1 + exp(x)) in the form that XLA compiles best."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
