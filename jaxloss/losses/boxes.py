@@ -51,8 +51,8 @@ def box_iou_loss(
         >>> import jaxloss
         >>> predictions = jnp.array([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0]])
         >>> targets = jnp.array([[1.0, 0.0, 3.0, 2.0], [2.0, 2.0, 3.0, 3.0]])
-        >>> jaxloss.box_iou_loss(predictions, targets, reduction="none")
-        Array([0.6666667, 1.       ], dtype=float32)
+        >>> jaxloss.box_iou_loss(predictions, targets)
+        Array(0.8333, dtype=float32)
 
     Source:
         J. Yu et al. (2016), UnitBox: An Advanced Object Detection Network (with -log(iou) as the loss).
@@ -94,8 +94,8 @@ def generalized_box_iou_loss(
         >>> import jaxloss
         >>> predictions = jnp.array([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0]])
         >>> targets = jnp.array([[1.0, 0.0, 3.0, 2.0], [2.0, 2.0, 4.0, 4.0]])
-        >>> jaxloss.generalized_box_iou_loss(predictions, targets, reduction="none")
-        Array([0.6666667, 1.6875   ], dtype=float32)
+        >>> jaxloss.generalized_box_iou_loss(predictions, targets)
+        Array(1.1771, dtype=float32)
 
     Differences from other libraries:
         * torchvision's function returns unreduced losses by default, and numbers for inverted boxes.
@@ -143,8 +143,8 @@ def distance_box_iou_loss(
         >>> import jaxloss
         >>> predictions = jnp.array([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0]])
         >>> targets = jnp.array([[1.0, 0.0, 3.0, 2.0], [2.0, 2.0, 4.0, 4.0]])
-        >>> jaxloss.distance_box_iou_loss(predictions, targets, reduction="none")
-        Array([0.74358976, 1.390625  ], dtype=float32)
+        >>> jaxloss.distance_box_iou_loss(predictions, targets)
+        Array(1.0671, dtype=float32)
 
     Differences from other libraries:
         * torchvision's function returns unreduced losses by default, and numbers for inverted boxes.
@@ -193,8 +193,8 @@ def complete_box_iou_loss(
         >>> import jaxloss
         >>> predictions = jnp.array([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0]])
         >>> targets = jnp.array([[1.0, 0.0, 3.0, 2.0], [2.0, 2.0, 4.0, 3.0]])
-        >>> jaxloss.complete_box_iou_loss(predictions, targets, reduction="none")
-        Array([0.74358976, 1.4116736 ], dtype=float32)
+        >>> jaxloss.complete_box_iou_loss(predictions, targets)
+        Array(1.0776, dtype=float32)
 
     Differences from other libraries:
         * torchvision's function returns unreduced losses by default, and numbers for inverted boxes. Its
