@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from collections.abc import Collection
 from typing import Any
 
 import chex
@@ -27,8 +28,14 @@ FIRST = {case.loss: case for case in reversed(CASES)}
 RECORD = oracle.RECORD
 
 
-def every(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+def every(cases: list[Case], *, slow: Collection[str] = ()) -> Any:
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.name in slow else [])
+            for case in cases
+        ],
+    )
 
 
 every_case = every(CASES)
@@ -64,7 +71,7 @@ def test_values_and_gradients_equal_pytorch_or_the_formula_in_float64(case: Case
                 np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12, err_msg=label, strict=True)
 
 
-@every_case
+@every(CASES, slow={case.name for case in CASES} - {case.name for case in KINDS})
 def test_float32_is_as_near_the_truth_as_pytorch(case: Case):
     eps = (8 if case.is_beyond_pytorch else 4) * np.finfo(np.float32).eps
     for reduction, answers in case.answers(case.inputs(jnp.float32), ("none", "mean")).items():
@@ -118,6 +125,7 @@ def test_pairs_of_parts_add_up_to_the_whole(case: Case):
         np.testing.assert_allclose(total / weight, case.in_every_way(arrays)["mean"], rtol=1e-12)
 
 
+@pytest.mark.slow
 @every_kind_of_batch
 def test_a_batch_many_times_over_has_the_same_mean(case: Case):
     arrays = case.inputs(jnp.float32)
@@ -235,6 +243,7 @@ def test_vmap_is_a_loop(case: Case):
         chex.assert_trees_all_close(jax.vmap(case.answer)(both), looped, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @every_kind
 def test_scan_and_remat_change_nothing(case: Case):
     with jax.enable_x64(True):
@@ -416,6 +425,7 @@ def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
     np.testing.assert_allclose(losses, [case(arrays)] * 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_loss
 def test_valid_input_makes_no_nan_on_the_way(case: Case):
     # Step by step, where constants are seen, too; and compiled, where what is kept for the gradient is.

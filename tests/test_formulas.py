@@ -143,6 +143,7 @@ def plain(
     return np.where(np.isinf(losses), 0, losses) if options.get("zero_infinity") else losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.data())

@@ -15,6 +15,7 @@ FLAGS = [
 ENVIRONMENT = {"XLA_FLAGS": " ".join(FLAGS), "PJRT_NPROC": "32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_every_kind_of_entry_in_every_layout(kind: str):
     program = subprocess.run(

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def start(*arguments, devices=8):
     flags = f"--xla_force_host_platform_device_count={devices}"
@@ -34,6 +36,7 @@ def test_eight_devices_train_as_one():
     finish(start())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
