@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import (
@@ -16,7 +17,9 @@ from jaxloss._core.arguments import (
     broadcastable,
     fill_masked,
     integer,
+    last_axis_whole,
     mask,
+    split_as,
     widened,
 )
 from jaxloss._core.checks import one_or_nan
@@ -304,22 +307,34 @@ class _Regions(NamedTuple):
         reduction: str,
     ) -> jax.Array:
         """Reduces the losses of the regions, NaN where a pixel is no probability."""
-        losses = losses * self.validity()
-        seen, weights = self.seen(), jnp.ones([1] * losses.ndim, losses.dtype)
-        if self.axis is not None:
-            seen = None if seen is None else jnp.expand_dims(seen, -1)
-        elif weight is not None or not include_background:
-            raise ValueError("weight and include_background=False need a class axis, got axis=None")
+        losses, counted = losses * self.validity(), self.seen()
+        if self.axis is None:
+            if weight is not None or not include_background:
+                raise ValueError("weight and include_background=False need a class axis, got axis=None")
+        elif counted is not None:
+            counted = jnp.expand_dims(counted, -1)
+        weights = jnp.ones_like(losses)
         if weight is not None:
-            weights = per_class("weight", weight, losses).astype(losses.dtype)
-            weights = jnp.expand_dims(weights, range(losses.ndim - 1))
+            weights *= per_class("weight", weight, losses).astype(losses.dtype).reshape(_row(losses))
         if skip_absent:
-            weights = weights * (self.sum(self.true) > 0).astype(losses.dtype)
+            weights *= (self.sum(self.true) > 0).astype(losses.dtype)
         if not include_background:
             if losses.shape[-1] == 1:
                 raise ValueError("include_background=False needs a second class, got one class")
-            losses, weights = losses[..., 1:], weights[..., 1:] if weights.shape[-1] > 1 else weights
-        return reduce_losses(losses * weights, weights, seen, reduction)
+            # Masked, since a split axis cannot be cut.
+            is_counted = lax.broadcasted_iota(jnp.int32, _row(losses), losses.ndim - 1) > 0
+            counted = is_counted if counted is None else counted & is_counted
+        if counted is not None:
+            counted = split_as(losses, jnp.broadcast_to(counted, losses.shape))
+        reduced = reduce_losses(losses * weights, weights, counted, reduction)
+        if reduction == "none" and not include_background:
+            return last_axis_whole(reduced)[..., 1:]
+        return reduced
+
+
+def _row(losses: jax.Array) -> tuple[int, ...]:
+    """Returns the shape of a number for each class that broadcasts to the losses."""
+    return (*[1] * (losses.ndim - 1), losses.shape[-1])
 
 
 def _of_labels(
