@@ -319,8 +319,9 @@ def lovasz_softmax_loss(lovasz, probs, targets, axis=-1, batch=True, classes="pr
     probs = probs.reshape(*probs.shape[:2], -1, 1)
     targets = targets.reshape(len(targets), -1, 1)
     rows = [slice(None)] if batch else [slice(n, n + 1) for n in range(len(probs))]
-    found = [lovasz._lovasz_softmax(probs[row], targets[row], classes, False, ignore_index) for row in rows]
-    return np.array(found[0] if batch else found, float)
+    images = [(probs[row], targets[row]) for row in rows]
+    found = [lovasz._lovasz_softmax(*image, classes, False, ignore_index).item() for image in images]
+    return np.array(found[0] if batch else found)
 
 
 def main() -> None:
@@ -339,7 +340,9 @@ def compare(loss: str, package: str, answer: Answer) -> None:
         ours, theirs = formula(case), np.asarray(answer(module, **case.arrays, **case.options))
         assert theirs.shape == ours.shape, (case.name, theirs.shape, ours.shape)
         known = ~np.isnan(theirs)
-        differences.append(np.max(np.abs(ours - theirs)[known], initial=0) / np.max(np.abs(ours)))
+        differences.append(
+            np.max(np.abs(ours - theirs)[known], initial=0) / np.max(np.abs(ours), initial=1e-300)
+        )
         answered, asked = answered + known.sum(), asked + known.size
     print(f"{loss}: {max(differences):.1e} from {package}, which answers {answered} of {asked}")
 

@@ -202,6 +202,21 @@ def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) 
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
+def split_as(like: jax.Array, array: jax.Array) -> jax.Array:
+    """Returns an array of the shape of another one, split over the explicit mesh axes as that one is."""
+    sharding: Any = jax.typeof(like).sharding
+    return jax.sharding.reshard(array, sharding) if any(sharding.spec) else array
+
+
+def last_axis_whole(array: jax.Array) -> jax.Array:
+    """Returns an array whose last axis no explicit mesh axis splits."""
+    sharding: Any = jax.typeof(array).sharding
+    if not _layout(array)[1][-1]:
+        return array
+    spec = PartitionSpec(*sharding.spec[:-1], None)
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+
+
 def laid_out_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
     """Returns arrays with replicated ones split along their axis as the first that is split along its own."""
     parts = [_layout(array)[1][axis] for array, axis in zip(arrays, axes, strict=True)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, as_array, broadcastable, mask
+from jaxloss._core.arguments import agree, as_array, broadcastable, mask, split_as
 from jaxloss._core.checks import one_or_nan
 from jaxloss._core.classes import ClassAxis, class_labels, log_odds_against
 from jaxloss._core.decorator import Domain, compiled, fraction, not_negative
@@ -141,7 +141,8 @@ def softmax_focal_loss(
     labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
     odds = log_odds_against(logits, labels, classes)
     exponent = broadcastable("gamma", jnp.asarray(gamma, odds.dtype), odds)
-    losses = weighted(labels.weight, _focal(odds, jnp.zeros_like(odds), exponent))
+    zeros = split_as(odds, jnp.zeros_like(odds))
+    losses = weighted(labels.weight, _focal(odds, zeros, exponent))
     return reduce_losses(losses, labels.weight, labels.valid, reduction)
 
 

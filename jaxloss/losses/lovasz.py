@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, any_left, as_array, fill_masked, mask, widened
+from jaxloss._core.arguments import agree, any_left, as_array, fill_masked, mask, split_as, widened
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import ClassAxis, labels_without_weight
 from jaxloss._core.decorator import compiled
@@ -176,6 +176,7 @@ def _steps(errors: jax.Array, true: jax.Array, false: jax.Array) -> jax.Array:
     Sorted and sorted back: a gather would have a scatter as its derivative, and no place on a mesh.
     """
     place = lax.broadcasted_iota(jnp.int32, errors.shape, errors.ndim - 1)
+    true, false, place = (split_as(errors, array) for array in (true, false, place))
     _, true, false, place = lax.sort((-errors, true, false, place), num_keys=1, is_stable=True)
     size = jnp.sum(true, -1, keepdims=True, dtype=jnp.int32)
     left = (size - jnp.cumsum(true, -1, dtype=jnp.int32)).astype(errors.dtype)

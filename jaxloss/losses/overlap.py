@@ -7,22 +7,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import (
     agree,
     any_left,
     as_array,
-    broadcastable,
     fill_masked,
     integer,
+    last_axis_whole,
     mask,
+    split_as,
     widened,
 )
 from jaxloss._core.checks import one_or_nan
 from jaxloss._core.classes import ClassAxis, is_kept, labels_without_weight, per_class
 from jaxloss._core.decorator import compiled, not_negative
-from jaxloss._core.derivatives import LARGEST_PROBABILITY, checked_probabilities, derivatives
+from jaxloss._core.derivatives import (
+    LARGEST_PROBABILITY,
+    checked_probabilities,
+    derivatives,
+    inverse_or_zero,
+)
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 _STATIC = ("axis", "squared", "batch", "include_background", "skip_absent", "ignore_index", "reduction")
@@ -90,7 +97,7 @@ def dice_loss(
     regions = _Regions.of(probs, targets, axis, where, ignore_index, batch)
     p, t = regions.predicted, regions.true
     missed = regions.sum(jnp.square(p - t) if squared else p * (1 - t) + (1 - p) * t)
-    losses = _shortfall(missed, 2 * regions.sum(p * t), smooth)
+    losses = _shortfall(missed, 2 * regions.sum(p * t) + jnp.asarray(smooth, p.dtype))
     return regions.reduce(losses, weight, include_background, skip_absent, reduction)
 
 
@@ -160,10 +167,11 @@ def tversky_loss(
     """
     regions = _Regions.of(probs, targets, axis, where, ignore_index, batch)
     p, t = regions.predicted, regions.true
-    alpha, beta = (jnp.asarray(number, p.dtype) for number in (alpha, beta))
+    alpha, beta, smooth = (jnp.asarray(number, p.dtype) for number in (alpha, beta, smooth))
     missed = regions.sum(alpha * p * (1 - t) + beta * (1 - p) * t)
-    losses = _shortfall(missed, regions.sum(p * t), smooth)
-    losses = _power(losses, broadcastable("gamma", jnp.asarray(gamma, losses.dtype), losses))
+    losses = _shortfall(missed, regions.sum(p * t) + smooth)
+    gamma = split_as(losses, jnp.full(losses.shape, jnp.asarray(gamma, losses.dtype)))
+    losses = _power(losses, gamma)
     return regions.reduce(losses, weight, include_background, skip_absent, reduction)
 
 
@@ -222,7 +230,7 @@ def generalized_dice_loss(
     missed = jnp.sum(shares * regions.sum(p * (1 - t) + (1 - p) * t), -1)
     hits = jnp.sum(shares * 2 * regions.sum(p * t), -1)
     smooth = jnp.asarray(smooth, hits.dtype) * jnp.square(jnp.squeeze(smallest, -1))
-    losses = _shortfall(missed, hits, smooth) * jnp.prod(regions.validity(), -1)
+    losses = _shortfall(missed, hits + smooth) * jnp.prod(regions.validity(), -1)
     return reduce_losses(losses, None, regions.seen(), reduction)
 
 
@@ -304,22 +312,34 @@ class _Regions(NamedTuple):
         reduction: str,
     ) -> jax.Array:
         """Reduces the losses of the regions, NaN where a pixel is no probability."""
-        losses = losses * self.validity()
-        seen, weights = self.seen(), jnp.ones([1] * losses.ndim, losses.dtype)
-        if self.axis is not None:
-            seen = None if seen is None else jnp.expand_dims(seen, -1)
-        elif weight is not None or not include_background:
-            raise ValueError("weight and include_background=False need a class axis, got axis=None")
+        losses, counted = losses * self.validity(), self.seen()
+        if self.axis is None:
+            if weight is not None or not include_background:
+                raise ValueError("weight and include_background=False need a class axis, got axis=None")
+        elif counted is not None:
+            counted = jnp.expand_dims(counted, -1)
+        weights = split_as(losses, jnp.ones_like(losses))
         if weight is not None:
-            weights = per_class("weight", weight, losses).astype(losses.dtype)
-            weights = jnp.expand_dims(weights, range(losses.ndim - 1))
+            weights *= per_class("weight", weight, losses).astype(losses.dtype).reshape(_row(losses))
         if skip_absent:
-            weights = weights * (self.sum(self.true) > 0).astype(losses.dtype)
+            weights *= (self.sum(self.true) > 0).astype(losses.dtype)
         if not include_background:
             if losses.shape[-1] == 1:
                 raise ValueError("include_background=False needs a second class, got one class")
-            losses, weights = losses[..., 1:], weights[..., 1:] if weights.shape[-1] > 1 else weights
-        return reduce_losses(losses * weights, weights, seen, reduction)
+            # Masked, since a split axis cannot be cut.
+            is_counted = lax.broadcasted_iota(jnp.int32, _row(losses), losses.ndim - 1) > 0
+            counted = is_counted if counted is None else counted & is_counted
+        if counted is not None:
+            counted = split_as(losses, jnp.broadcast_to(counted, losses.shape))
+        reduced = reduce_losses(losses * weights, weights, counted, reduction)
+        if reduction == "none" and not include_background:
+            return last_axis_whole(reduced)[..., 1:]
+        return reduced
+
+
+def _row(losses: jax.Array) -> tuple[int, ...]:
+    """Returns the shape of a number for each class that broadcasts to the losses."""
+    return (*[1] * (losses.ndim - 1), losses.shape[-1])
 
 
 def _of_labels(
@@ -337,11 +357,22 @@ def _of_labels(
     return true + classes.expand(labels.weight - 1), labels.valid
 
 
-def _shortfall(missed: jax.Array, hits: jax.Array, smooth: ArrayLike) -> jax.Array:
-    """Returns 1 - (hits + smooth) / (hits + missed + smooth); of nothing that is 0 with gradient 0."""
-    total = hits + missed + jnp.asarray(smooth, hits.dtype)
-    is_nothing = total == 0
-    return jnp.where(is_nothing, 0, missed) / jnp.where(is_nothing, 1, total)
+def _slope_in_missed(missed: jax.Array, kept: jax.Array) -> jax.Array:
+    inverse = inverse_or_zero(missed + kept)
+    return kept * inverse * inverse
+
+
+def _slope_in_kept(missed: jax.Array, kept: jax.Array) -> jax.Array:
+    inverse = inverse_or_zero(missed + kept)
+    return -missed * inverse * inverse
+
+
+# The square of a tiny sum, in the derivative of a quotient, would underflow.
+@derivatives(_slope_in_missed, _slope_in_kept)
+def _shortfall(missed: jax.Array, kept: jax.Array) -> jax.Array:
+    """Returns 1 - kept / (kept + missed); of nothing that is 0 with gradient 0."""
+    total = kept + missed
+    return missed / jnp.where(total == 0, 1, total)
 
 
 def _power_slope(base: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -356,6 +387,6 @@ def _power_slope_in_exponent(base: jax.Array, exponent: jax.Array) -> jax.Array:
 def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     """Returns base ** exponent, at 0 with 0⁰ = 1 and otherwise 0, for exponents below 0, too."""
     power = jnp.where(base > 0, base, 1) ** exponent
-    at_zero = jnp.where(exponent == 0, 1, jnp.zeros_like(power))
-    power = jnp.where(exponent == 1, base, jnp.where(base > 0, power, at_zero))
+    power = jnp.where(base > 0, power, (exponent == 0).astype(base.dtype))
+    power = jnp.where(exponent == 1, base, power)
     return power * one_or_nan(~jnp.isnan(base + exponent), base.dtype)
