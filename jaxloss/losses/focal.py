@@ -127,7 +127,8 @@ def softmax_focal_loss(
         Array(0.4243, dtype=float32)
 
     Differences from other libraries:
-        * The mean of kornia's and MONAI's loss also divides by the number of classes.
+        * The mean of kornia's and MONAI's loss also divides by the number of classes, and kornia's default
+          reduction is "none".
         * 1 - p[y] is never computed by subtraction, so confident predictions keep their precision, and
           value and gradient are finite for gamma < 1. Where the loss is infinite, its second derivative is
           NaN.

@@ -286,7 +286,7 @@ class _Regions(NamedTuple):
     def validity(self) -> jax.Array:
         """Returns NaN where a pixel is no probability, else 1, of the shape of a sum.
 
-        Told of sums, so that the gradient of the pixels reads no mask of them.
+        Of sums and not of pixels, whose gradient would then read a mask of them.
         """
         valid = (self.predicted >= 0) & (self.predicted <= LARGEST_PROBABILITY)
         valid &= (self.true >= 0) & (self.true <= 1)

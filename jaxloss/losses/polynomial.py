@@ -168,7 +168,7 @@ def _hard_losses(
         losses = smoothed(losses, uniform, label_smoothing, count)
         miss = (1 - label_smoothing) * miss + label_smoothing * (1 - 1 / count)
     factor = broadcastable("epsilon", jnp.asarray(epsilon, losses.dtype), losses)
-    return losses + factor * labels.weight * miss
+    return losses + factor * (labels.weight * miss)
 
 
 def _soft_losses(
@@ -191,7 +191,7 @@ def _soft_losses(
     surprise = classes.expand(log_norm) - (wide - classes.expand(shift))
     losses = classes.sum(weighted_twice(of_classes, probs, surprise))
     factor = broadcastable("epsilon", jnp.asarray(epsilon, losses.dtype), losses)
-    return losses + factor * of_probs * classes.sum(probs * -jnp.expm1(-surprise))
+    return losses + factor * (of_probs * classes.sum(probs * -jnp.expm1(-surprise)))
 
 
 def _slope_in_q(surprise: jax.Array, q: jax.Array) -> jax.Array:
