@@ -22,7 +22,6 @@ from jaxloss._core.arguments import (
     integer,
     laid_out_as,
     mask,
-    widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.derivatives import derivatives, log_of_total, weighted
@@ -148,17 +147,18 @@ def log_normalizer(logits: jax.Array, shift: jax.Array, classes: ClassAxis) -> j
     return jnp.log(classes.sum(jnp.exp(logits - classes.expand(shift))))
 
 
-def log_odds_against(logits: jax.Array, labels: "Labels", classes: ClassAxis) -> jax.Array:
+def log_odds_against(
+    logits: jax.Array, labels: jax.Array, classes: ClassAxis, stored: jax.Array
+) -> jax.Array:
     """Returns log((1 - p) / p) for the probability p of each position's label, without subtraction.
 
-    That is the log-sum-exp of the other classes above the label's logit, -∞ if there is no other class.
+    That is the log-sum-exp of the other classes above the label's logit, -∞ if there is no other class. The
+    arguments are those of `take_class`.
     """
-    logits = classes.fill_masked(labels.valid, logits)
-    (wide,) = widened(logits)
-    others = jnp.where(classes.one_hot(labels.classes, logits), -jnp.inf, wide)
+    others = jnp.where(classes.one_hot(labels, logits), -jnp.inf, logits)
     shift = classes.max(others)
     shift = jnp.where(shift == -jnp.inf, 0, shift)
-    own = take_class_in_pass(wide, labels.classes, classes, logits)
+    own = take_class_in_pass(logits, labels, classes, stored)
     return log_of_total(classes.sum(jnp.exp(others - classes.expand(shift)))) - (own - shift)
 
 

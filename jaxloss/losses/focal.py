@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, as_array, broadcastable, mask, split_as
+from jaxloss._core.arguments import agree, as_array, broadcastable, mask, split_as, widened
 from jaxloss._core.checks import one_or_nan
 from jaxloss._core.classes import ClassAxis, class_labels, log_odds_against
 from jaxloss._core.decorator import Domain, compiled, fraction, not_negative
@@ -140,7 +140,9 @@ def softmax_focal_loss(
     classes = ClassAxis.of(axis, axis_name, "logits", logits)
     where = classes.mask(where, logits)
     labels = class_labels(targets, "logits", logits, classes, weight, ignore_index, where)
-    odds = log_odds_against(logits, labels, classes)
+    logits = classes.fill_masked(labels.valid, logits)
+    (wide,) = widened(logits)
+    odds = log_odds_against(wide, labels.classes, classes, logits)
     exponent = broadcastable("gamma", jnp.asarray(gamma, odds.dtype), odds)
     zeros = split_as(odds, jnp.zeros_like(odds))
     losses = weighted(labels.weight, _focal(odds, zeros, exponent))

@@ -145,7 +145,9 @@ def generalized_cross_entropy(
     classes = ClassAxis.of(axis, axis_name, "logits", logits)
     where = classes.mask(where, logits)
     labels = class_labels(targets, "logits", logits, classes, None, ignore_index, where)
-    surprise = softplus(log_odds_against(logits, labels, classes))
+    logits = classes.fill_masked(labels.valid, logits)
+    (wide,) = widened(logits)
+    surprise = softplus(log_odds_against(wide, labels.classes, classes, logits))
     exponent = broadcastable("q", jnp.asarray(q, surprise.dtype), surprise)
     losses = labels.weight * _bounded(surprise, exponent)
     return reduce_losses(losses, labels.weight, labels.valid, reduction)
@@ -159,10 +161,11 @@ def _hard_losses(
     epsilon: ArrayLike,
     label_smoothing: float,
 ) -> jax.Array:
-    odds = log_odds_against(logits, labels, classes)
+    logits = classes.fill_masked(labels.valid, logits)
+    (wide,) = widened(logits)
+    odds = log_odds_against(wide, labels.classes, classes, logits)
     losses, miss = weighted(labels.weight, softplus(odds)), sigmoid(odds)
     if label_smoothing:
-        (wide,) = widened(classes.fill_masked(labels.valid, logits))
         shift, count = classes.max(wide), classes.count(wide)
         uniform = uniform_surprise(wide, shift, log_normalizer(wide, shift, classes), weight, classes)
         losses = smoothed(losses, uniform, label_smoothing, count)
