@@ -30,6 +30,7 @@ def test_every_loss_has_a_row():
     assert {subject.loss for subject in SUBJECTS} == losses - without
 
 
+@pytest.mark.slow
 def test_no_cell_is_wrong(found):
     wrong = [
         (title, situation, quantity, finding.ours, finding.theirs)
@@ -42,6 +43,7 @@ def test_no_cell_is_wrong(found):
     assert not wrong
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date(found):
     written = certificate.PAGE.read_text(encoding="utf-8")
     assert certificate.page(found).splitlines() == written.splitlines(), "run python -m tests.certificate"

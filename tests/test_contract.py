@@ -224,6 +224,7 @@ def stacked(*trees: Any) -> Any:
     return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *trees)
 
 
+@pytest.mark.slow
 @every_loss
 def test_jit_changes_nothing(case: Case):
     with jax.enable_x64(True):
@@ -233,6 +234,7 @@ def test_jit_changes_nothing(case: Case):
         np.testing.assert_allclose(case(arrays, reduction="mean"), value, rtol=1e-12)
 
 
+@pytest.mark.slow
 @every_kind
 def test_vmap_is_a_loop(case: Case):
     with jax.enable_x64(True):
@@ -411,6 +413,7 @@ def test_wrong_calls_are_refused(case: Case):
         case(arrays, where=jnp.ones((9, 9, 9), bool))
 
 
+@pytest.mark.slow
 @every_kind
 def test_checkify_finds_nothing_wrong_with_what_is_right(case: Case):
     error, _ = checkify.checkify(lambda arrays: case(arrays))(case.inputs(jnp.float32))

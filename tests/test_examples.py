@@ -46,6 +46,7 @@ def test_one_step_lowers_the_loss(example, seed, capsys):
     assert np.isfinite(metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "metric"), [(regression, 0.45), (classification, 0.97), (binary_classification, 0.95)]
 )
@@ -53,6 +54,7 @@ def test_the_default_number_of_steps_suffices(example, metric):
     assert example.main([]) > metric
 
 
+@pytest.mark.slow
 def test_all_run_one_after_the_other_and_draw_a_plot_each(tmp_path, capsys):
     __main__.main(["--steps", "3", "--plot", str(tmp_path / "loss.png")])
     output = capsys.readouterr().out
@@ -72,6 +74,7 @@ def test_eight_of_ten_patients_are_in_their_intervals_which_are_narrower_than_a_
     assert int(predicted) < 0.8 * int(constant)
 
 
+@pytest.mark.slow
 def test_every_loss_finds_the_digits_among_the_pixels():
     found = segmentation.main([])
     assert found.pop("baseline") < 0.1
@@ -113,6 +116,7 @@ def test_a_trained_model_has_the_weights_of_the_last_step():
     np.testing.assert_allclose(r2_score(targets, model(inputs)), history.metrics[-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_language_model_knows_more_than_how_frequent_characters_are(capsys):
     loss = language_model.main([])
     output = capsys.readouterr().out
@@ -175,7 +179,7 @@ def test_a_training_that_diverges_stops_and_keeps_what_was_good(tmp_path):
     inputs, targets = (random.normal(size=(20, width)).astype(np.float32) for width in (10, 1))
     # The loss overflows after a dozen steps; there is a report every eight.
     arguments = argparse.Namespace(steps=80, seed=0, checkpoint=tmp_path)
-    with pytest.raises(FloatingPointError, match=r"^mse_loss is inf at step (9|1\d)$"):
+    with pytest.raises(FloatingPointError, match=r"^mse_loss is inf at step (9|1\d), "):
         fit(
             LinearRegression(rngs=nnx.Rngs(0)),
             optax.sgd(10.0),
@@ -190,6 +194,7 @@ def test_a_training_that_diverges_stops_and_keeps_what_was_good(tmp_path):
         assert checkpoints.newest == 8
 
 
+@pytest.mark.slow
 def test_the_data_parallel_example_prints_the_same_losses_wherever_it_runs(capsys):
     data_parallel.main(["--steps", "6"])
     head, *expected = capsys.readouterr().out.splitlines()

@@ -100,6 +100,7 @@ def test_prediction_stands_beside_the_loss_in_a_gradient():
 # More classes than are scored at once.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cutoffs", "classes"), [((6,), 9000), ((5000, 5010), 5020)], ids=["tail", "head"])
 def test_a_loop_over_the_classes_changes_nothing(cutoffs: tuple[int, ...], classes: int):
     with jax.enable_x64(True):

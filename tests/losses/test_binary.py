@@ -101,6 +101,7 @@ def test_nothing_cancels_in_the_curvature_of_a_score():
         np.testing.assert_allclose(found, odds / (1 + odds) ** 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_of_every_order_are_those_of_the_formula():
     def ours(score, target):
         return soft_margin_loss(score, target)

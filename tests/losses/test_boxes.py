@@ -41,6 +41,7 @@ def test_values(prediction, target, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_loss
 @pytest.mark.parametrize("size", [1e10, 1e4, 1e-3, 1e-10, 1e-17])
 def test_large_and_small_boxes_keep_their_digits(loss, size):
@@ -63,6 +64,7 @@ def test_large_and_small_boxes_keep_their_digits(loss, size):
     np.testing.assert_allclose(found, truth, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @every_loss
 @pytest.mark.parametrize("flat", FLAT)
 def test_boxes_without_width_or_height_have_every_derivative(loss, flat):

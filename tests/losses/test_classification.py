@@ -144,6 +144,7 @@ IGNORED = np.array([1, -100], np.int32)
 WEIGHT = np.array([1.0, 2.0, 0.5], np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, INF, -INF])
 @pytest.mark.parametrize("loss", [cross_entropy, nll_loss])
 def test_what_is_ignored_reaches_no_derivative(loss, bad):
@@ -225,6 +226,7 @@ MANY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("kind", MANY)
 def test_many_positions_are_as_a_few_at_a_time(kind, axis):

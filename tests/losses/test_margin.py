@@ -164,6 +164,7 @@ def multilabel_margin(scores, listed):
     return sum(max(0, 1 - scores[j] + scores[i]) for j in right for i in wrong) / len(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integral", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), (20, 6), (2, 3, 4)])
 def test_multilabel_margin_is_a_loop(shape: tuple[int, ...], integral: bool):

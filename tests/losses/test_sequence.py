@@ -37,6 +37,7 @@ def one(log_probs, labels, **options):
     return ctc_loss(log_probs, jnp.asarray(labels, jnp.int32), *lengths, reduction="sum", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "labels", "blank"),
     [
@@ -256,6 +257,7 @@ def test_concatenated_of_more_labels_than_frames():
     np.testing.assert_allclose(losses[2], one(LOG_PROBS[:, 2], [2, 4]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_program_for_concatenated_targets_of_any_number_is_exported():
     sizes = jax.export.symbolic_shape("samples, labels")
     labels, lengths = (jax.ShapeDtypeStruct((size,), jnp.int32) for size in sizes[::-1])

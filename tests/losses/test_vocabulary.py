@@ -64,6 +64,7 @@ def everything(loss: Any, arrays: dict[str, Any], **options: Any) -> Any:
 OPTIONS = {"label_smoothing": 0.2, "z_loss": 0.1, "soft_cap": 3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probs", [False, True], ids=["labels", "probs"])
 @pytest.mark.parametrize(
     ("shape", "classes", "options"),
