@@ -256,8 +256,8 @@ def read_losses(losses: Sequence[jax.Array] | jax.Array, state: TrainState, *, l
         raise NonFiniteLossError(
             f"{getattr(function, '__name__', repr(function))} is {values[bad[0]]} at step {step}, which "
             "changed nothing but the step number. Are labels out of range, all of a batch ignored, or is "
-            "the learning rate too high? jax.experimental.checkify finds the cause. The error has the `state` "
-            "and the `losses` so far",
+            "the learning rate too high? jax.experimental.checkify finds the cause. The error has the "
+            "`state` and the `losses` so far",
             state,
             values,
         )
