@@ -64,7 +64,7 @@ def parse_arguments(
         "--plot",
         type=pathlib.Path,
         metavar="FILE",
-        help="draw the loss and the held-out metric into this file",
+        help="draw the loss and the held-out metric into this file, such as curves.png",
     )
     parser.add_argument(
         "--checkpoint",
@@ -79,6 +79,12 @@ def parse_arguments(
     arguments = parser.parse_args(argv)
     if arguments.plot and not arguments.plot.parent.is_dir():
         parser.error(f"argument --plot: there is no folder {arguments.plot.parent}")
+    formats = Figure().canvas.get_supported_filetypes()
+    if arguments.plot and arguments.plot.suffix.lower().lstrip(".") not in formats:
+        parser.error(
+            f"argument --plot: {arguments.plot.name!r} must end in a format, such as .png; "
+            f"there are {', '.join(formats)}"
+        )
     return arguments
 
 
@@ -200,6 +206,7 @@ def _outputs(state: TrainState, inputs: np.ndarray) -> Any:
 
 
 def _save(file: pathlib.Path, history: History) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp.npz")
     np.savez(unfinished, **dataclasses.asdict(history))
     unfinished.replace(file)

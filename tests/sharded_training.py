@@ -26,6 +26,7 @@ from jaxloss.training import (
     TrainState,
     create_train_state,
     evaluate,
+    gradient_norm,
     shard_batch,
     shard_train_state,
     train_epoch,
@@ -40,7 +41,7 @@ INPUTS = np.random.RandomState(0).normal(size=(64, 16)).astype(np.float32)
 # Most labels of a few samples are ignored: the parts of the batch count differently.
 LABELS = np.where(np.arange(64) % 8 < 5, np.random.RandomState(1).randint(8, size=64), -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
-
+METRICS = {"pair": PAIR, "norm": gradient_norm}
 REDUCES = {"all-reduce"}
 COLLECTS = {"all-gather", "all-reduce"}
 COLLECTIVES = r"\b(all-[a-z-]+|reduce-scatter|collective-[a-z-]+|ragged-[a-z-]+)\("
@@ -99,7 +100,7 @@ def layouts() -> list[Layout]:
 def compare(
     make: Callable[[], TrainState], mesh: Mesh, split: Any, micro_batches: int, collectives: set[str]
 ) -> Iterator[str]:
-    """Says in what a layout differs from one device."""
+    """Says in what a layout differs from one device, in losses and metrics."""
     kind = mesh.axis_types[0].name
     label = f"{make.__name__}, {kind}, {getattr(split, '__name__', split)}, {micro_batches} micro-batches"
     state = shard_train_state(make(), mesh, split)
@@ -107,18 +108,18 @@ def compare(
     batch = shard_batch((INPUTS, LABELS), mesh, "data")
     loss = cross_entropy if micro_batches == 1 else PAIR
     step = (
-        jax.jit(functools.partial(train_step, loss=loss, micro_batches=micro_batches))
+        jax.jit(functools.partial(train_step, loss=loss, micro_batches=micro_batches, metrics=METRICS))
         .lower(state, *batch)
         .compile()
     )
     if (found := set(re.findall(COLLECTIVES, step.as_text()))) != collectives:
         yield f"{label}: has {found}, not {collectives}"
-    losses = []
+    found = []
     for _ in range(STEPS):
-        state, value = step(state, *batch)
-        losses.append(value)
-    if not np.allclose(jax.device_get(losses), one_device(make), rtol=1e-5):
-        yield f"{label}: losses are {losses}, on one device {one_device(make)}"
+        state, value, measured = step(state, *batch)
+        found.append([value, *measured.values()])
+    if not np.allclose(jax.device_get(found), one_device(make), rtol=1e-5):
+        yield f"{label}: losses and metrics are {found}, on one device {one_device(make)}"
     stays = jax.tree.map(lambda array, old: array.sharding.is_equivalent_to(old, array.ndim), state, before)
     if not all(jax.tree.leaves(stays)):
         yield f"{label}: the step moves arrays, {stays}"
@@ -126,12 +127,12 @@ def compare(
 
 @functools.cache
 def one_device(make: Callable[[], TrainState]) -> np.ndarray:
-    """Returns the losses that are to be met."""
-    state, losses = make(), []
+    """Returns the losses and metrics that are to be met."""
+    state, found = make(), []
     for _ in range(STEPS):
-        state, value = train_step(state, INPUTS, LABELS, loss=cross_entropy)
-        losses.append(value)
-    return np.array(losses)
+        state, value, measured = train_step(state, INPUTS, LABELS, loss=cross_entropy, metrics=METRICS)
+        found.append([value, *measured.values()])
+    return np.array(found)
 
 
 def check_sizes(mesh: Mesh) -> Iterator[str]:
@@ -210,6 +211,12 @@ def check_epochs(mesh: Mesh) -> Iterator[str]:
     means.append(evaluate(state, INPUTS, LABELS, **arguments))
     if not np.allclose(losses, expected, rtol=1e-5) or not np.allclose(*means, rtol=1e-5):
         yield f"an epoch has the losses {losses} and ends at {means}, on one device {expected}"
+    batches = [(INPUTS[:24], LABELS[:24]), (INPUTS[24:], LABELS[24:])]
+    placed = shard_train_state(classifier(), mesh, "data")
+    _, losses = train_epoch(placed, (shard_batch(batch, mesh, "data") for batch in batches), loss=PAIR)
+    _, expected = train_epoch(classifier(), batches, loss=PAIR)
+    if not np.allclose(losses, expected, rtol=1e-5):
+        yield f"batches on the mesh have the losses {losses}, on one device {expected}"
 
 
 def check_misfits(mesh: Mesh) -> Iterator[str]:

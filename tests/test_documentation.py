@@ -6,6 +6,7 @@ import pydoc
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,16 @@ def sections(name: str) -> dict[str, str]:
 def blocks(language: str, text: str) -> list[str]:
     """Returns the fenced blocks of Markdown in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run_and_compare(code: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Runs a block, compares what it prints with what it says, and returns its variables."""
+    variables = {"__name__": "__main__"}
+    exec(compile(code, "<block>", "exec"), variables)
+    said = re.findall(r"\bprint\(.*\)  # (.*)", code)
+    assert said
+    assert ", ".join(capsys.readouterr().out.splitlines()) == ", ".join(said)
+    return variables
 
 
 @every_public_function
@@ -77,10 +88,7 @@ def test_example_is_run(name: str, pytestconfig: pytest.Config):
     ],
 )
 def test_readme_code_runs_and_prints_what_it_says(code: str, capsys: pytest.CaptureFixture[str]):
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
-    said = re.findall(r"\bprint\(.*\)  # (.*)", code)
-    assert said
-    assert ", ".join(capsys.readouterr().out.splitlines()) == ", ".join(said)
+    run_and_compare(code, capsys)
 
 
 def test_readme_has_two_complete_commands():

@@ -184,6 +184,8 @@ def start_data_parallel(environment, *options):
         (["--steps", "many"], "argument --steps: invalid integer value: 'many'"),
         (["--seed", "-1"], "argument --seed: must be at least 0, got -1"),
         (["--plot", "no/such/loss.png"], "argument --plot: there is no folder no/such"),
+        (["--plot", "loss"], "argument --plot: 'loss' must end in a format, such as .png; there are eps, "),
+        (["--plot", "loss.txt"], "argument --plot: 'loss.txt' must end in a format, such as .png"),
     ],
 )
 def test_a_wrong_option_is_named(example, options, message, capsys):

@@ -48,19 +48,23 @@ def as_array(name: str, value: Any) -> jax.Array:
     """Returns a real array, or raises a TypeError that names the argument and the remedy."""
     value = from_host(name, value)
     if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
-        kind = type(value)
-        is_torch = kind.__module__.partition(".")[0] == "torch"
-        found, remedy = kind.__name__, ""
-        if is_torch:
-            found, remedy = f"torch.{kind.__name__}", f"; pass {name}.detach().cpu().numpy()"
-        elif isinstance(value, list | tuple):
-            remedy = f"; pass jax.numpy.asarray({name})"
-        raise TypeError(f"{name} must be an array, got {found}{remedy}")
+        raise not_an_array(name, value)
     dtype = jnp.result_type(value) if isinstance(value, bool | int | float) else value.dtype
     is_number = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     if not (is_number or jnp.issubdtype(dtype, bool)):
         raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
     return value if isinstance(value, jax.Array) else jnp.asarray(value)
+
+
+def not_an_array(name: str, value: Any) -> TypeError:
+    """Returns the error for a value that is no array, with the call that makes it one."""
+    kind = type(value)
+    found, remedy = kind.__name__, ""
+    if kind.__module__.partition(".")[0] == "torch":
+        found, remedy = f"torch.{kind.__name__}", f"; pass {name}.detach().cpu().numpy()"
+    elif isinstance(value, list | tuple):
+        remedy = f"; pass jax.numpy.asarray({name})"
+    return TypeError(f"{name} must be an array, got {found}{remedy}")
 
 
 def agree(**arrays: Any) -> list[jax.Array]:

@@ -15,11 +15,12 @@
 State and step
     `create_train_state` makes a `TrainState` of a model and an optimizer. The model is a Flax NNX module, or
     a pair `(apply_fn, params)`, as for Linen, Equinox and plain functions. `train_step` runs one optimizer
-    step and donates the state; it also accumulates gradients over micro-batches.
+    step and donates the state; it also accumulates gradients over micro-batches, and measures metrics beside
+    the loss, such as the `gradient_norm`.
 Data sets
-    `train_epoch` shuffles a data set that fits into device memory and runs all steps of an epoch in one
-    compiled call. `evaluate` computes the exact mean of a loss or a metric over a data set. `read_losses`
-    raises an error at the first loss that is NaN or infinite.
+    `train_epoch` runs an epoch, and `evaluate` computes exact means of a loss and of metrics: over arrays in
+    one compiled call, or over any iterable of batches. `read_losses` raises a `NonFiniteLossError` at the
+    first loss that is NaN or infinite.
 Checkpoints
     `Checkpoints` saves states in the background and restores the newest complete one.
 Devices
@@ -36,11 +37,13 @@ This package needs Flax, Optax and Orbax: `pip install "jaxloss[train]"`.
 """
 
 from jaxloss.training.checkpoints import Checkpoints as Checkpoints
-from jaxloss.training.epochs import evaluate as evaluate
+from jaxloss.training.epochs import NonFiniteLossError as NonFiniteLossError
 from jaxloss.training.epochs import read_losses as read_losses
 from jaxloss.training.epochs import train_epoch as train_epoch
+from jaxloss.training.evaluation import evaluate as evaluate
+from jaxloss.training.objective import gradient_norm as gradient_norm
 from jaxloss.training.placement import shard_batch as shard_batch
 from jaxloss.training.placement import shard_train_state as shard_train_state
-from jaxloss.training.step import TrainState as TrainState
-from jaxloss.training.step import create_train_state as create_train_state
+from jaxloss.training.state import TrainState as TrainState
+from jaxloss.training.state import create_train_state as create_train_state
 from jaxloss.training.step import train_step as train_step

@@ -4,21 +4,35 @@ A thin layer over Orbax, which writes in the background and gives a checkpoint i
 complete.
 """
 
-import functools
+import logging
+import math
 import pathlib
+import threading
+import weakref
+from collections.abc import Mapping
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves_with_path, tree_unflatten
+from etils import epath
+from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import integer
-from jaxloss.training.step import TrainState, check_is_state, check_not_donated
-from jaxloss.training.trees import differences
+from jaxloss.training.checkpoint_arrays import are_equal, named_arrays, not_finite, with_arrays
+from jaxloss.training.checkpoint_files import (
+    StepNames,
+    checked_metrics,
+    find_steps,
+    read_arrays,
+    read_metrics,
+)
+from jaxloss.training.state import TrainState, check_is_state, check_not_donated
+from jaxloss.training.writer_lock import lock_for_writing, of_first_process
 
 __all__ = ["Checkpoints"]
+
+_LOGGER = logging.getLogger("jaxloss.training")
 
 
 class Checkpoints:
@@ -27,14 +41,26 @@ class Checkpoints:
     At the end of the `with` block, pending checkpoints are completed. Otherwise call `close`: a program that
     exits earlier may lose its last checkpoint.
 
+    Any number of programs may read while one writes. Only `save` changes files: the first call creates the
+    directory, locks it against other writers until `close`, and removes what a killed run left incomplete.
+    Threads may share one object.
+
+    Truncated and missing files are detected. Flipped bytes are not: Orbax stores no checksums of the arrays,
+    only of its index, which also holds arrays of less than about 1 kB.
+
     Args:
-        directory: The directory, local or mounted; it is created if it does not exist. In a program with
-            several processes, all of them must see it.
-        keep: Number of checkpoints to keep, at least 1. Older ones are deleted when a newer one is complete.
+        directory: The directory, local or mounted. In a program with several processes, all of them must see
+            it.
+        keep: Number of the newest checkpoints to keep, at least 1. Older ones are deleted when a newer one is
+            complete.
+        best: Name of the metric whose best checkpoint is kept, too. Each `save` then needs this metric.
+        best_mode: "max" if more of the metric is better, as for an accuracy, or "min", as for a loss.
+        keep_period: If given, checkpoints of steps that it divides are never deleted.
 
     Raises:
-        TypeError: If `keep` is not an integer.
-        ValueError: If `keep` is less than 1, or `directory` is a URL.
+        TypeError: If `keep` or `keep_period` is not an integer.
+        ValueError: If `keep` or `keep_period` is less than 1, `best_mode` is unknown, or `directory` is a
+            URL.
         NotADirectoryError: If `directory` is a file.
 
     Example:
@@ -60,19 +86,29 @@ class Checkpoints:
         20
     """
 
-    def __init__(self, directory: str | PathLike[str], *, keep: int = 2):
-        if integer("keep", keep) < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        keep: int = 2,
+        best: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+        keep_period: int | None = None,
+    ):
+        for name, count in (("keep", keep), ("keep_period", keep_period)):
+            if (name == "keep" or count is not None) and integer(name, count) < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"best_mode must be 'max' or 'min', got {best_mode!r}")
         if "://" in str(directory):
             raise ValueError(f"directory must be local or mounted, got {directory}")
-        self._directory = pathlib.Path(directory).expanduser().absolute()
+        self._directory = epath.Path(pathlib.Path(directory).expanduser().absolute())
         if self._directory.is_file():
             raise NotADirectoryError(f"directory must not be a file, got {self._directory}")
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-            item_handlers=ocp.StandardCheckpointHandler(),
-        )
+        self._keep, self._keep_period = keep, keep_period
+        self._best, self._best_mode = best, best_mode
+        self._manager: ocp.CheckpointManager | None = None  # from the first save on
+        self._mutex = threading.RLock()  # Orbax's manager is for one thread
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -85,18 +121,69 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until pending checkpoints are complete; nothing can be saved or restored afterwards."""
-        if not self._is_closed:
-            self._manager.close()
-        self._is_closed = True
+        with self._mutex:
+            self._is_closed = True
+            if self._manager is not None:
+                try:
+                    self._manager.close()
+                finally:
+                    self._manager = None
+                    self._unlock()
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _check_open(self) -> None:
         # Orbax itself would fail in the background, without an error here.
         if self._is_closed:
             raise ValueError(
                 f"the checkpoints in {self._directory} are closed, as at the end of a with block; create "
                 "another Checkpoints"
             )
+
+    def _writer(self) -> ocp.CheckpointManager:
+        """Returns the manager that saves, which makes this object the writer of the directory."""
+        self._check_open()
+        if self._manager is None:
+            unlock = lock_for_writing(pathlib.Path(self._directory))
+            try:
+                self._manager = ocp.CheckpointManager(
+                    self._directory, options=self._options(), item_handlers=ocp.PyTreeCheckpointHandler()
+                )
+            except BaseException:
+                unlock()
+                raise
+            # Without a close, the lock ends with the manager, which lives on while it writes.
+            self._unlock = weakref.finalize(self._manager, unlock)
         return self._manager
+
+    def _options(self) -> ocp.CheckpointManagerOptions:
+        kept: list[ocp.checkpoint_managers.PreservationPolicy] = [ocp.checkpoint_managers.LatestN(self._keep)]
+        if self._best is not None:
+            kept.append(
+                ocp.checkpoint_managers.BestN(
+                    get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        if self._keep_period is not None:
+            kept.append(ocp.checkpoint_managers.EveryNSteps(self._keep_period))
+        return ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
+            best_fn=None if self._best is None else self._value,  # Orbax then saves metrics.
+            step_name_format=StepNames(),
+            cleanup_tmp_directories=True,
+        )
+
+    def _value(self, metrics: Mapping[str, float]) -> float:
+        """Returns a number that is larger for better checkpoints, -inf for those without the metric."""
+        metric = metrics.get(self._best or "", math.nan)
+        if math.isnan(metric):
+            return -math.inf
+        return metric if self._best_mode == "max" else -metric
+
+    def _steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, after pending ones are complete."""
+        self._check_open()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+        return find_steps(self._directory)
 
     @property
     def newest(self) -> int | None:
@@ -104,11 +191,31 @@ class Checkpoints:
 
         Waits until pending checkpoints are complete.
         """
-        manager = self._open()
-        manager.wait_until_finished()
-        return manager.latest_step()
+        with self._mutex:
+            step = of_first_process(max(self._steps(), default=-1))
+        return step if step >= 0 else None
 
-    def save(self, state: TrainState) -> None:
+    @property
+    def best(self) -> int | None:
+        """Step of the best checkpoint by the metric `best`, or None if no checkpoint has it.
+
+        Waits until pending checkpoints are complete.
+
+        Raises:
+            ValueError: If these checkpoints were created without `best`.
+        """
+        if self._best is None:
+            raise ValueError(
+                'the best checkpoint needs a metric, as in Checkpoints(directory, best="accuracy")'
+            )
+        with self._mutex:
+            steps = self._steps()
+            scores = [self._value(read_metrics(self._directory, step)) for step in steps]
+            score, step = max(zip(scores, steps, strict=True), default=(-math.inf, -1))
+            step = of_first_process(step if score > -math.inf else -1)
+        return step if step >= 0 else None
+
+    def save(self, state: TrainState, metrics: Mapping[str, ArrayLike] | None = None) -> None:
         """Saves a state under its step number.
 
         Waits for the device and for a copy to host memory. The checkpoint is then written in the background
@@ -116,129 +223,162 @@ class Checkpoints:
 
         Args:
             state: The state from a step.
+            metrics: Scalars to save with it by name, such as `{"accuracy": 0.9}`. A metric that is NaN is
+                never the best.
 
         Raises:
+            FileExistsError: If the directory has a file or folder with the name of the step that is not a
+                checkpoint.
             FloatingPointError: If a parameter is NaN or infinite, or another array holds NaN. Existing
                 checkpoints do not change.
-            TypeError: If `state` is not a `TrainState`.
+            RuntimeError: If the directory has another writer. The message names it.
+            TypeError: If `state` is not a `TrainState`, has a leaf that JAX cannot hold, or a metric is not a
+                number.
             ValueError: If the directory has a later step, or another state of this step, as from another
-                training run, or is closed; or if `state` was donated to a step, or has an array of size 0.
+                training run, or is closed; if `metrics` lack the one named `best`; or if `state` was donated
+                to a step, or has an array of size 0.
         """
         check_not_donated(state)
-        manager = self._open()
-        arrays = _arrays(state)
+        numbers = checked_metrics(metrics, self._best)
+        arrays = named_arrays(_saved(state))
         if empty := [name for name, array in arrays.items() if not array.size]:
             raise ValueError(f"a checkpoint cannot hold arrays of size 0, got {', '.join(empty)}")
         step = int(state.step)
-        if broken := [
-            keystr(path) for path, sound in tree_leaves_with_path(_are_sound(_saved(state))) if not sound
-        ]:
-            raise FloatingPointError(
-                f"{', '.join(broken)} of the state are not finite at step {step}; nothing was saved, and the "
-                f"newest checkpoint in {self._directory} is of step {self.newest}"
-            )
-        latest = manager.latest_step()  # including pending ones
-        if latest is not None and step < latest:
-            raise ValueError(
-                f"the newest checkpoint in {self._directory} is of step {latest}, after step {step}; restore "
-                "it, or use another directory"
-            )
-        if step != latest:
-            manager.save(step, args=ocp.args.StandardSave(arrays))
-        elif not _are_equal(arrays, _arrays(self.restore(state))):
-            raise ValueError(
-                f"the newest checkpoint in {self._directory} is of step {step}, too, and has another state; "
-                "restore it, or use another directory"
-            )
+        with self._mutex:
+            if broken := not_finite(arrays):
+                raise FloatingPointError(
+                    f"{', '.join(broken)} of the state are not finite at step {step}; nothing was saved, and "
+                    f"the newest checkpoint in {self._directory} is of step {self.newest}"
+                )
+            manager = self._writer()
+            newest, path = manager.latest_step(), self._directory / str(step)  # including pending ones
+            if newest is not None and step < newest:
+                raise ValueError(
+                    f"the newest checkpoint in {self._directory} is of step {newest}, after step {step}; "
+                    "restore it, delete it, or use another directory"
+                )
+            if step == newest:
+                if not are_equal(arrays, self._read(arrays, step)[1]):
+                    raise ValueError(
+                        f"the newest checkpoint in {self._directory} is of step {step}, too, and has another "
+                        "state; restore it, or use another directory"
+                    )
+            elif path.exists():  # Orbax would overwrite it.
+                raise FileExistsError(f"{path} is not a checkpoint; move it, or use another directory")
+            else:
+                manager.save(step, args=ocp.args.PyTreeSave(arrays), metrics=numbers)
 
-    def restore(self, state: TrainState) -> TrainState:
-        """Returns the newest checkpoint, or `state` if there is none.
+    def restore(self, state: TrainState, step: int | None = None) -> TrainState:
+        """Returns a checkpoint, or `state` if there is none.
 
-        Waits until pending checkpoints are complete.
+        Waits until pending checkpoints are complete, and logs the step to "jaxloss.training".
 
         Args:
             state: A state of the same model and optimizer, such as the initial state. The restored arrays
                 have its sharding.
+            step: Step of the checkpoint. Default: the newest.
 
         Returns:
             The saved state.
 
         Raises:
-            TypeError: If `state` is not a `TrainState`.
-            ValueError: If the directory is closed, or the checkpoint has another model, optimizer, shape or
-                dtype. The message names the differences. The files do not change.
+            RuntimeError: If the checkpoint cannot be read, as after a damage. The message names the newest
+                one before it that can.
+            TypeError: If `state` is not a `TrainState`, or has a leaf that JAX cannot hold.
+            ValueError: If the directory is closed, or has no checkpoint of this `step`, or the checkpoint has
+                another model, optimizer, shape or dtype. The message names the differences. The files do not
+                change.
         """
         check_is_state(state)
-        step = self.newest
-        if step is None:
-            return state
-        arrays = _arrays(state)
-        saved: Any = self._manager.item_metadata(step)
-        # Differences in the parameters come first: they are the most informative.
-        order = sorted(arrays, key=lambda name: not name.startswith("['params']"))
-        expected = {name: _dtype_and_shape(arrays[name]) for name in order}
-        if found := differences({name: _dtype_and_shape(array) for name, array in saved.items()}, expected):
+        with self._mutex:
+            if step is None and self.newest is None:
+                _LOGGER.info("no checkpoint in %s", self._directory)
+                return state
+            saved = _saved(state)
+            restored, arrays = self._read(named_arrays(saved), step)
+        _LOGGER.info("restored step %d from %s", restored, self._directory)
+        return state.replace(**with_arrays(saved, arrays))
+
+    def restore_params(self, params: Any, step: int | None = None) -> Any:
+        """Returns the parameters of a checkpoint, whatever its optimizer, to evaluate or fine-tune a model.
+
+        Only the parameters are read, and the step is logged to "jaxloss.training".
+
+        Args:
+            params: Parameters of the same model, such as `state.params` of a new state. The restored arrays
+                have their sharding.
+            step: Step of the checkpoint. Default: the newest.
+
+        Returns:
+            The saved parameters.
+
+        Raises:
+            FileNotFoundError: If the directory has no checkpoint.
+            RuntimeError: If the checkpoint cannot be read. The message names the newest one before it that
+                can.
+            TypeError: If `params` has a leaf that JAX cannot hold.
+            ValueError: If the directory is closed, or has no checkpoint of this `step`, or the checkpoint has
+                other parameters, shapes or dtypes.
+        """
+        saved = {"params": params}
+        with self._mutex:
+            if step is None and self.newest is None:
+                raise FileNotFoundError(f"no checkpoint in {self._directory}")
+            restored, arrays = self._read(named_arrays(saved), step, "['params']")
+        _LOGGER.info("restored the parameters of step %d from %s", restored, self._directory)
+        return with_arrays(saved, arrays)["params"]
+
+    def _read(
+        self, targets: dict[str, jax.Array], step: int | None, prefix: str = ""
+    ) -> tuple[int, dict[str, jax.Array]]:
+        """Returns the step and the arrays of a checkpoint; of the newest if `step` is None."""
+        chosen = self._chosen(step)
+        try:
+            arrays, different = read_arrays(self._directory, chosen, targets, prefix)
+        except Exception as error:
+            # The writer may have deleted it meanwhile, for a newer one. Several processes cannot try again:
+            # the others may have read it.
+            if jax.process_count() == 1 and self._chosen(step) != chosen:
+                return self._read(targets, step, prefix)
+            raise RuntimeError(self._unreadable(chosen, targets, prefix)) from error
+        if different:
+            given = "these parameters" if prefix else "this state"
             raise ValueError(
-                f"the checkpoint of step {step} in {self._directory} does not match this state: {found}"
+                f"the checkpoint of step {chosen} in {self._directory} does not match {given}: {different}"
             )
-        targets = {
-            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-            for name, array in arrays.items()
-        }
-        restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(targets))
-        return _with_arrays(state, restored)
+        return chosen, arrays
 
+    def _chosen(self, step: int | None) -> int:
+        """Returns the step of the newest checkpoint, or `step` if there is one of it."""
+        if step is None and (newest := self.newest) is not None:
+            return newest
+        steps = self._steps()
+        if step is None or integer("step", step) not in steps:
+            found = f"of steps {', '.join(map(str, steps))}" if steps else "none"
+            raise ValueError(f"no checkpoint of step {step} in {self._directory}; there are {found}")
+        return step
 
-def _dtype_and_shape(array: Any) -> str:
-    """Returns the dtype as saved: jnp.result_type would turn float64 into float32 unless x64 is enabled."""
-    return f"{array.dtype}{list(array.shape)}"
+    def _unreadable(self, step: int, targets: dict[str, jax.Array], prefix: str) -> str:
+        """Returns the message about a checkpoint that cannot be read."""
 
+        def is_readable(step: int) -> bool:
+            try:
+                return not read_arrays(self._directory, step, targets, prefix)[1]
+            except Exception:
+                return False
 
-@jax.jit
-def _are_sound(saved: dict[str, Any]) -> dict[str, Any]:
-    """Returns for each array whether it may be saved: parameters must be finite, other arrays free of NaN.
-
-    Optimizers may start from an infinite best loss.
-    """
-
-    def is_sound(name: str, array: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
-            return jnp.bool(True)
-        return jnp.all(jnp.isfinite(array) if name == "params" else ~jnp.isnan(array))
-
-    return {name: jax.tree.map(functools.partial(is_sound, name), tree) for name, tree in saved.items()}
-
-
-@jax.jit
-def _are_equal(arrays: dict[str, jax.Array], others: dict[str, jax.Array]) -> jax.Array:
-    """Returns whether all arrays are equal, NaN to NaN."""
-    is_float = {name: jnp.issubdtype(array.dtype, jnp.inexact) for name, array in arrays.items()}
-    same = [jnp.array_equal(arrays[name], others[name], equal_nan=is_float[name]) for name in arrays]
-    return jnp.stack(same).all()
-
-
-def _arrays(state: TrainState) -> dict[str, jax.Array]:
-    """Returns the arrays of a state by path, with the key data of typed PRNG keys."""
-    leaves = tree_leaves_with_path(_saved(state))
-    return {keystr(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in leaves}
-
-
-def _with_arrays(state: TrainState, arrays: dict[str, jax.Array]) -> TrainState:
-    """Returns the state with its arrays replaced by those of the same path."""
-    leaves, structure = tree_flatten_with_path(_saved(state))
-    restored = [
-        jax.random.wrap_key_data(arrays[keystr(path)], impl=jax.random.key_impl(leaf))
-        if _is_key(leaf)
-        else arrays[keystr(path)]
-        for path, leaf in leaves
-    ]
-    return state.replace(**tree_unflatten(structure, restored))
+        earlier = (other for other in reversed(self._steps()) if other < step and is_readable(other))
+        if (complete := next(earlier, None)) is None:
+            remedy = "no earlier one is complete"
+        else:
+            remedy = (
+                f"the newest complete one before it is of step {complete}: call "
+                f"restore{'_params' if prefix else ''}({'params' if prefix else 'state'}, step={complete}), "
+                f"and delete {self._directory / str(step)} before training goes on from there"
+            )
+        return f"the checkpoint of step {step} in {self._directory} cannot be read; {remedy}"
 
 
 def _saved(state: TrainState) -> dict[str, Any]:
     """Returns the fields of a state that a checkpoint holds."""
     return {name: getattr(state, name) for name in ("step", "params", "opt_state", "model_state")}
-
-
-def _is_key(array: jax.Array) -> bool:
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)

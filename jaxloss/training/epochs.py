@@ -1,70 +1,122 @@
-"""Epochs in one compiled call, evaluation over a data set, and checked losses."""
+"""Epochs, and checked losses."""
 
 import functools
 import reprlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from jaxloss._core.arguments import integer, tree_from_host
-from jaxloss._core.reduction import mean
-from jaxloss.training.objective import (
+from jaxloss._core.arguments import integer
+from jaxloss.training.batches import (
+    batch_from_host,
+    check_no_options,
+    limit_queue,
+    read_batches,
     sample_count,
-    scalar_loss_error,
-    traceable,
-    value_and_weight,
 )
-from jaxloss.training.step import TrainState, check_is_state, check_not_donated, train_step
+from jaxloss.training.objective import Measure, named, traceable, traceable_metrics
+from jaxloss.training.state import TrainState, check_is_state, check_not_donated
+from jaxloss.training.step import train_step
 
-__all__ = ["evaluate", "read_losses", "train_epoch"]
+__all__ = ["NonFiniteLossError", "read_losses", "train_epoch"]
 
 
+class NonFiniteLossError(FloatingPointError):
+    """A loss that is NaN or infinite. Nothing is lost: the error holds what the training came to.
+
+    Attributes:
+        state: The state after the last step. Steps whose loss is not finite have not changed it.
+        losses: The losses of all steps, a NumPy array.
+    """
+
+    def __init__(self, message: str, state: TrainState, losses: np.ndarray):
+        super().__init__(message)
+        self.state = state
+        self.losses = losses
+
+
+@overload
 def train_epoch(
     state: TrainState,
     inputs: Any,
-    targets: Any,
+    targets: Any = None,
     *,
-    loss: Callable[[Any, Any], Any],
-    batch_size: int,
-    key: jax.Array,
+    loss: Measure,
+    batch_size: int | None = None,
+    key: jax.Array | None = None,
     micro_batches: int = 1,
+    metrics: None = None,
     allow_non_finite: bool = False,
-) -> tuple[TrainState, jax.Array]:
-    """Runs one `train_step` per batch of a shuffled data set, all in one compiled call.
+) -> tuple[TrainState, jax.Array]: ...
+@overload
+def train_epoch(
+    state: TrainState,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    loss: Measure,
+    batch_size: int | None = None,
+    key: jax.Array | None = None,
+    micro_batches: int = 1,
+    metrics: Mapping[str, Measure],
+    allow_non_finite: bool = False,
+) -> tuple[TrainState, jax.Array, dict[str, jax.Array]]: ...
+def train_epoch(
+    state: TrainState,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    loss: Measure,
+    batch_size: int | None = None,
+    key: jax.Array | None = None,
+    micro_batches: int = 1,
+    metrics: Mapping[str, Measure] | None = None,
+    allow_non_finite: bool = False,
+) -> Any:
+    """Runs one `train_step` per batch of a data set, given as arrays or as an iterable of batches.
 
-    There is no dispatch time between the steps. Samples left over after the last whole batch are not used in
-    this epoch. Unlike `train_step`, this function does not donate `state`, so the state is still valid if the
-    epoch fails.
+    Arrays are shuffled, and all steps run in one compiled call, without dispatch time between them. Samples
+    left over after the last whole batch are not used in this epoch. On a mesh, the compiler decides how the
+    devices share the work of a step.
 
-    On a mesh, the compiler decides how the devices share the work of a step. To control it, run the steps
-    one by one with `shard_batch` and `train_step`.
+    Batches from an iterable, such as a PyTorch `DataLoader` of NumPy arrays, grain or a generator, run one
+    after the other: while a step runs, the next batch is loaded and sent. Use
+    `(shard_batch(batch, mesh, "data") for batch in loader)` on a mesh, and `tqdm.tqdm(loader, disable=None)`
+    to see the progress in a terminal.
+
+    Unlike `train_step`, this function does not donate `state`, so the state is still valid if the epoch
+    fails.
 
     Args:
         state: The state from `create_train_state`, or from the previous step or epoch. It may be sharded.
         inputs: The inputs of all samples, along the first axis: an array or any pytree of arrays. Arrays that
             are already on the device are not copied to it again. They must not be sharded over `Explicit`
-            mesh axes.
+            mesh axes. Without `targets`, an iterable of batches `(inputs, targets)`.
         targets: The targets of all samples, likewise.
         loss: A loss as in `train_step`.
-        batch_size: Number of samples per step.
-        key: PRNG key for the order of the samples. Derive it from the epoch number, as in
+        batch_size: Number of samples per step, for arrays.
+        key: PRNG key for the order of the samples, for arrays. Derive it from the epoch number, as in
             `jax.random.fold_in(key, epoch)`, so that a resumed run sees the same batches.
         micro_batches: As in `train_step`.
+        metrics: As in `train_step`.
         allow_non_finite: Whether to accept losses that are NaN or infinite. By default they raise an error at
             the end of the epoch; the check does not slow down the steps.
 
     Returns:
-        `(state, losses)`: the state after the epoch, and an array with the loss of each step.
+        `(state, losses)`: the state after the epoch, and an array with the loss of each step. With metrics
+        `(state, losses, measured)`, with a dict of such arrays.
 
     Raises:
-        FloatingPointError: If a loss is NaN or infinite. The message names the loss and the step, counted
-            from 1.
-        TypeError: As in `train_step`, or if `key` is not a PRNG key or `batch_size` is not an integer.
+        NonFiniteLossError: If a loss is NaN or infinite. The message names the loss and the step, counted
+            from 1; the error has the state after the epoch.
+        TypeError: As in `train_step`, or if `key` is not a PRNG key, `batch_size` is not an integer, or a
+            batch is not a pair.
         ValueError: As in `train_step`, or if the numbers of inputs and targets differ or are smaller than
-            `batch_size`.
+            `batch_size`, or an iterable has no batch, as a generator the second time.
 
     Example:
         >>> import jax, optax
@@ -83,16 +135,25 @@ def train_epoch(
         (3,)
         >>> bool(losses[-1] < 0.1)
         True
+        >>> batches = [(inputs[i : i + 25], targets[i : i + 25]) for i in range(0, 100, 25)]
+        >>> state, losses = train_epoch(state, batches, loss=mse_loss)
+        >>> losses.shape
+        (4,)
     """
     check_not_donated(state)
-    if not _is_key(key):
-        raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {reprlib.repr(key)}")
-    size, parts = integer("batch_size", batch_size), integer("micro_batches", micro_batches)
-    inputs, targets = tree_from_host("inputs", inputs), tree_from_host("targets", targets)
-    state, losses = _train_epoch(state, inputs, targets, key, traceable(loss), size, parts)
+    options = traceable(loss), traceable_metrics(metrics), integer("micro_batches", micro_batches)
+    if targets is None:
+        check_no_options(batch_size=batch_size, key=key)
+        state, losses, measured = _train_on(state, read_batches(inputs), *options)
+    else:
+        if not _is_key(key):
+            raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {reprlib.repr(key)}")
+        size = integer("batch_size", batch_size)
+        data = batch_from_host("inputs", inputs), batch_from_host("targets", targets)
+        state, losses, measured = _train_epoch(state, data, key, *options, size)
     if not allow_non_finite:
         read_losses(losses, state, loss=loss)
-    return state, losses
+    return (state, losses) if metrics is None else (state, losses, measured)
 
 
 def _is_key(key: Any) -> bool:
@@ -103,116 +164,57 @@ def _is_key(key: Any) -> bool:
     return key.ndim == 0 if is_typed else key.ndim == 1 and key.dtype == np.uint32
 
 
+Steps = tuple[TrainState, jax.Array, dict[str, jax.Array]]
+
+
+def _train_on(
+    state: TrainState,
+    batches: Iterator[tuple[Any, Any]],
+    loss: Partial,
+    metrics: dict[str, Partial],
+    micro_batches: int,
+) -> Steps:
+    """Runs a step per batch, each dispatched while the one before runs."""
+    state = jax.tree.map(jnp.copy, state)  # which the first step donates
+    results: list[Any] = []
+    for inputs, targets in batches:
+        state, *result = train_step(
+            state, inputs, targets, loss=loss, metrics=metrics, micro_batches=micro_batches
+        )
+        results.append(result)
+        limit_queue(results)
+    losses, measured = jax.tree.map(lambda *values: jnp.asarray(np.stack(values)), *jax.device_get(results))
+    return state, losses, measured
+
+
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def _train_epoch(
     state: TrainState,
-    inputs: Any,
-    targets: Any,
+    data: tuple[Any, Any],
     key: jax.Array,
-    loss: Callable[[Any, Any], Any],
-    batch_size: int,
+    loss: Partial,
+    metrics: dict[str, Partial],
     micro_batches: int,
-) -> tuple[TrainState, jax.Array]:
-    count = sample_count(inputs, targets)
+    batch_size: int,
+) -> Steps:
+    count = sample_count(*data)
     if not 1 <= batch_size <= count:
         raise ValueError(f"batch_size must be in [1, {count}] for {count} samples, got {batch_size}")
     whole = count - count % batch_size
     batches = jax.random.permutation(key, count)[:whole].reshape(-1, batch_size)
 
-    def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, jax.Array]:
-        batch_inputs, batch_targets = jax.tree.map(lambda a: jnp.asarray(a)[rows], (inputs, targets))
-        return train_step(state, batch_inputs, batch_targets, loss=loss, micro_batches=micro_batches)
-
-    return jax.lax.scan(step, state, batches)
-
-
-def evaluate(
-    state: TrainState, inputs: Any, targets: Any, *, loss: Callable[[Any, Any], Any], batch_size: int
-) -> jax.Array:
-    """Returns the mean of a loss or a metric over a data set, computed batch by batch.
-
-    The mean is exact over all samples, also if the last batch is smaller. The model runs in evaluation mode:
-    without dropout, and with the batch statistics in `state`. `state` does not change.
-
-    Args:
-        state: The state with the parameters to evaluate.
-        inputs: The inputs of all samples, along the first axis: an array or any pytree of arrays, not sharded
-            over `Explicit` mesh axes.
-        targets: The targets of all samples, likewise.
-        loss: A callable `(outputs, targets) -> (sum, weight)`, such as
-            `functools.partial(loss, reduction="sum_and_weight")`, or a custom metric that ends in
-            `jaxloss.reduce(..., reduction="sum_and_weight")`. Create it once, as for `train_step`.
-        batch_size: Largest number of samples per call of the model.
-
-    Returns:
-        The mean, a scalar: the sum over all batches divided by the weight of all batches.
-
-    Raises:
-        TypeError: If `state` is not a `TrainState`, `loss` is not callable, `batch_size` is not an integer,
-            or inputs or targets hold NumPy masked arrays.
-        ValueError: If `loss` does not return a pair, the numbers of inputs and targets differ or are 0,
-            `batch_size` is less than 1, `state` was donated to a step, or a model with a `model_state` has
-            no `eval_fn`.
-
-    Example:
-        >>> import functools, jax, optax
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> import jaxloss
-        >>> from jaxloss.models import Classifier
-        >>> from jaxloss.training import create_train_state, evaluate
-        >>> state = create_train_state(Classifier(8, 4, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1))
-        >>> inputs, labels = jnp.ones((100, 8)), jnp.arange(100) % 2
-        >>> loss = functools.partial(jaxloss.cross_entropy, reduction="sum_and_weight")
-        >>> evaluate(state, inputs, labels, loss=loss, batch_size=64).shape
-        ()
-        >>> def accuracy(logits, labels):
-        ...     return jaxloss.reduce(logits.argmax(axis=-1) == labels, reduction="sum_and_weight")
-        >>> evaluate(state, inputs, labels, loss=accuracy, batch_size=64)
-        Array(0.5, dtype=float32)
-    """
-    check_not_donated(state)
-    if state.eval_fn is None:
-        raise ValueError(
-            "evaluate needs an eval_fn for a model with a model_state; pass "
-            "eval_fn(params, model_state, inputs) -> outputs to create_train_state"
+    def step(state: TrainState, rows: jax.Array) -> tuple[TrainState, Any]:
+        inputs, targets = jax.tree.map(lambda a: jnp.asarray(a)[rows], data)
+        state, *result = train_step(
+            state, inputs, targets, loss=loss, metrics=metrics, micro_batches=micro_batches
         )
-    inputs, targets = tree_from_host("inputs", inputs), tree_from_host("targets", targets)
-    return _evaluate(state, inputs, targets, traceable(loss), integer("batch_size", batch_size))
+        return state, result
+
+    state, (losses, measured) = jax.lax.scan(step, state, batches)
+    return state, losses, measured
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _evaluate(
-    state: TrainState, inputs: Any, targets: Any, loss: Callable[[Any, Any], Any], batch_size: int
-) -> jax.Array:
-    count = sample_count(inputs, targets)
-    if batch_size < 1 or not count:
-        raise ValueError(
-            f"evaluate needs at least one sample and batch_size >= 1; got {count} samples and "
-            f"batch_size={batch_size}"
-        )
-    eval_fn: Any = state.eval_fn
-    model_state = () if state.model_state is None else (state.model_state,)
-
-    def pair(batch: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-        outputs = eval_fn(state.params, *model_state, batch[0])
-        value, weight = value_and_weight(loss(outputs, batch[1]))
-        if weight is None:
-            raise scalar_loss_error("evaluate")
-        return value, weight
-
-    whole = count - count % batch_size
-    data = jax.tree.map(jnp.asarray, (inputs, targets))
-    batches = jax.tree.map(lambda a: a[:whole].reshape(-1, batch_size, *a.shape[1:]), data)
-    pairs = [jax.tree.map(jnp.sum, jax.lax.map(pair, batches))] if whole else []
-    if whole < count:
-        pairs.append(pair(jax.tree.map(lambda a: a[whole:], data)))
-    return mean(*jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *pairs))
-
-
-def read_losses(
-    losses: Sequence[jax.Array] | jax.Array, state: TrainState, *, loss: Callable[[Any, Any], Any]
-) -> np.ndarray:
+def read_losses(losses: Sequence[jax.Array] | jax.Array, state: TrainState, *, loss: Measure) -> np.ndarray:
     """Waits for the losses of the last steps, checks that they are finite, and returns them.
 
     Reading a loss waits for its step, and the device is idle until the next step is dispatched. So collect
@@ -229,8 +231,8 @@ def read_losses(
         The losses as a NumPy array with one axis.
 
     Raises:
-        FloatingPointError: If a loss is NaN or infinite. The message names the loss and the step, counted
-            from 1.
+        NonFiniteLossError: If a loss is NaN or infinite. The message names the loss and the step, counted
+            from 1; the error has `state` and the losses.
 
     Example:
         >>> import optax
@@ -249,11 +251,13 @@ def read_losses(
     parts = [np.zeros(0, np.float32), *map(np.ravel, jax.tree.leaves(jax.device_get(losses)))]
     values = np.concatenate(parts)
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
-        named: Any = loss
-        # functools.partial has `func`; jax.tree_util.Partial wraps one in an object with `fun`.
-        while inner := getattr(named, "func", None) or getattr(named, "fun", None):
-            named = inner
-        name = getattr(named, "__name__", repr(named))
+        function = named(loss)
         step = int(state.step) - len(values) + int(bad[0]) + 1
-        raise FloatingPointError(f"{name} is {values[bad[0]]} at step {step}")
+        raise NonFiniteLossError(
+            f"{getattr(function, '__name__', repr(function))} is {values[bad[0]]} at step {step}, which "
+            "changed nothing but the step number. Are labels out of range, or all of a batch ignored? "
+            "jax.experimental.checkify finds the cause. The error has the `state` and the `losses` so far",
+            state,
+            values,
+        )
     return values

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 
-from jaxloss._core.arguments import tree_from_host
-from jaxloss.training.step import TrainState, check_not_donated
+from jaxloss.training.batches import batch_from_host
+from jaxloss.training.state import TrainState, check_not_donated
 
 __all__ = ["shard_batch", "shard_train_state"]
 
@@ -107,7 +107,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
         The same pytree with copies of its arrays on the mesh.
 
     Raises:
-        TypeError: If `mesh` is not a `Mesh`, or the batch holds NumPy masked arrays.
+        TypeError: If `mesh` is not a `Mesh`, or the batch holds something else than arrays of numbers.
         ValueError: If the mesh has no such axis, or the axis does not divide the number of samples.
 
     Example:
@@ -132,7 +132,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
             )
         return _put(array, NamedSharding(mesh, PartitionSpec(axis)))
 
-    return jax.tree_util.tree_map_with_path(place, tree_from_host("batch", batch))
+    return jax.tree_util.tree_map_with_path(place, batch_from_host("batch", batch))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,29 @@
-"""Dtypes and shapes in a pytree as text, and the differences between two pytrees."""
+"""Parts of parameters, and the dtypes and shapes of pytrees as text."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jax.tree_util import keystr, tree_leaves_with_path
+
+
+def has_replaced(params: Any) -> bool:
+    """Returns whether parameters are Linen variables with a collection that gradients replace.
+
+    FP8 layers of Flax keep their scales there: what `jax.grad` returns for them is their next value.
+    """
+    return isinstance(params, Mapping) and OVERWRITE_WITH_GRADIENT in params
+
+
+def optimized(params: Any) -> Any:
+    """Returns what the optimizer updates of parameters, or of their gradients."""
+    return params["params"] if has_replaced(params) else params
+
+
+def with_optimized(params: Any, new: Any) -> Any:
+    """Returns the parameters with `new` in place of what the optimizer updates."""
+    return {**params, "params": new} if has_replaced(params) else new
 
 
 def dtypes_and_shapes(tree: Any) -> dict[str, str]:

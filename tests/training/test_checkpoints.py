@@ -17,8 +17,8 @@ from flax import nnx
 from jaxloss import cross_entropy
 from jaxloss.models import Classifier
 from jaxloss.training import Checkpoints, create_train_state, train_step
+from tests.training.killed_runs import ADAM, batch, check_killed_runs, equal, names
 
-ADAM = optax.adam(0.01)
 STEPS, EVERY = 12, 4
 # Which of the names in the folder are those of complete checkpoints when a run is killed.
 COMPLETE = {6: [True], 8: [False, True]}
@@ -39,12 +39,6 @@ def new_state():
     return create_train_state(Dropped(rngs=nnx.Rngs(0)), ADAM)
 
 
-def batch(step):
-    """The data of a step depend on its number alone."""
-    random = np.random.default_rng((0, step))
-    return random.normal(size=(8, 20)).astype(np.float32), random.integers(3, size=8)
-
-
 def run(folder, kill=None):
     """Trains on, and kills its own process after the step `kill`, between two saves or during one."""
     with Checkpoints(folder) as checkpoints:
@@ -54,20 +48,11 @@ def run(folder, kill=None):
             if step % EVERY == 0:
                 checkpoints.save(state)
             # At step 6 the checkpoint of step 4 is complete, and at step 8 there is one more, under way.
-            while step == kill and sorted(path.name.isdigit() for path in folder.iterdir()) != COMPLETE[kill]:
+            while step == kill and sorted(map(str.isdigit, names(folder))) != COMPLETE[kill]:
                 time.sleep(0.001)
             if step == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
     return state
-
-
-def equal(actual, expected):
-    def compare(actual, expected):
-        assert actual.dtype == expected.dtype
-        bits = jax.random.key_data if jnp.issubdtype(actual.dtype, jax.dtypes.prng_key) else np.asarray
-        np.testing.assert_array_equal(bits(actual), bits(expected))
-
-    jax.tree.map(compare, actual, expected)
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
@@ -86,11 +71,11 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
             timeout=300,
         )
         assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
-        left = [path.name for path in folder.iterdir()]
-        assert sorted(name.isdigit() for name in left) == COMPLETE[kill], left
+        left = names(folder)
+        assert sorted(map(str.isdigit, left)) == COMPLETE[kill], left
         assert "4" in left
     equal(run(folder), expected)
-    assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
+    assert names(folder) == ["12", "8"]
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
@@ -193,7 +178,7 @@ def test_a_folder_that_is_closed_is_complete(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(new_state())
     checkpoints.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert names(tmp_path) == ["0"]
 
 
 def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
@@ -205,7 +190,7 @@ def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
     for use in uses:
         with pytest.raises(ValueError, match=r"the checkpoints in .* are closed"):
             use(state.replace(step=state.step + 1))
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert names(tmp_path) == ["0"]
 
 
 def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
@@ -243,7 +228,7 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
         for step in (10, 20):
             with pytest.raises(ValueError, match=rf"newest .* is of step 30, after step {step}; restore it"):
                 checkpoints.save(state.replace(step=jnp.int32(step)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["20", "30"]
+    assert names(tmp_path) == ["20", "30"]
 
 
 def test_another_state_of_the_same_step_is_refused(tmp_path):
@@ -278,4 +263,9 @@ def test_only_so_many_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in range(4):
             checkpoints.save(state.replace(step=jnp.int32(step)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    assert names(tmp_path) == ["2", "3"]
+
+
+def test_a_run_that_is_killed_at_random_ends_as_one_that_was_not():
+    steps, _ = check_killed_runs(2)
+    assert steps > 4

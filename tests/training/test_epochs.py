@@ -11,7 +11,14 @@ from flax import nnx
 
 from jaxloss import cross_entropy, mse_loss, reduce
 from jaxloss.models import Classifier
-from jaxloss.training import create_train_state, evaluate, read_losses, train_epoch, train_step
+from jaxloss.training import (
+    NonFiniteLossError,
+    create_train_state,
+    evaluate,
+    read_losses,
+    train_epoch,
+    train_step,
+)
 
 ADAM = optax.adam(0.1)
 INPUTS = np.random.RandomState(0).normal(size=(11, 6)).astype(np.float32)
@@ -58,6 +65,11 @@ def test_each_key_is_another_order_of_each_sample():
     np.testing.assert_array_equal(seen(jax.random.key(0)), first)
 
 
+REMEDY = (
+    r", which changed nothing but the step number\. Are labels out of range, or all of a batch ignored\? "
+)
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_loss_that_is_not_finite_stops_the_epoch_and_loses_nothing(step):
     def growing(outputs, _):
@@ -68,25 +80,48 @@ def test_a_loss_that_is_not_finite_stops_the_epoch_and_loses_nothing(step):
     run = functools.partial(
         train_epoch, inputs=ones, targets=ones, batch_size=1, key=KEY, loss=functools.partial(growing)
     )
-    with pytest.raises(FloatingPointError, match=f"^growing is inf at step {step}$"):
+    with pytest.raises(NonFiniteLossError, match=f"^growing is inf at step {step}{REMEDY}") as caught:
         run(state)
     assert (state.step, state.params) == (0, 0)
-    _, losses = run(state, allow_non_finite=True)
+    kept, losses = run(state, allow_non_finite=True)
     assert np.isinf(losses).argmax() == step - 1
+    # The steps from there on are counted and have changed nothing.
+    assert (kept.step, kept.params) == (caught.value.state.step, caught.value.state.params) == (4, step - 1)
+    np.testing.assert_array_equal(caught.value.losses, losses)
+
+
+def test_a_batch_of_ignored_labels_is_passed_over():
+    """Adam would move on by its momentum."""
+    state, _ = train_step(new_state(), INPUTS, LABELS, loss=cross_entropy)
+    before = jax.tree.map(jnp.copy, state)
+    state, value = train_step(state, INPUTS[:4], np.full(4, -100), loss=cross_entropy)
+    assert np.isnan(value)
+    assert state.step == 2
+    jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
+    # An epoch with such a batch trains on.
+    labels = np.where(np.arange(11) < 4, -100, np.arange(11) % 3)
+    batches = [(INPUTS[rows], labels[rows]) for rows in (slice(4, 8), slice(0, 4), slice(7, 11))]
+    trained, losses = train_epoch(new_state(), batches, loss=cross_entropy, allow_non_finite=True)
+    without, same = train_epoch(new_state(), batches[::2], loss=cross_entropy)
+    assert np.isnan(losses).tolist() == [False, True, False]
+    np.testing.assert_array_equal(losses[::2], same)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, without.params)
 
 
 def test_losses_are_checked_when_they_are_read():
     state = new_state().replace(step=jnp.int32(20))
     losses = [jnp.float32(value) for value in (0.5, np.nan, 0.25)]
-    with pytest.raises(FloatingPointError, match=r"^mse_loss is nan at step 19$"):
+    with pytest.raises(NonFiniteLossError, match=rf"^mse_loss is nan at step 19{REMEDY}") as caught:
         read_losses(losses, state, loss=jax.tree_util.Partial(functools.partial(mse_loss), where=True))
+    assert caught.value.state is state
+    np.testing.assert_array_equal(caught.value.losses, losses)
     np.testing.assert_array_equal(read_losses(losses[::2], state, loss=mse_loss), [0.5, 0.25])
     np.testing.assert_array_equal(read_losses([], state, loss=mse_loss), [])
     np.testing.assert_array_equal(read_losses(losses[0], state, loss=mse_loss), [0.5])
-    with pytest.raises(FloatingPointError, match=r"^mse_loss is nan at step 20$"):
+    with pytest.raises(FloatingPointError, match=r"^mse_loss is nan at step 20,"):
         read_losses(losses[1], state, loss=mse_loss)
     epochs = [jnp.array([1.0, np.inf]), jnp.ones(3)]
-    with pytest.raises(FloatingPointError, match=r"^mse_loss is inf at step 17$"):
+    with pytest.raises(FloatingPointError, match=r"^mse_loss is inf at step 17,"):
         read_losses(epochs, state, loss=mse_loss)
 
 

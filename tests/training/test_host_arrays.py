@@ -46,6 +46,14 @@ def evaluation(inputs, targets, loss):
     return evaluate(new_state(), inputs, targets, loss=pair(loss), batch_size=3)
 
 
+def epoch_of_batches(inputs, targets, loss):
+    return train_epoch(new_state(), [(inputs, targets)], loss=loss, allow_non_finite=True)[1][0]
+
+
+def evaluation_of_batches(inputs, targets, loss):
+    return evaluate(new_state(), [(inputs, targets)], loss=pair(loss))
+
+
 def sharded(inputs, targets, loss):
     return step(*shard_batch((inputs, targets), MESH, "data"), loss)
 
@@ -62,7 +70,17 @@ def sharded_in_processes(batch, mesh, axis):
 
 
 every_way = pytest.mark.parametrize(
-    "run", [step, micro_batches, epoch, evaluation, sharded, sharded_by_processes]
+    "run",
+    [
+        step,
+        micro_batches,
+        epoch,
+        epoch_of_batches,
+        evaluation,
+        evaluation_of_batches,
+        sharded,
+        sharded_by_processes,
+    ],
 )
 
 
