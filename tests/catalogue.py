@@ -7,6 +7,7 @@ from tests.case import cotangent as cotangent
 from tests.case import nested as nested
 from tests.cases import binary as binary
 from tests.cases import classification as classification
+from tests.cases import contrastive as contrastive
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
 from tests.cases import quantile as quantile

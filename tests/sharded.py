@@ -17,12 +17,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxloss import adaptive_log_probs, cosine_similarity, init_adaptive_log_softmax
-from jaxloss._core import projection
+from jaxloss._core import pairs, projection
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
 # Few classes are as many blocks as a user's large vocabulary.
 projection._at_once = lambda *_: 1
+pairs._at_once = lambda *_: 4
 
 
 def main() -> None:
@@ -61,6 +62,8 @@ def compare(case: Case, mesh: Mesh, split: bool, label: str, alone: tuple[str, .
     answers = {"jit": case.answer}
     if split:
         answers["shard_map"] = per_shard(case, mesh, specs)
+    if case.relates_rows and alone is None:
+        answers["shard_map"] = per_rows(case, mesh, specs)
     for way, answer in answers.items():
         compiled = jax.jit(answer).lower(placed).compile()
         for name, value in compiled(placed).items():
@@ -86,6 +89,18 @@ def per_shard(case: Case, mesh: Mesh, specs: dict[str, P]) -> Callable[[dict[str
         return {"value": value, **gradients}
 
     return jax.jit(answer)
+
+
+def per_rows(case: Case, mesh: Mesh, specs: dict[str, P]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Returns the mean of all rows and its gradients, both computed on each device for its own rows."""
+
+    def answer(arrays: dict[str, Any]) -> dict[str, Any]:
+        moved = {name: arrays[name] for name in case.gradients}
+        value, gradients = jax.value_and_grad(lambda m: case({**arrays, **m}, axis_name=BATCH))(moved)
+        return {"value": value, **gradients}
+
+    out = {"value": P(), **{name: specs[name] for name in case.gradients}}
+    return jax.jit(jax.shard_map(answer, mesh=mesh, in_specs=(specs,), out_specs=out))
 
 
 def compare_with_replicated(mesh: Mesh) -> None:

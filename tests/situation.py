@@ -78,6 +78,8 @@ def _of_nothing(one: Case) -> dict[str, list[Case]]:
 
     def rows(count: int, fill: float | None = None) -> dict[str, np.ndarray]:
         filled = {n: a * fill if fill and a.dtype.kind == "f" else a for n, a in one.arrays.items()}
+        if one.relates_rows:  # it is a batch already
+            return {n: filled[n][:count] if n in one.batched else array for n, array in one.arrays.items()}
         return {
             name: array
             if one.is_per_class(name)
