@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     wide: jax.Array  # the same in the dtype of arithmetic, in which gradients are added up
     scale: jax.Array  # (N,): the factor of each vector
     labels: tuple[jax.Array, ...]  # (N,) integers: rows with equal labels are positives
-    index: jax.Array  # (N,) integers, of this row and no other
+    place: jax.Array  # (N,) integers, of each row another one
     valid: jax.Array  # (N,) booleans: which rows count
 
     @classmethod
@@ -50,17 +50,17 @@ class Rows(NamedTuple):
         By default each row has a label of its own. Under `axis_name` rows are counted over all devices.
         """
         count = vectors.shape[0]
-        index = jnp.arange(count, dtype=jnp.int32)
+        place = jnp.arange(count, dtype=jnp.int32)
         if axis_name is not None:
-            index = index + lax.axis_index(axis_name) * count
-        valid = jnp.ones_like(index, bool)
+            place = place + lax.axis_index(axis_name) * count
+        valid = jnp.ones_like(place, bool)
         if where is not None:
             valid, vectors = valid & where, fill_masked(where[:, None], vectors)
         # Only bfloat16 products stay narrow: in float16 the gradient of a mean would underflow.
         narrow = vectors.dtype if vectors.dtype == jnp.bfloat16 and dtype == jnp.float32 else dtype
         wide = vectors.astype(dtype)
         wide, scale = _normalized(wide) if normalize else (wide, jnp.ones(count, dtype))
-        return cls(wide.astype(narrow), wide, scale, (index,) if labels is None else labels, index, valid)
+        return cls(wide.astype(narrow), wide, scale, (place,) if labels is None else labels, place, valid)
 
     def gathered(self, axis_name: str | None) -> "Rows":
         """Returns the rows of all devices."""
@@ -69,8 +69,8 @@ class Rows(NamedTuple):
         return jax.tree.map(lambda array: lax.all_gather(array, axis_name, tiled=True), self)
 
     def interleaved(self, others: "Rows") -> "Rows":
-        """Returns these rows, each followed by its partner of the others, with a new index."""
-        pairs = self._replace(index=2 * self.index), others._replace(index=2 * others.index + 1)
+        """Returns these rows, each followed by its partner of the others, with a new place."""
+        pairs = self._replace(place=2 * self.place), others._replace(place=2 * others.place + 1)
 
         def both(*arrays: jax.Array) -> jax.Array:
             return jnp.stack(arrays, 1).reshape(-1, *arrays[0].shape[1:])
@@ -150,7 +150,7 @@ def cross_entropies(
 
 def _of_device(whole: Any, rows: Rows, axis_name: str) -> Any:
     """Returns what arrays of the rows of all devices say of those of this one."""
-    count = rows.index.shape[0]
+    count = rows.place.shape[0]
     start = lax.axis_index(axis_name) * count
     return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, count), whole)
 
@@ -203,7 +203,7 @@ def _related(block: Rows, others: Rows, distinct: bool) -> tuple[jax.Array, jax.
     """Returns which of the others are candidates of each row of a block, and which are positives."""
     allowed = block.valid[:, None] & others.valid[None]
     if distinct:
-        allowed &= block.index[:, None] != others.index[None]
+        allowed &= block.place[:, None] != others.place[None]
     positive = allowed
     for mine, theirs in zip(block.labels, others.labels, strict=True):
         positive &= mine[:, None] == theirs[None]

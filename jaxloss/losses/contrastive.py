@@ -119,7 +119,7 @@ def nt_xent_loss(
         >>> import jaxloss
         >>> embeddings, targets = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[3.0, 4.0], [4.0, 3.0]])
         >>> jaxloss.nt_xent_loss(embeddings, targets)
-        Array(1.0, dtype=float32)
+        Array(1.2707, dtype=float32)
 
     Source:
         T. Chen et al. (2020), A Simple Framework for Contrastive Learning of Visual Representations.
@@ -173,8 +173,8 @@ def supervised_contrastive_loss(
         >>> import jax.numpy as jnp
         >>> import jaxloss
         >>> embeddings = jnp.array([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
-        >>> jaxloss.supervised_contrastive_loss(embeddings, jnp.array([0, 1, 0]), reduction="none")
-        Array([0.0025, 0.    , 2.1269], dtype=float32)
+        >>> jaxloss.supervised_contrastive_loss(embeddings, jnp.array([0, 1, 0]), temperature=1.0)
+        Array(0.6178, dtype=float32)
 
     Differences from other libraries:
         * pytorch-metric-learning's loss is 0 where all labels are equal, and its mean leaves out rows whose
