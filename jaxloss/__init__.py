@@ -112,6 +112,7 @@ from jaxloss.losses.margin import hinge_loss as hinge_loss
 from jaxloss.losses.margin import margin_ranking_loss as margin_ranking_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss
 from jaxloss.losses.margin import multilabel_margin_loss as multilabel_margin_loss
+from jaxloss.losses.multimodal import clip_loss as clip_loss
 from jaxloss.losses.quantile import crps_ensemble_loss as crps_ensemble_loss
 from jaxloss.losses.quantile import crps_normal_loss as crps_normal_loss
 from jaxloss.losses.quantile import expectile_loss as expectile_loss

@@ -134,6 +134,14 @@ def _nt_xent(x, y):
 
 
 add("info_nce_loss", _views, PAIRS, line=_info_nce, moved=(0, 1))
+add(
+    "clip_loss",
+    _views,
+    PAIRS,
+    ours=functools.partial(jaxloss.clip_loss, logit_scale=10.0, normalize=True),
+    line=lambda x, y: (_info_nce(x, y) + _info_nce(y, x)) / 2,
+    moved=(0, 1),
+)
 add("nt_xent_loss", _views, PAIRS, line=_nt_xent, moved=(0, 1))
 add(
     "supervised_contrastive_loss",

@@ -38,6 +38,12 @@ def info_nce_loss(embeddings, targets, negatives=None, temperature=0.1, symmetri
 
 
 @beyond_pytorch(None)
+def clip_loss(embeddings, targets, logit_scale, logit_bias=0, normalize=False):
+    temperature = 1 / Decimal(np.asarray(logit_scale, object).item())
+    return info_nce_loss(embeddings, targets, None, temperature, symmetric=True, normalize=normalize)
+
+
+@beyond_pytorch(None)
 def nt_xent_loss(embeddings, targets, temperature=0.5, normalize=True):
     size = len(embeddings)
     labels = np.array([*range(size)] * 2)
@@ -74,6 +80,13 @@ add("info_nce_loss", "matrix", _views(4, 3), temperature=0.5)
 add("info_nce_loss", "symmetric", _views(4, 3), symmetric=True, normalize=False)
 add("info_nce_loss", "negatives", _with_negatives(5, 3), normalize=False)
 add("info_nce_loss", "own-negatives", _with_negatives(4, 2, 3))
+add("clip_loss", "matrix", _views(4, 3), logit_scale=2.5)
+add(
+    "clip_loss",
+    "learned",
+    lambda rng: {**_views(4, 3)(rng), "logit_scale": np.array(2.0), "logit_bias": np.array(-3.0)},
+    normalize=True,
+)
 add("nt_xent_loss", "matrix", _views(4, 3))
 add(
     "supervised_contrastive_loss",
@@ -89,18 +102,20 @@ _NIL, _X, _Y = (
 )
 _UP, _DOWN, _FAR = ([[number, 0.5], *_X[1:]] for number in (INF, -INF, 1e200))
 _ZERO = {
-    "documented": "A zero vector stays zero, and all its derivatives are 0",
+    "documented": "zero vector stays zero, and all its derivatives are 0",
     "convention": {"gradient": 0, "jvp": 0, "HVP": 0},
 }
 _ENDLESS = {"documented": "An infinite embedding gives NaN"}
 
 
-def _relational(loss: str, moved: str, targets: Any, *, same: Any, nil: Any, endless: Any) -> None:
+def _relational(
+    loss: str, options: dict[str, Any], moved: str, targets: Any, *, same: Any, nil: Any, endless: Any
+) -> None:
     row(
         loss,
         "embeddings targets",
         moved,
-        {"temperature": 0.5},
+        options,
         zeros=[at(_NIL, nil, **_ZERO)],
         plus=[at(*endless(_UP), **_ENDLESS)],
         minus=[at(*endless(_DOWN), **_ENDLESS)],
@@ -110,12 +125,23 @@ def _relational(loss: str, moved: str, targets: Any, *, same: Any, nil: Any, end
     )
 
 
-for _loss in ("info_nce_loss", "nt_xent_loss"):
+for _loss, _options in (
+    ("info_nce_loss", {"temperature": 0.5}),
+    ("nt_xent_loss", {"temperature": 0.5}),
+    ("clip_loss", {"logit_scale": 2.0, "normalize": True}),
+):
     _relational(
-        _loss, "embeddings targets", _Y, same=_X[:1] * 3, nil=_NIL, endless=lambda vectors: (_Y, vectors)
+        _loss,
+        _options,
+        "embeddings targets",
+        _Y,
+        same=_X[:1] * 3,
+        nil=_NIL,
+        endless=lambda vectors: (_Y, vectors),
     )
 _relational(
     "supervised_contrastive_loss",
+    {"temperature": 0.5},
     "embeddings",
     [0, 1, 0],
     same=[0, 0, 0],
