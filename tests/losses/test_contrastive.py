@@ -37,7 +37,7 @@ def test_defaults_are_those_of_the_specification(loss, targets):
 def test_rows_in_blocks_are_rows_at_once(loss, targets, monkeypatch):
     with jax.enable_x64(True):
         whole = answer(inspect.unwrap(loss), X, targets)
-        monkeypatch.setattr(pairs, "_at_once", lambda columns: 4)
+        monkeypatch.setattr(pairs, "_at_once", lambda *_: 4)
         blocks = answer(inspect.unwrap(loss), X, targets)
     np.testing.assert_allclose(blocks[0], whole[0], rtol=1e-14)
     np.testing.assert_allclose(blocks[1], whole[1], rtol=1e-12, atol=1e-14)
