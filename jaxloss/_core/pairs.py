@@ -155,9 +155,9 @@ def _of_device(whole: Any, rows: Rows, axis_name: str) -> Any:
     return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, count), whole)
 
 
-def inner_products(rows: Rows, others: Rows) -> jax.Array:
-    """Returns the products, of shape (N, M), of each of N rows with M of its own among N · M others."""
-    wide = others.wide.reshape(len(rows.wide), -1, rows.wide.shape[1])
+def inner_products(rows: Rows, others: Rows, each: int) -> jax.Array:
+    """Returns the products of each of N rows with its own among N · each others, of shape (N, each)."""
+    wide = others.wide.reshape(rows.wide.shape[0], each, rows.wide.shape[1])
     products = jnp.einsum("nd,nmd->nm", rows.wide, wide) * others.scale.reshape(wide.shape[:2])
     return products * rows.scale[:, None]
 

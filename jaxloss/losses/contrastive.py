@@ -214,7 +214,7 @@ def _among_given(
             f"negatives must have shape (M, {size}) or ({count}, M, {size}), got shape {negatives.shape}"
         )
     dtype = rows.scale.dtype
-    positive = inner_products(rows, positives)[:, 0] * sharpness
+    positive = inner_products(rows, positives, 1)[:, 0] * sharpness
     if negatives.ndim == 2:
         others = Rows.of(negatives, dtype, normalize=normalize, labels=())
         found, _ = statistics(rows._replace(labels=()), others, sharpness)
@@ -222,5 +222,5 @@ def _among_given(
     negatives = laid_out_as(rows.vectors[:, None], negatives)
     negatives = fill_masked(rows.valid[:, None, None], negatives)
     others = Rows.of(negatives.reshape(-1, size), dtype, normalize=normalize)
-    logits = inner_products(rows, others) * sharpness
+    logits = inner_products(rows, others, negatives.shape[1]) * sharpness
     return softplus(jax.nn.logsumexp(logits, 1) - positive)
