@@ -28,7 +28,9 @@ reduction: "mean", "sum", "none" for the loss of each element, or "sum_and_weigh
     losses.
 axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, the mesh axis that splits
     the classes. Logits, probabilities, class weights and biases are then the local slices; labels still
-    count over all classes. Under `jit`, sharded arrays need no `axis_name`.
+    count over all classes. Of losses that relate rows (contrastive ones), `axis_name` splits the rows:
+    "sum" and "mean" are then of the rows of all devices, "none" and "sum_and_weight" of the local ones,
+    each of them against all rows. Under `jit`, sharded arrays need no `axis_name`.
 
 Arrays and dtypes
 -----------------
@@ -98,6 +100,9 @@ from jaxloss.losses.boxes import generalized_box_iou_loss as generalized_box_iou
 from jaxloss.losses.classification import cross_entropy as cross_entropy
 from jaxloss.losses.classification import kl_div as kl_div
 from jaxloss.losses.classification import nll_loss as nll_loss
+from jaxloss.losses.contrastive import info_nce_loss as info_nce_loss
+from jaxloss.losses.contrastive import nt_xent_loss as nt_xent_loss
+from jaxloss.losses.contrastive import supervised_contrastive_loss as supervised_contrastive_loss
 from jaxloss.losses.embedding import cosine_embedding_loss as cosine_embedding_loss
 from jaxloss.losses.embedding import cosine_similarity as cosine_similarity
 from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
@@ -116,6 +121,7 @@ from jaxloss.losses.margin import hinge_loss as hinge_loss
 from jaxloss.losses.margin import margin_ranking_loss as margin_ranking_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss
 from jaxloss.losses.margin import multilabel_margin_loss as multilabel_margin_loss
+from jaxloss.losses.multimodal import clip_loss as clip_loss
 from jaxloss.losses.overlap import dice_loss as dice_loss
 from jaxloss.losses.overlap import generalized_dice_loss as generalized_dice_loss
 from jaxloss.losses.overlap import tversky_loss as tversky_loss

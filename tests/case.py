@@ -63,10 +63,16 @@ class Case(NamedTuple):
         return self.options.get(name, parameters[name].default) if name in parameters else None
 
     @property
+    def relates_rows(self) -> bool:
+        """Whether the loss of a row depends on the other rows, which `axis_name` splits."""
+        return "embeddings" in self.arrays
+
+    @property
     def batched(self) -> tuple[str, ...]:
         """The arguments that have a value, or a row of them, for each sample of the batch."""
         name, first = next(iter(self.arrays.items()))
-        has_rows = name in ("embeddings1", "anchors", "hidden") or self.loss == "multilabel_margin_loss"
+        has_rows = name in ("embeddings", "embeddings1", "anchors", "hidden")
+        has_rows |= self.loss == "multilabel_margin_loss"
         if (self.axis is not None or has_rows) and first.ndim == 1:
             return ()
         if self.loss == "ctc_loss" and self.arrays["targets"].ndim == 1:

@@ -8,6 +8,7 @@ from tests.case import nested as nested
 from tests.cases import binary as binary
 from tests.cases import boxes as boxes
 from tests.cases import classification as classification
+from tests.cases import contrastive as contrastive
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
 from tests.cases import images as images

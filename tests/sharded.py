@@ -19,12 +19,13 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from jaxloss import adaptive_log_probs, cosine_similarity, init_adaptive_log_softmax
-from jaxloss._core import projection
+from jaxloss._core import pairs, projection
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
 # Few classes are as many blocks as a user's large vocabulary.
 projection._at_once = lambda *_: 1
+pairs._at_once = lambda *_: 4
 
 
 def main() -> None:
@@ -42,6 +43,9 @@ def main() -> None:
             if split or kind == AxisType.Explicit or case.name == first[case.loss]:
                 compare(case, mesh, split, f"{case.name}, {'classes' if split else 'batch'} split")
                 checked += 1
+        if case.relates_rows:
+            compare_rows(case, mesh)
+            checked += 1
         if case.name == first[case.loss] and case.batched:
             for alone in case.batched[:1], case.batched[-1:]:
                 compare(case, mesh, False, f"{case.name}, {alone[0]} alone split", alone)
@@ -88,6 +92,33 @@ def per_shard(case: Case, mesh: Mesh, specs: dict[str, P]) -> Callable[[dict[str
         return {"value": value, **gradients}
 
     return jax.jit(answer)
+
+
+def compare_rows(case: Case, mesh: Mesh) -> None:
+    """Prints what differs where each device computes the mean of all rows and the gradients in its own."""
+    arrays = case.repeated(case.inputs(jnp.float32), 4)
+    specs = {name: spec(case, name, array.ndim, False) for name, array in arrays.items()}
+    where = np.arange(case.shape(arrays)[0]) % 3 > 0
+
+    def answer(arrays: dict[str, Any], where: jax.Array) -> dict[str, Any]:
+        moved = {name: arrays[name] for name in case.gradients}
+
+        def mean(moved: dict[str, Any]) -> jax.Array:
+            return case({**arrays, **moved}, where=where, axis_name=BATCH)
+
+        pair = case(arrays, where=where, reduction="sum_and_weight", axis_name=BATCH)
+        value, gradients = jax.value_and_grad(mean)(moved)
+        return {"value": value, **gradients, "pair": jax.lax.psum(pair, BATCH)}
+
+    out = {"value": P(), "pair": P(), **{name: specs[name] for name in case.gradients}}
+    sharded = jax.shard_map(answer, mesh=mesh, in_specs=(specs, P(BATCH)), out_specs=out)
+    split = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (specs, P(BATCH)))
+    found = jax.jit(sharded)(*jax.device_put((arrays, where), split))
+    expected = case.answer(arrays, where=where)
+    expected["pair"] = case(arrays, where=where, reduction="sum_and_weight")
+    for name, value in found.items():
+        if not np.allclose(value, expected[name], rtol=1e-5, atol=1e-7):
+            print(f"{case.name}, rows in shard_map: {name} is {value}, on one device {expected[name]}")
 
 
 def compare_with_replicated(mesh: Mesh) -> None:

@@ -79,6 +79,8 @@ def _of_nothing(one: Case) -> dict[str, list[Case]]:
 
     def rows(count: int, fill: float | None = None) -> dict[str, np.ndarray]:
         filled = {n: a * fill if fill and a.dtype.kind == "f" else a for n, a in one.arrays.items()}
+        if one.relates_rows:  # it is a batch already
+            return {n: filled[n][:count] if n in one.batched else array for n, array in one.arrays.items()}
         axes = {name: one.batch_axis(name) for name in filled if not one.is_per_class(name)}
         batch = {n: filled[n] if is_batch else np.expand_dims(filled[n], axis) for n, axis in axes.items()}
         return one.arrays | {name: np.repeat(array, count, axes[name]) for name, array in batch.items()}

@@ -133,6 +133,16 @@ def index_array(name: str, indices: jax.Array) -> jax.Array:
     return indices.astype(limits.dtype)
 
 
+def exact_labels(name: str, labels: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns int32 arrays that are all equal where two labels are: 64-bit ones have two halves."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got dtype {labels.dtype}")
+    if labels.dtype.itemsize < 8:
+        return (labels.astype(jnp.int32),)
+    with jax.enable_x64(True):
+        return labels.astype(jnp.int32), (labels >> np.asarray(32, labels.dtype)).astype(jnp.int32)
+
+
 def have_sizes(*arrays: jax.Array) -> bool:
     """Whether every size is a number, and not a symbol of a program exported for any size."""
     return all(type(size) is int for array in arrays for size in array.shape)

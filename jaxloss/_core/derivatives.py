@@ -58,6 +58,23 @@ def power(base: jax.Array, exponent: float) -> jax.Array:
     return jnp.where(vanishes, 0, jnp.where(vanishes, 1, base) ** exponent)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def length(vectors: jax.Array, smoothing: float, axis: int) -> jax.Array:
+    """Returns √(Σ vectors² + smoothing) along an axis, with every derivative 0 at 0."""
+    return jnp.sqrt(jnp.sum(vectors * vectors, axis) + smoothing)
+
+
+@length.defjvp
+def _length_jvp(
+    smoothing: float, axis: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # The derivative of the root in its square would underflow where the square is large.
+    value = length(*primals, smoothing, axis)
+    vanishes = jnp.expand_dims(value == 0, axis)
+    directions = primals[0] / jnp.where(vanishes, 1, jnp.expand_dims(value, axis))
+    return value, jnp.sum(jnp.where(vanishes, 0, directions) * tangents[0], axis)
+
+
 @derivatives(lambda weight, loss: loss, lambda weight, loss: weight)
 def weighted(weight: jax.Array, loss: jax.Array) -> jax.Array:
     """Returns weight · loss, where an infinite loss of weight 0 is 0."""

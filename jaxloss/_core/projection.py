@@ -210,14 +210,14 @@ def _masked(arrays: _Arrays, name: str) -> jax.Array:
 
 def _logits(arrays: _Arrays) -> jax.Array:
     wide = _masked(arrays, "wide_hidden"), arrays["wide_kernel"]
-    logits = _product(arrays["hidden"], arrays["kernel"], *wide)
+    logits = product(arrays["hidden"], arrays["kernel"], *wide)
     if "bias" in arrays:
         logits = logits + broadcastable("bias", arrays["bias"], logits)
     return soft_capped(logits, arrays.get("soft_cap"))
 
 
 @jax.custom_jvp
-def _product(
+def product(
     hidden: jax.Array, kernel: jax.Array, wide_hidden: jax.Array, wide_kernel: jax.Array
 ) -> jax.Array:
     """Returns hidden · kernel, in float32 or wider; gradients flow to the wide arguments.
@@ -228,10 +228,10 @@ def _product(
     return jnp.dot(hidden, kernel, preferred_element_type=arithmetic_dtype(hidden))
 
 
-@_product.defjvp
+@product.defjvp
 def _product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
     hidden, kernel, *_ = primals
-    logits = _product(*primals)
+    logits = product(*primals)
     hidden_dot, kernel_dot = (tangent.astype(hidden.dtype) for tangent in tangents[2:])
     of_hidden, of_kernel = jnp.dot(hidden_dot, kernel), jnp.dot(hidden, kernel_dot)
     return logits, of_hidden.astype(logits.dtype) + of_kernel.astype(logits.dtype)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import (
@@ -70,6 +71,7 @@ def reduce_losses(
     where: jax.Array | None,
     reduction: str,
     words: Any = Reduction,
+    axis_name: str | None = None,
 ) -> Any:
     """Reduces losses that already carry their weights.
 
@@ -79,6 +81,8 @@ def reduce_losses(
         where: Boolean, broadcastable to `losses`; what it hides is 0 in the sum and in the denominator.
         reduction: One of `words`.
         words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch.
+        axis_name: Inside `jax.shard_map`, the mesh axis that splits the losses: "mean" and "sum" are of those
+            on all devices.
 
     Returns:
         The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
@@ -92,13 +96,17 @@ def reduce_losses(
     if reduction == "none":
         return losses
     total = jnp.sum(losses)
+    if axis_name is not None and reduction != "sum_and_weight":
+        total = lax.psum(total, axis_name)
     if reduction == "sum":
         return total
     shape = losses.shape
     if reduction == "batchmean":
         shape, where = shape[:1], None if where is None else jnp.any(where, tuple(range(1, len(shape))))
     denominator = _total_weight(shape, losses.dtype, weight, where)
-    return (total, denominator) if reduction == "sum_and_weight" else mean(total, denominator)
+    if reduction == "sum_and_weight":
+        return total, denominator
+    return mean(total, denominator if axis_name is None else lax.psum(denominator, axis_name))
 
 
 @derivatives(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,6 +27,7 @@ from jaxloss._core.derivatives import (
     absolute,
     checked_signs,
     clamped_at_zero,
+    length,
     power,
     quotient,
     sign_or_nan,
@@ -128,7 +128,7 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: Arra
     axis = canonical_axis(axis, "x1", x1.shape)
     x1, x2 = widened(x1, x2)
     least = jnp.asarray(eps, x1.dtype)
-    x1_length, x2_length = (_clamped(_length(vectors, 0.0, axis), least) for vectors in (x1, x2))
+    x1_length, x2_length = (_clamped(length(vectors, 0.0, axis), least) for vectors in (x1, x2))
     return _cosine(x1, x2, x1_length, x2_length, axis)
 
 
@@ -189,7 +189,7 @@ def cosine_embedding_loss(
     targets = fill_masked(rows, checked_signs(targets, rows), 1)
     sign = sign_or_nan(targets.astype(embeddings[0].dtype))
     first, second = embeddings
-    first_length, second_length = (_length(vectors, _SMOOTHING, len(shape)) for vectors in embeddings)
+    first_length, second_length = (length(vectors, _SMOOTHING, len(shape)) for vectors in embeddings)
     agreement = sign * _cosine(first, second, first_length, second_length, len(shape))
     apart = clamped_at_zero(-agreement - jnp.asarray(margin, sign.dtype))
     return reduce_losses(jnp.where(sign > 0, 1 - agreement, apart), None, rows, reduction)
@@ -343,7 +343,7 @@ def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
     if p == 1:
         return jnp.sum(absolute(vectors), axis)
     if p == 2:
-        return _length(vectors, 0.0, axis)
+        return length(vectors, 0.0, axis)
     magnitudes = absolute(vectors)
     largest = jnp.max(magnitudes, axis, initial=0)
     if p == jnp.inf:
@@ -354,34 +354,17 @@ def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
     return unit * power(jnp.sum(power(magnitudes / jnp.expand_dims(unit, axis), p), axis), 1 / p)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _length(vectors: jax.Array, smoothing: float, axis: int) -> jax.Array:
-    """Returns √(Σ vectors² + smoothing) along an axis, with every derivative 0 at 0."""
-    return jnp.sqrt(jnp.sum(vectors * vectors, axis) + smoothing)
-
-
-@_length.defjvp
-def _length_jvp(
-    smoothing: float, axis: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    # The derivative of the root in its square would underflow where the square is large.
-    length = _length(*primals, smoothing, axis)
-    vanishes = jnp.expand_dims(length == 0, axis)
-    directions = primals[0] / jnp.where(vanishes, 1, jnp.expand_dims(length, axis))
-    return length, jnp.sum(jnp.where(vanishes, 0, directions) * tangents[0], axis)
-
-
 def _cosine(x: jax.Array, y: jax.Array, x_length: jax.Array, y_length: jax.Array, axis: int) -> jax.Array:
     """Returns x·y / x_length / y_length, NaN for a length that overflows."""
     cosine = jnp.sum(x * y, axis)
-    for length in (x_length, y_length):
-        cosine = quotient(cosine, length * one_or_nan(length < jnp.inf, length.dtype))
+    for norm in (x_length, y_length):
+        cosine = quotient(cosine, norm * one_or_nan(norm < jnp.inf, norm.dtype))
     return cosine
 
 
-def _clamped(length: jax.Array, least: jax.Array) -> jax.Array:
-    """Returns max(length, least), with the derivatives of `length`."""
-    return length + lax.stop_gradient(jnp.maximum(length, least) - length)
+def _clamped(norm: jax.Array, least: jax.Array) -> jax.Array:
+    """Returns max(norm, least), with the derivatives of `norm`."""
+    return norm + lax.stop_gradient(jnp.maximum(norm, least) - norm)
 
 
 def _triplet_losses(

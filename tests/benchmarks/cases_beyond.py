@@ -222,3 +222,51 @@ add(
     {"small": (2, 8, 8, 4), "cached": (4, 64, 64, 4), "large": (4, 256, 256, 4)},
     line=_lovasz_softmax,
 )
+
+
+# Pairs.
+
+PAIRS = {"small": (64, 64), "cached": (1024, 128), "large": (8192, 128)}
+
+
+def _unit(x):
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+
+def _views(rng, rows, size):
+    return normal(rng, rows, size), normal(rng, rows, size)
+
+
+def _info_nce(x, y):
+    z = _unit(x) @ _unit(y).T / 0.1
+    return jnp.mean(jax.nn.logsumexp(z, 1) - jnp.diag(z))
+
+
+def _supervised(x, labels, temperature=0.1):
+    itself = jnp.eye(len(x), dtype=bool)
+    z = jnp.where(itself, -jnp.inf, _unit(x) @ _unit(x).T / temperature)
+    positive = (labels[:, None] == labels) & ~itself
+    gaps = jnp.where(positive, jax.nn.logsumexp(z, 1, keepdims=True) - z, 0)
+    return jnp.sum(gaps.sum(1) / jnp.maximum(positive.sum(1), 1)) / jnp.sum(positive.any(1))
+
+
+def _nt_xent(x, y):
+    return _supervised(jnp.concatenate([x, y]), jnp.tile(jnp.arange(len(x)), 2), 0.5)
+
+
+add("info_nce_loss", _views, PAIRS, line=_info_nce, moved=(0, 1))
+add(
+    "clip_loss",
+    _views,
+    PAIRS,
+    ours=functools.partial(jaxloss.clip_loss, logit_scale=10.0, normalize=True),
+    line=lambda x, y: (_info_nce(x, y) + _info_nce(y, x)) / 2,
+    moved=(0, 1),
+)
+add("nt_xent_loss", _views, PAIRS, line=_nt_xent, moved=(0, 1))
+add(
+    "supervised_contrastive_loss",
+    lambda rng, rows, size: (normal(rng, rows, size), rng.randint(0, 10, rows).astype(np.int32)),
+    PAIRS,
+    line=_supervised,
+)
