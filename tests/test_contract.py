@@ -304,6 +304,7 @@ def test_hessians_exist_at_kinks_and_infinities(case: Case):
         np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @every(list({case.loss: case for case in reversed(KINDS) if case.batched}.values()))
 def test_a_program_for_batches_of_any_size_is_exported(case: Case):
     arrays = case.inputs(jnp.float32)
@@ -327,7 +328,15 @@ def test_a_program_for_batches_of_any_size_is_exported(case: Case):
 HALF = [(case, "bfloat16") for case in KINDS] + [(case, "float16") for case in FIRST.values()]
 
 
-@pytest.mark.parametrize(("case", "dtype"), HALF, ids=[f"{case.name}-{dtype}" for case, dtype in HALF])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(
+            case, dtype, id=f"{case.name}-{dtype}", marks=[pytest.mark.slow] if dtype == "float16" else []
+        )
+        for case, dtype in HALF
+    ],
+)
 def test_half_precision_is_widened(case: Case, dtype: str):
     arrays = case.inputs(jnp.dtype(dtype))
     answer = case.answer(arrays)

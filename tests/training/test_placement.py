@@ -32,6 +32,7 @@ def finish(*processes):
         assert process.returncode == 0, errors[-2000:]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one():
     finish(start())
 
