@@ -179,9 +179,11 @@ def crps_ensemble_loss(
         raise ValueError(f"predictions must have at least one member, got predictions {members.shape}")
     where = mask(where, members, [members.ndim - 1])
     filled = None if where is None else jnp.expand_dims(where, -1)
-    members, targets = widened(fill_masked(filled, members), fill_masked(filled, targets))
+    members, targets = fill_masked(filled, members), fill_masked(filled, targets)
+    lead = _lead(lax.stop_gradient(members))  # of narrow numbers, if they are
+    members, targets = widened(members, targets)
     error = members - targets
-    losses = jnp.sum(weighted(_slope_of_crps(members, error, fair), error), -1)
+    losses = jnp.sum(weighted(_slope_of_crps(lead, error, fair), error), -1)
     return reduce_losses(losses, None, where, reduction)
 
 
@@ -262,15 +264,15 @@ def _weight(error: jax.Array, expectile: jax.Array) -> jax.Array:
     return jnp.where(error < 0, 1 - expectile, expectile)
 
 
-def _slope_of_crps(members: jax.Array, error: jax.Array, fair: bool) -> jax.Array:
+def _slope_of_crps(lead: jax.Array, error: jax.Array, fair: bool) -> jax.Array:
     """Returns the slope of the score in each member, a constant between ties.
 
     The score is the sum of the slopes times the errors, in which no large terms cancel.
     """
-    size = members.shape[-1]
+    size = error.shape[-1]
     pairs = max(size - 1, 1) if fair else size
-    lead = _lead(lax.stop_gradient(members)).astype(error.dtype)
-    return (pairs * jnp.sign(lax.stop_gradient(error)) - lead) / (pairs * size)
+    sign = jnp.sign(lax.stop_gradient(error))
+    return (pairs * sign - lead.astype(error.dtype)) / (pairs * size)
 
 
 def _lead(members: jax.Array) -> jax.Array:

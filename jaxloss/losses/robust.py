@@ -305,16 +305,12 @@ class _Bend(NamedTuple):
         share = _cosine(ratio, jnp.ones_like(ratio)) ** 2
         return cls(b, jnp.sign(alpha - 2), root, is_far, log, jnp.where(is_square, 0, half), share)
 
-    @property
-    def weight(self) -> jax.Array:
-        """(1 + z / b)^(alpha / 2 - 1): what remains of the pull of a squared error."""
-        power = self.root ** (self.sign * jnp.where(self.is_far, self.b, 0))
-        return jnp.where(self.is_far, power, jnp.exp(self.sign * self.half))
-
 
 def _general_curvature(x: jax.Array, alpha: jax.Array) -> jax.Array:
     bend = _Bend.of(x, alpha)
-    return weighted(bend.weight, 1 + bend.sign * _over_root(x, bend) ** 2)
+    power = bend.root ** jnp.where(bend.is_far, alpha - 2, 0)
+    weight = jnp.where(bend.is_far, power, jnp.exp(bend.sign * bend.half))
+    return weighted(weight, 1 + bend.sign * _over_root(x, bend) ** 2)
 
 
 def _general_slope_by_alpha(x: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -332,7 +328,7 @@ def _general_slope(x: jax.Array, alpha: jax.Array) -> jax.Array:
     """Returns the slope of the general loss in x, x · (1 + z / b)^(alpha / 2 - 1)."""
     bend = _Bend.of(x, alpha)
     far = _over_root(x, bend) * bend.root ** jnp.where(bend.is_far, alpha - 1, 0)
-    return jnp.where(bend.is_far, far, weighted(bend.weight, x))
+    return jnp.where(bend.is_far, far, weighted(jnp.exp(bend.sign * bend.half), x))
 
 
 def _exponent(bend: _Bend, alpha: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
