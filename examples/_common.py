@@ -77,15 +77,20 @@ def parse_arguments(
     for flag, text in (flags or {}).items():
         parser.add_argument(flag, action="store_true", help=text)
     arguments = parser.parse_args(argv)
-    if arguments.plot and not arguments.plot.parent.is_dir():
-        parser.error(f"argument --plot: there is no folder {arguments.plot.parent}")
+    if arguments.plot:
+        _check_plot(parser, arguments.plot)
+    return arguments
+
+
+def _check_plot(parser: argparse.ArgumentParser, file: pathlib.Path) -> None:
+    if not file.parent.is_dir():
+        parser.error(f"argument --plot: there is no folder {file.parent}")
     formats = Figure().canvas.get_supported_filetypes()
-    if arguments.plot and arguments.plot.suffix.lower().lstrip(".") not in formats:
+    if file.suffix.lower().lstrip(".") not in formats:
         parser.error(
-            f"argument --plot: {arguments.plot.name!r} must end in a format, such as .png; "
+            f"argument --plot: {file.name!r} must end in a format, such as .png; "
             f"there are {', '.join(formats)}"
         )
-    return arguments
 
 
 def enlarge_thread_pool() -> None:

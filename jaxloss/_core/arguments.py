@@ -183,7 +183,10 @@ def fill_masked(where: jax.Array | None, array: jax.Array, fill: float = 0) -> j
 def masked_items(
     arrays: Sequence[jax.Array], rank: int, where: ArrayLike | None
 ) -> tuple[list[jax.Array], jax.Array | None]:
-    """Returns arrays of equal shape, 0 where masked, and the mask of items that lie along the last axes."""
+    """Returns arrays, 0 where masked, and the mask of items, which the last axes hold.
+
+    The arrays have the shape of the first but for the last axes, where they may have size 1.
+    """
     inner = range(arrays[0].ndim - rank, arrays[0].ndim)
     where = mask(where, arrays[0], inner)
     behind = None if where is None else jnp.expand_dims(where, inner)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
@@ -102,11 +101,20 @@ def matrix(name: str, embeddings: ArrayLike) -> jax.Array:
 
 
 def views(
-    where: ArrayLike | None, **embeddings: ArrayLike
-) -> tuple[list[jax.Array], jax.Array | None, np.dtype]:
-    """Returns embeddings of one shape (N, D), the mask of their rows, and the dtype of arithmetic."""
-    arrays = agree(**{name: matrix(name, array) for name, array in embeddings.items()})
-    return arrays, mask(where, arrays[0], [1]), arithmetic_dtype(*arrays)
+    embeddings: ArrayLike,
+    targets: ArrayLike,
+    where: ArrayLike | None,
+    *,
+    normalize: bool,
+    axis_name: str | None,
+) -> tuple[Rows, Rows, jax.Array | None]:
+    """Returns the rows of two views, of one shape (N, D), and the mask of their pairs."""
+    arrays = agree(embeddings=matrix("embeddings", embeddings), targets=matrix("targets", targets))
+    where, dtype = mask(where, arrays[0], [1]), arithmetic_dtype(*arrays)
+    first, second = (
+        Rows.of(view, dtype, normalize=normalize, where=where, axis_name=axis_name) for view in arrays
+    )
+    return first, second, where
 
 
 class Statistics(NamedTuple):

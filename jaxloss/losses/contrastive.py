@@ -39,8 +39,8 @@ def info_nce_loss(
     The N x N matrix z is never held.
 
     Args:
-        embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its
-            derivatives are 0. An infinite embedding gives NaN.
+        embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
+            infinite embedding gives NaN.
         targets: The positive of each embedding, of the shape of `embeddings`.
         negatives: Embeddings that take the place of the other targets, shape (M, D), or (N, M, D) for
             negatives of each embedding. Default: the other targets.
@@ -66,11 +66,8 @@ def info_nce_loss(
     Source:
         A. van den Oord et al. (2018), Representation Learning with Contrastive Predictive Coding.
     """
-    both, where, dtype = views(where, embeddings=embeddings, targets=targets)
-    rows, others = (
-        Rows.of(view, dtype, normalize=normalize, where=where, axis_name=axis_name) for view in both
-    )
-    sharpness = 1 / jnp.asarray(temperature, dtype)
+    rows, others, where = views(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
+    sharpness = 1 / jnp.asarray(temperature, rows.wide.dtype)
     if negatives is None:
         losses = cross_entropies(rows, others, sharpness, symmetric=symmetric, axis_name=axis_name)
     elif symmetric:
@@ -124,14 +121,10 @@ def nt_xent_loss(
     Source:
         T. Chen et al. (2020), A Simple Framework for Contrastive Learning of Visual Representations.
     """
-    both, where, dtype = views(where, embeddings=embeddings, targets=targets)
-    first, second = (
-        Rows.of(view, dtype, normalize=normalize, where=where, axis_name=axis_name) for view in both
-    )
+    first, second, where = views(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
     rows = first.interleaved(second)
-    of_rows, _ = statistics(
-        rows, rows.gathered(axis_name), 1 / jnp.asarray(temperature, dtype), distinct=True
-    )
+    sharpness = 1 / jnp.asarray(temperature, rows.wide.dtype)
+    of_rows, _ = statistics(rows, rows.gathered(axis_name), sharpness, distinct=True)
     losses = jnp.mean(of_rows.losses.reshape(-1, 2), 1)
     return reduce_losses(losses, None, where, reduction, axis_name=axis_name)
 
@@ -157,8 +150,8 @@ def supervised_contrastive_loss(
     A row without positives has loss 0 and does not count in the mean. The N x N matrix z is never held.
 
     Args:
-        embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its
-            derivatives are 0. An infinite embedding gives NaN.
+        embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
+            infinite embedding gives NaN.
         targets: Any integers as labels, shape (N,).
         temperature: A number > 0.
         normalize: Whether to use unit vectors.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._core.decorator import compiled, finite
-from jaxloss._core.pairs import Rows, cross_entropies, views
+from jaxloss._core.pairs import cross_entropies, views
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -34,8 +34,8 @@ def clip_loss(
     The N x N matrix z is never held.
 
     Args:
-        embeddings: Embeddings, usually unit vectors, shape (N, D). With `normalize` a zero
-            vector stays zero, and all its derivatives are 0. An infinite embedding gives NaN.
+        embeddings: Embeddings, usually unit vectors, shape (N, D). With `normalize` a zero vector
+            stays zero, and all its derivatives are 0. An infinite embedding gives NaN.
         targets: Embeddings of the other modality, of the shape of `embeddings`.
         logit_scale: Factor of the logits, a finite number: the exponential of the parameter that CLIP learns.
         logit_bias: Finite number that is added to the logits, where it cancels. Default: 0.
@@ -58,12 +58,11 @@ def clip_loss(
         A. Radford et al. (2021), Learning Transferable Visual Models From Natural Language Supervision.
         open_clip: open_clip.loss.ClipLoss.
     """
-    both, where, dtype = views(where, embeddings=embeddings, targets=targets)
-    rows, others = (
-        Rows.of(view, dtype, normalize=normalize, where=where, axis_name=axis_name) for view in both
+    rows, others, where = views(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
+    dtype = rows.wide.dtype
+    losses = cross_entropies(
+        rows, others, jnp.asarray(logit_scale, dtype), symmetric=True, axis_name=axis_name
     )
-    scale = jnp.asarray(logit_scale, dtype)
-    losses = cross_entropies(rows, others, scale, symmetric=True, axis_name=axis_name)
     if logit_bias is not None:
         losses = losses + 0 * jnp.asarray(logit_bias, dtype).reshape(1)  # NaN outside its domain
     return reduce_losses(losses, None, where, reduction, axis_name=axis_name)

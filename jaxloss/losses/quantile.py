@@ -17,6 +17,7 @@ from jaxloss._core.arguments import (
     fill_masked,
     laid_out_as,
     mask,
+    masked_items,
     widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
@@ -177,9 +178,7 @@ def crps_ensemble_loss(
     members, targets = agree_but_for_last_axis(predictions=predictions, targets=targets)
     if not members.shape[-1]:
         raise ValueError(f"predictions must have at least one member, got predictions {members.shape}")
-    where = mask(where, members, [members.ndim - 1])
-    filled = None if where is None else jnp.expand_dims(where, -1)
-    members, targets = fill_masked(filled, members), fill_masked(filled, targets)
+    (members, targets), where = masked_items([members, targets], 1, where)
     lead = _lead(lax.stop_gradient(members))  # of narrow numbers, if they are
     members, targets = widened(members, targets)
     error = members - targets

@@ -78,7 +78,7 @@ def test_shapes_of_quantiles():
     with pytest.raises(ValueError, match=r"predictions and targets must have the same shape"):
         quantile_loss(jnp.ones((2, 3)), jnp.ones(2))
     with pytest.raises(TypeError, match=r"quantiles must be numbers in \[0, 1\], got \[0.1, 0.5\]"):
-        quantile_loss(jnp.ones((2, 2)), jnp.ones(2), quantiles=[0.1, 0.5])  # type: ignore[arg-type]
+        quantile_loss(jnp.ones((2, 2)), jnp.ones(2), quantiles=[0.1, 0.5])
 
 
 @pytest.mark.parametrize(

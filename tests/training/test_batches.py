@@ -90,8 +90,7 @@ def test_an_evaluation_over_any_iterable_is_exact(kind):
     options = {"loss": PAIR, "metrics": {"accuracy": accuracy}}
     found = evaluate(state, kind(), **options)
     expected = evaluate(state, INPUTS, LABELS, batch_size=11, **options)
-    chex_close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
-    jax.tree.map(chex_close, found, expected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
 
