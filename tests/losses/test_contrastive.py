@@ -77,11 +77,12 @@ def test_a_zero_vector_has_gradient_zero(loss, targets):
 
 @every_loss
 def test_one_row(loss, targets):
-    # Its softmax is over one candidate, or none.
+    # Its softmax is over one candidate, or none. A compiler may compute a logit twice and round it in two ways.
     total, weight = loss(X[:1], targets[:1], reduction="sum_and_weight")
-    assert [float(total), float(weight)] == [0.0, 0.0 if loss is supervised_contrastive_loss else 1.0]
+    assert weight == (0 if loss is supervised_contrastive_loss else 1)
+    np.testing.assert_allclose(total, 0, atol=1e-6)
     _, gradient = answer(loss, X[:1], targets[:1], reduction="sum")
-    np.testing.assert_array_equal(gradient, 0)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
 def test_labels_without_positives_and_all_alike():
