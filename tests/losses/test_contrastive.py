@@ -77,7 +77,7 @@ def test_a_zero_vector_has_gradient_zero(loss, targets):
 
 @every_loss
 def test_one_row(loss, targets):
-    # Its softmax is over one candidate, or none. A compiler may compute a logit twice and round it in two ways.
+    # Its softmax is over one candidate, or none. A compiler may round a logit twice, in two ways.
     total, weight = loss(X[:1], targets[:1], reduction="sum_and_weight")
     assert weight == (0 if loss is supervised_contrastive_loss else 1)
     np.testing.assert_allclose(total, 0, atol=1e-6)
