@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-FLAGS = [
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # most of the time it compiles, and layouts are none of LLVM's work
-]
 # Without a larger thread pool, collectives of two programs in flight block each other on few cores.
-ENVIRONMENT = {"XLA_FLAGS": " ".join(FLAGS), "PJRT_NPROC": "32"}
+ENVIRONMENT = {
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+    "PJRT_NPROC": "32",
+}
 
 
 @pytest.mark.slow

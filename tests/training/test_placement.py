@@ -10,7 +10,7 @@ import pytest
 
 
 def start(*arguments, devices=8):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.sharded_training", *arguments],
         cwd=Path(__file__).parents[2],
