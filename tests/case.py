@@ -63,6 +63,11 @@ class Case(NamedTuple):
         return self.options.get(name, parameters[name].default) if name in parameters else None
 
     @property
+    def sums_its_losses(self) -> bool:
+        """Whether the sum is that of the losses of "none", and not of means over parts of them."""
+        return self.loss != "grpo_loss" or self._option("aggregate") != "sequence"
+
+    @property
     def relates_rows(self) -> bool:
         """Whether the loss of a row depends on the other rows, which `axis_name` splits."""
         return "embeddings" in self.arrays

@@ -351,7 +351,7 @@ def formula(case: Case) -> np.ndarray:
     """Returns the losses of an entry by their formula."""
     with localcontext(formulas.CONTEXT):
         arrays = {name: decimals(array) for name, array in case.arrays.items()}
-        losses, _ = formulas.evaluate_batch(case.loss, arrays, case.options)
+        losses, *_ = formulas.evaluate_batch(case.loss, arrays, case.options)
         return losses.astype(float)
 
 
