@@ -83,12 +83,8 @@ def corn_loss(
         >>> import jax.numpy as jnp
         >>> import jaxloss
         >>> logits = jnp.array([[2.0, -1.0], [0.5, 0.0]])  # of three classes
-        >>> jaxloss.corn_loss(logits, jnp.array([0, 2]), reduction="none")
-        Array([2.1269, 1.1672], dtype=float32)
-
-    Differences from other libraries:
-        * coral_pytorch divides by the number of questions as well, but of a batch in which one is never
-          answered its loss is that of the others.
+        >>> jaxloss.corn_loss(logits, jnp.array([0, 2]))
+        Array(1.098, dtype=float32)
 
     Source:
         X. Shi, W. Cao and S. Raschka (2023), Deep Neural Networks for Rank-Consistent Ordinal Regression

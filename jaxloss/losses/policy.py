@@ -110,23 +110,20 @@ def grpo_loss(
         advantages: Advantages of the sequences, shape (B,), or of the tokens, shape (B, T).
         old_log_probs: Log-probabilities under the policy that drew the tokens, shape (B, T). Default:
             `log_probs`, as constants. Where both are -∞ the ratio is 1, with gradient 0.
-        reference_log_probs: Log-probabilities under the reference model, shape (B, T). Default: none, with
-            which `beta` must be 0, or the loss is NaN.
+        reference_log_probs: Log-probabilities under the reference model, shape (B, T). Default: none; then
+            `beta` must be 0, or the loss is NaN.
         epsilon: How far a ratio may fall below 1, a number in [0, 1].
         epsilon_high: How far it may rise above 1, a number >= 0. Default: `epsilon`.
         beta: Weight of the divergence from the reference model, a number >= 0.
-        kind: "clip", as above; or "cispo", in which the first term is -min(r, 1 + epsilon_high) · A ·
-            log_probs and the ratio has no derivative. Static.
-        level: Whether a ratio is that of a "token" or, for all tokens of a "sequence", their geometric mean
-            (GSPO). Static.
-        aggregate: The mean: over "sequence"s of the means of their tokens (GRPO); over each "token" of the
-            batch (BNPO, DAPO); or, for "length", the sum over all tokens, divided by `max_length` for each
-            sequence (Dr. GRPO). Static.
+        kind: "clip", as above, or "cispo", whose first term is -min(r, 1 + epsilon_high) · A · log_probs with
+            a ratio that has no derivative. Static.
+        level: "token", or "sequence" for the geometric mean of a sequence's ratios (GSPO). Static.
+        aggregate: What the mean is over: each "sequence", which counts with the mean of its tokens (GRPO);
+            each "token" (BNPO, DAPO); or "length", `max_length` for each sequence (Dr. GRPO). Static.
         max_length: A number > 0, for "length". Default: T.
         where: Mask of the tokens, broadcast to shape (B, T); see `help(jaxloss)`.
-        reduction: "mean" (divides by the number of sequences that have a token, by that of tokens, or by
-            that of sequences times `max_length`), "sum", "none" (the losses of tokens, without factors) or
-            "sum_and_weight".
+        reduction: "mean" (divides by the number of sequences that have a token, of tokens, or of such
+            sequences times `max_length`), "sum", "none" or "sum_and_weight".
 
     Returns:
         A scalar, or the losses of the tokens, shape (B, T), for "none".
@@ -134,21 +131,15 @@ def grpo_loss(
     Example:
         >>> import jax.numpy as jnp
         >>> import jaxloss
-        >>> log_probs, advantages = jnp.full((2, 3), -1.0), jnp.array([1.0, -0.5])
-        >>> is_token = jnp.array([[True, True, True], [True, False, False]])
-        >>> jaxloss.grpo_loss(log_probs, advantages, where=is_token)
+        >>> where = jnp.array([[True, True, True], [True, False, False]])
+        >>> jaxloss.grpo_loss(jnp.full((2, 3), -1.0), jnp.array([1.0, -0.5]), where=where)
         Array(-0.25, dtype=float32)
-        >>> jaxloss.grpo_loss(log_probs, advantages, where=is_token, aggregate="token")
-        Array(-0.625, dtype=float32)
 
     Differences from other libraries:
-        * A sequence without tokens does not count in the mean; TRL counts it as 0.
-        * TRL's `epsilon_high` for "cispo" is the cap itself, 1 + `epsilon_high` here.
+        * TRL counts a sequence without tokens as 0, and its `epsilon_high` of "cispo" is the cap itself.
 
     Source:
-        Z. Shao et al. (2024), DeepSeekMath (GRPO). Q. Yu et al. (2025), DAPO. Z. Liu et al. (2025),
-        Understanding R1-Zero-Like Training (Dr. GRPO). C. Zheng et al. (2025), Group Sequence Policy
-        Optimization. MiniMax (2025), MiniMax-M1 (CISPO). TRL documentation: GRPOTrainer.
+        Z. Shao et al. (2024), DeepSeekMath. TRL documentation: GRPOTrainer, which cites the variants.
     """
     refuse_unknown("kind", kind, GRPOKind)
     refuse_unknown("level", level, GRPOLevel)

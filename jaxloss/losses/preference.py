@@ -205,7 +205,7 @@ def orpo_loss(
         >>> import jax.numpy as jnp
         >>> import jaxloss
         >>> jaxloss.orpo_loss(jnp.array([-0.5, -1.0]), jnp.array([-1.0, -0.5]))
-        Array(0.8288, dtype=float32)
+        Array(0.8307, dtype=float32)
 
     Source:
         J. Hong et al. (2024), ORPO: Monolithic Preference Optimization without Reference Model.
