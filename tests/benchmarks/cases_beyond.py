@@ -339,6 +339,21 @@ add(
     ),
 )
 
+# Sparse probabilities.
+
+
+def _sparsemax(x, y):
+    ordered, ranks = -jnp.sort(-x), jnp.arange(1, x.shape[1] + 1)
+    thresholds = (jnp.cumsum(ordered, 1) - 1) / ranks
+    count = jnp.sum(ordered > thresholds, 1, keepdims=True)
+    threshold = jnp.take_along_axis(thresholds, count - 1, 1)
+    support = jnp.where(x > threshold, x**2 - threshold**2, 0)
+    return jnp.mean((jnp.sum(support, 1) + 1) / 2 - jnp.take_along_axis(x, y[:, None], 1)[:, 0])
+
+
+add("sparsemax_loss", labelled, CLASSES, line=_sparsemax)
+add("entmax15_loss", labelled, CLASSES, line=None)
+
 # Two networks in turn, and classes that have an order.
 
 add(
