@@ -142,6 +142,10 @@ from jaxloss.losses.quantile import crps_ensemble_loss as crps_ensemble_loss
 from jaxloss.losses.quantile import crps_normal_loss as crps_normal_loss
 from jaxloss.losses.quantile import expectile_loss as expectile_loss
 from jaxloss.losses.quantile import quantile_loss as quantile_loss
+from jaxloss.losses.ranking import approx_ndcg_loss as approx_ndcg_loss
+from jaxloss.losses.ranking import listmle_loss as listmle_loss
+from jaxloss.losses.ranking import pairwise_logistic_loss as pairwise_logistic_loss
+from jaxloss.losses.ranking import softmax_ranking_loss as softmax_ranking_loss
 from jaxloss.losses.regression import huber_loss as huber_loss
 from jaxloss.losses.regression import l1_loss as l1_loss
 from jaxloss.losses.regression import mape_loss as mape_loss

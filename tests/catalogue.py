@@ -20,6 +20,7 @@ from tests.cases import policy as policy
 from tests.cases import polynomial as polynomial
 from tests.cases import preference as preference
 from tests.cases import quantile as quantile
+from tests.cases import ranking as ranking
 from tests.cases import regression as regression
 from tests.cases import robust as robust
 from tests.cases import sequence as sequence

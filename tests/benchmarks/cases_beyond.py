@@ -354,6 +354,41 @@ def _sparsemax(x, y):
 add("sparsemax_loss", labelled, CLASSES, line=_sparsemax)
 add("entmax15_loss", labelled, CLASSES, line=None)
 
+# Lists.
+
+
+def _relevant(rng, *shape):
+    return normal(rng, *shape), rng.randint(0, 5, shape).astype(np.float32)
+
+
+def _pairwise(s, y):
+    is_pair = y[:, :, None] > y[:, None]
+    return jnp.sum(jnp.where(is_pair, softplus(s[:, None] - s[:, :, None]), 0)) / jnp.sum(is_pair)
+
+
+def _ndcg(s, y):
+    gains, ranks = 2**y - 1, 0.5 + jnp.sum(jax.nn.sigmoid(s[:, None] - s[:, :, None]), -1)
+    places = jnp.arange(1, s.shape[1] + 1)[None]
+    ideal = jnp.sum(-jnp.sort(-gains) / jnp.log2(1 + places), -1)
+    return jnp.mean(1 - jnp.sum(gains / jnp.log2(1 + ranks), -1) / ideal)
+
+
+def _listmle(s, y):
+    ordered = jnp.take_along_axis(s, jnp.argsort(-y, stable=True), -1)
+    return jnp.mean(jnp.sum(jax.lax.cumlogsumexp(ordered, 1, reverse=True) - ordered, -1))
+
+
+_LISTS = {"small": (8, 32), "cached": (64, 256), "large": (8, 4096)}
+add(
+    "softmax_ranking_loss",
+    _relevant,
+    _LISTS,
+    line=lambda s, y: -jnp.mean(jnp.sum(y * jax.nn.log_softmax(s), -1)),
+)
+add("listmle_loss", _relevant, _LISTS, line=_listmle)
+add("pairwise_logistic_loss", _relevant, _LISTS, line=_pairwise)
+add("approx_ndcg_loss", _relevant, _LISTS, line=_ndcg)
+
 # Two networks in turn, and classes that have an order.
 
 add(
