@@ -26,6 +26,7 @@ OF_REGIONS = {
     "lovasz_hinge_loss",
     "lovasz_softmax_loss",
 }
+OF_LISTS = {"softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", "approx_ndcg_loss"}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -54,13 +55,21 @@ class Case(NamedTuple):
 
     @property
     def is_of_regions(self) -> bool:
-        """Whether the loss relates the pixels of an image, so that the mask has more places than losses."""
-        return self.loss in OF_REGIONS
+        """Whether the loss relates the pixels of an image, or the items of a list.
+
+        The mask then has more places than there are losses.
+        """
+        return self.loss in OF_REGIONS | OF_LISTS
 
     def _option(self, name: str) -> Any:
         """Returns the value of an option, or None for a loss that does not have it."""
         parameters = inspect.signature(getattr(jaxloss, self.loss)).parameters
         return self.options.get(name, parameters[name].default) if name in parameters else None
+
+    @property
+    def sums_its_losses(self) -> bool:
+        """Whether the sum is that of the losses of "none", and not of means over parts of them."""
+        return self.loss != "grpo_loss" or self._option("aggregate") != "sequence"
 
     @property
     def relates_rows(self) -> bool:

@@ -5,6 +5,7 @@ from tests.case import REDUCTIONS as REDUCTIONS
 from tests.case import Case as Case
 from tests.case import cotangent as cotangent
 from tests.case import nested as nested
+from tests.cases import adversarial as adversarial
 from tests.cases import binary as binary
 from tests.cases import boxes as boxes
 from tests.cases import classification as classification
@@ -13,12 +14,17 @@ from tests.cases import embedding as embedding
 from tests.cases import focal as focal
 from tests.cases import images as images
 from tests.cases import lovasz as lovasz
+from tests.cases import ordinal as ordinal
 from tests.cases import overlap as overlap
+from tests.cases import policy as policy
 from tests.cases import polynomial as polynomial
+from tests.cases import preference as preference
 from tests.cases import quantile as quantile
+from tests.cases import ranking as ranking
 from tests.cases import regression as regression
 from tests.cases import robust as robust
 from tests.cases import sequence as sequence
+from tests.cases import sparse as sparse
 from tests.cases import vocabulary as vocabulary
 
 

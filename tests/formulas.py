@@ -8,7 +8,7 @@ The formulas of other losses stand in `tests/cases`, and are the oracle of their
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, getcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,18 +23,28 @@ BEYOND_PYTORCH: dict[str, Callable[..., Any]] = {}
 def evaluate(loss: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Decimal:
     """Returns the loss of one sample, from decimal numbers, in a context such as `CONTEXT`."""
     if loss in BEYOND_PYTORCH:
-        losses, _ = evaluate_batch(loss, arrays, options)
-        return total(losses.flat)
+        batch = evaluate_batch(loss, arrays, options)
+        return total(np.ravel(batch.losses * batch.share))
     return FORMULAS[loss](**arrays, **options)
 
 
-def evaluate_batch(
-    loss: str, arrays: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the losses of a batch, and what each adds to the denominator of the mean."""
+class Batch(NamedTuple):
+    """The losses of a batch, what each adds to the denominator of the mean, and its factor in the sum."""
+
+    losses: np.ndarray
+    weight: np.ndarray
+    share: np.ndarray
+
+
+def evaluate_batch(loss: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Batch:
+    """Returns the losses of a batch."""
     found = BEYOND_PYTORCH[loss]({name: np.array(array, object) for name, array in arrays.items()}, options)
-    losses, weight = found if isinstance(found, tuple) else (found, 1)
-    return np.asarray(losses, object), np.broadcast_to(np.asarray(weight, object), np.shape(losses))
+    losses, *others = found if isinstance(found, tuple) else (found,)
+    weight, share = [*others, 1, 1][:2]
+    return Batch(
+        np.asarray(losses, object),
+        *(np.broadcast_to(np.asarray(array, object), np.shape(losses)) for array in (weight, share)),
+    )
 
 
 def formula(function: Callable[..., Decimal]) -> Callable[..., Decimal]:
@@ -45,9 +55,10 @@ def formula(function: Callable[..., Decimal]) -> Callable[..., Decimal]:
 def beyond_pytorch(signature: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the formula of a loss that PyTorch does not have.
 
-    It takes arrays and options by name and returns the losses, or a pair of them and of what each adds to the
-    denominator of the mean. It sees the parts of arrays that `signature` says, as in `numpy.vectorize`:
-    "(),()->()" is elementwise, "(c),()->()" of scores and a label. None is the whole batch.
+    It takes arrays and options by name and returns the losses, or a tuple of them, of what each adds to the
+    denominator of the mean and, if it is not 1, of its factor in the sum. It sees the parts of arrays that
+    `signature` says, as in `numpy.vectorize`: "(),()->()" is elementwise, "(c),()->()" of scores and a label.
+    None is the whole batch.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,6 +85,11 @@ def exp(x: Decimal) -> Decimal:
 
 def log(x: Decimal) -> Decimal:
     return x.ln()
+
+
+def softplus(x: Decimal) -> Decimal:
+    """log(1 + exp(x)), of numbers whose exponential has too many digits, too."""
+    return max(x, Decimal(0)) + log(1 + exp(-abs(x)))
 
 
 def times(weight: Decimal, loss: Decimal) -> Decimal:

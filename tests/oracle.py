@@ -37,12 +37,12 @@ def _answers(case: Case) -> dict[str, np.ndarray]:
     """Returns what the formula answers: "reduction/name" to array."""
     arrays = {name: decimals(array) for name, array in case.arrays.items()}
     point = np.concatenate([arrays[name].ravel() for name in case.gradients])
-    losses, _ = formulas.evaluate_batch(case.loss, arrays, case.options)
+    losses = formulas.evaluate_batch(case.loss, arrays, case.options).losses
     weights = decimals(cotangent(losses.shape))
 
     def reduced(point: np.ndarray) -> np.ndarray:
-        losses, weight = formulas.evaluate_batch(case.loss, case.moved_to(arrays, point), case.options)
-        total = np.sum(losses)
+        losses, weight, share = formulas.evaluate_batch(case.loss, case.moved_to(arrays, point), case.options)
+        total = np.sum(losses * share)
         return np.array([np.sum(losses * weights), total / np.sum(weight), total])
 
     formula = formulas.Differenced(reduced, point)

@@ -5,7 +5,7 @@ entries of the catalogue that the package can answer. Arguments name the losses,
 not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
-    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras
+    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras entmax coral-pytorch
 """
 
 import functools
@@ -324,6 +324,47 @@ def lovasz_softmax_loss(lovasz, probs, targets, axis=-1, batch=True, classes="pr
     return np.array(found[0] if batch else found)
 
 
+# Sparse probabilities and ordered classes.
+
+
+def _entmax(package, logits, targets, *, loss, axis=-1, ignore_index=-100):
+    torch = importlib.import_module("torch")
+    if targets.ndim == logits.ndim:  # it takes labels
+        return np.full(np.delete(logits.shape, axis), np.nan)
+    scores, labels, shape = _classes_second(logits, targets, axis)
+    kept = labels != ignore_index
+    found = getattr(package, loss)(reduction="none")(
+        torch.tensor(scores), torch.tensor(np.where(kept, labels, 0))
+    )
+    return (found.numpy() * kept).reshape(shape)
+
+
+reference("entmax", "sparsemax_loss")(functools.partial(_entmax, loss="SparsemaxLoss"))
+reference("entmax", "entmax15_loss")(functools.partial(_entmax, loss="Entmax15Loss"))
+
+
+@reference("coral_pytorch.losses")
+def coral_loss(losses, logits, targets):
+    torch = importlib.import_module("torch")
+    levels = targets[..., None] > np.arange(logits.shape[-1])
+    arrays = (torch.tensor(array).reshape(-1, logits.shape[-1]) for array in (logits, levels.astype(float)))
+    return losses.coral_loss(*arrays, reduction=None).numpy().reshape(targets.shape)
+
+
+@reference("coral_pytorch.losses")
+def corn_loss(losses, logits, targets):
+    torch = importlib.import_module("torch")
+    classes = logits.shape[-1] + 1
+    rows = zip(
+        torch.tensor(logits).reshape(-1, 1, classes - 1), torch.tensor(targets).reshape(-1), strict=True
+    )
+    found = [
+        losses.corn_loss(row, label[None], classes).item() * min(label + 1, classes - 1)
+        for row, label in rows
+    ]
+    return np.reshape(found, targets.shape)
+
+
 def main() -> None:
     """Prints the largest difference of each loss from each package."""
     os.environ["KERAS_BACKEND"] = "jax"
@@ -351,7 +392,7 @@ def formula(case: Case) -> np.ndarray:
     """Returns the losses of an entry by their formula."""
     with localcontext(formulas.CONTEXT):
         arrays = {name: decimals(array) for name, array in case.arrays.items()}
-        losses, _ = formulas.evaluate_batch(case.loss, arrays, case.options)
+        losses, *_ = formulas.evaluate_batch(case.loss, arrays, case.options)
         return losses.astype(float)
 
 

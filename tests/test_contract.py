@@ -110,7 +110,8 @@ def test_reductions_agree(case: Case):
     with jax.enable_x64(True):
         found = case.in_every_way(case.inputs(jnp.float64))
         total, weight = map(np.asarray, found["sum_and_weight"])
-        np.testing.assert_allclose(np.sum(found["none"]), found["sum"], rtol=1e-12)
+        if case.sums_its_losses:
+            np.testing.assert_allclose(np.sum(found["none"]), found["sum"], rtol=1e-12)
         if case.loss != "ctc_loss":  # whose mean divides each loss by the length of its target first
             np.testing.assert_allclose(found["sum"], total, rtol=1e-12)
         np.testing.assert_allclose(found["mean"], total / weight, rtol=1e-12)
@@ -387,6 +388,7 @@ def test_a_loss_is_a_plain_function(case: Case):
     assert loss.__name__ == case.loss
     for parameter in inspect.signature(loss).parameters.values():
         is_option = parameter.default is not parameter.empty or parameter.name in case.options
+        is_option &= not parameter.name.endswith("_log_probs")  # arrays, some of which may be left out
         assert parameter.kind.name == ("KEYWORD_ONLY" if is_option else "POSITIONAL_OR_KEYWORD")
 
 
@@ -406,10 +408,11 @@ def test_one_compilation_per_shape(case: Case):
 @every_loss
 def test_wrong_calls_are_refused(case: Case):
     arrays = case.inputs(jnp.float32)
-    first, second = list(arrays)[:2]
-    wrong_shape = jnp.asarray(np.concatenate([arrays[second], arrays[second]]))
-    with pytest.raises(ValueError, match=rf"(?s){second}.*\({wrong_shape.shape[0]},"):
-        case({**arrays, second: wrong_shape})
+    first, *others = arrays
+    for second in others[:1]:
+        wrong_shape = jnp.asarray(np.concatenate([arrays[second], arrays[second]]))
+        with pytest.raises(ValueError, match=rf"(?s){second}.*\({wrong_shape.shape[0]},"):
+            case({**arrays, second: wrong_shape})
     with pytest.raises(ValueError, match=r"reduction must be one of 'none', 'mean', 'sum', .* got 'avg'"):
         case(arrays, reduction="avg")
     with pytest.raises(TypeError, match=f"{case.loss}.. got an unexpected keyword argument 'reducton'"):

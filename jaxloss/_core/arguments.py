@@ -6,7 +6,7 @@ All but `from_host` runs while a loss is traced, and costs nothing per call.
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -263,6 +263,12 @@ def integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def refuse_unknown(name: str, word: Any, known: Any) -> None:
+    """Raises where a word is none of those of a `Literal` type."""
+    if word not in get_args(known):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}, got {word!r}")
 
 
 def canonical_axis(axis: int, name: str, shape: tuple[int, ...]) -> int:

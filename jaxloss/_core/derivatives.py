@@ -106,6 +106,12 @@ def _reciprocal_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tu
     return inverse, -inverse * (inverse * tangents[0])
 
 
+def log_ratio(log_probs: jax.Array, others: jax.Array) -> jax.Array:
+    """Returns log_probs - others, 0 with derivative 0 where both are the same infinity."""
+    same = jnp.isinf(log_probs) & (log_probs == others)
+    return jnp.where(same, 0, log_probs) - jnp.where(same, 0, others)
+
+
 def inverse_or_zero(number: jax.Array) -> jax.Array:
     """Returns 1 / number, and 0 with every derivative 0 at 0."""
     vanishes = number == 0

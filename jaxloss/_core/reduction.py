@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxloss._core.arguments import (
     fill_masked,
     have_sizes,
     mask,
+    refuse_unknown,
     values,
 )
 from jaxloss._core.decorator import compiled
@@ -88,10 +89,7 @@ def reduce_losses(
         The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
         mask does not empty, or the pair (sum, weight) with mean == sum / weight.
     """
-    if reduction not in get_args(words):
-        raise ValueError(
-            f"reduction must be one of {', '.join(map(repr, get_args(words)))}, got {reduction!r}"
-        )
+    refuse_unknown("reduction", reduction, words)
     losses = fill_masked(where, losses)
     if reduction == "none":
         return losses

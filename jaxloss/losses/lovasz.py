@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, any_left, as_array, fill_masked, mask, split_as, widened
+from jaxloss._core.arguments import (
+    agree,
+    any_left,
+    as_array,
+    fill_masked,
+    mask,
+    refuse_unknown,
+    split_as,
+    widened,
+)
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import ClassAxis, labels_without_weight
 from jaxloss._core.decorator import compiled
@@ -130,8 +139,7 @@ def lovasz_softmax_loss(
         M. Berman et al. (2018), The Lovász-Softmax Loss: A Tractable Surrogate for the Optimization of the
         Intersection-over-Union Measure in Neural Networks.
     """
-    if classes not in get_args(Classes):
-        raise ValueError(f"classes must be 'present' or 'all', got {classes!r}")
+    refuse_unknown("classes", classes, Classes)
     probs, targets = as_array("probs", probs), as_array("targets", targets)
     class_axis = ClassAxis.of(axis, None, "probs", probs)
     if probs.ndim < 2:

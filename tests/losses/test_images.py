@@ -20,7 +20,7 @@ PREDICTIONS = np.clip(TARGETS + 0.1 * RNG.randn(*TARGETS.shape), 0, 1)
 def formula(predictions, targets, **options):
     with localcontext(formulas.CONTEXT):
         arrays = {"predictions": decimals(predictions), "targets": decimals(targets)}
-        losses, _ = formulas.evaluate_batch("ssim_loss", arrays, options)
+        losses, *_ = formulas.evaluate_batch("ssim_loss", arrays, options)
         return losses.astype(float)
 
 

@@ -136,7 +136,7 @@ def test_bad_input_is_nan_and_named_under_checkify(loss, first, targets, expecte
 
 
 def test_calls_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="classes must be 'present' or 'all', got 'some'"):
+    with pytest.raises(ValueError, match="classes must be one of 'present', 'all', got 'some'"):
         lovasz_softmax_loss(np.ones((2, 3, 2)), np.zeros((2, 3), int), classes="some")
     with pytest.raises(ValueError, match=r"probs must have shape \(N, ..., C\), got shape \(2,\)"):
         lovasz_softmax_loss(np.ones(2), np.array(0))

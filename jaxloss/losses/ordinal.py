@@ -1,0 +1,115 @@
+"""Losses of classes that have an order."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxloss._core.arguments import as_array, fill_masked, widened
+from jaxloss._core.classes import ClassAxis, Labels, labels_without_weight
+from jaxloss._core.decorator import compiled
+from jaxloss._core.derivatives import softplus
+from jaxloss._core.reduction import Reduction, reduce_losses
+
+
+@compiled(static=("reduction",))
+def coral_loss(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """CORAL loss of ordered classes: one question "is it above class k?" for each k.
+
+    With softplus(x) = log(1 + exp(x)) and K classes,
+
+        loss = Σ_k softplus(-logits[k]) over k < y + Σ_k softplus(logits[k]) over k >= y, for a label y
+
+    Args:
+        logits: Raw scores of the questions for k = 0 ... K - 2, shape (..., K - 1). In CORAL they differ by
+            biases alone.
+        targets: Integer class labels in [0, K), of the shape of `logits` without its last axis.
+        where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of labels), "sum", "none" or "sum_and_weight".
+
+    Returns:
+        A scalar, or an array of the shape of `targets` for "none"; in nats.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> logits = jnp.array([[2.0, -1.0], [0.5, 0.0]])  # of three classes
+        >>> jaxloss.coral_loss(logits, jnp.array([1, 2]), reduction="none")
+        Array([0.4402, 1.1672], dtype=float32)
+
+    Source:
+        W. Cao et al. (2020), Rank Consistent Ordinal Regression for Neural Networks with Application to Age
+        Estimation. coral_pytorch documentation: coral_pytorch.losses.CoralLoss.
+    """
+    labels, answers = _questions(logits, targets, where)
+    losses = labels.weight * jnp.sum(answers, -1)
+    return reduce_losses(losses, None, labels.valid, reduction)
+
+
+@compiled(static=("reduction",))
+def corn_loss(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> jax.Array:
+    """CORN loss of ordered classes, whose questions are conditional: "if above class k - 1, above class k?".
+
+    With softplus(x) = log(1 + exp(x)) and K classes,
+
+        loss = Σ_k softplus(-logits[k]) over k < y, + softplus(logits[y]) if y < K - 1, for a label y
+
+    which are the min(y + 1, K - 1) questions that a label answers.
+
+    Args:
+        logits: Raw scores of the questions for k = 0 ... K - 2, shape (..., K - 1).
+        targets: Integer class labels in [0, K), of the shape of `logits` without its last axis.
+        where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
+        reduction: "mean" (divides by the number of questions answered), "sum", "none" or "sum_and_weight".
+
+    Returns:
+        A scalar, or an array of the shape of `targets` for "none"; in nats.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloss
+        >>> logits = jnp.array([[2.0, -1.0], [0.5, 0.0]])  # of three classes
+        >>> jaxloss.corn_loss(logits, jnp.array([0, 2]))
+        Array(1.098, dtype=float32)
+
+    Source:
+        X. Shi, W. Cao and S. Raschka (2023), Deep Neural Networks for Rank-Consistent Ordinal Regression
+        Based on Conditional Probabilities. coral_pytorch documentation: coral_pytorch.losses.corn_loss.
+    """
+    labels, answers = _questions(logits, targets, where)
+    count = answers.shape[-1]
+    is_asked = _index(answers) <= labels.classes[..., None]
+    losses = labels.weight * jnp.sum(fill_masked(is_asked, answers), -1)
+    asked = jnp.minimum(labels.classes + 1, count).astype(losses.dtype)
+    return reduce_losses(losses, labels.weight * asked, labels.valid, reduction)
+
+
+def _questions(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[Labels, jax.Array]:
+    """Returns the labels, and the binary cross-entropy of each question, shape (..., K - 1)."""
+    logits, targets = as_array("logits", logits), as_array("targets", targets)
+    classes = ClassAxis.of(-1, None, "logits", logits)
+    where = classes.mask(where, logits)
+    count = logits.shape[-1] + 1
+    labels = labels_without_weight(targets, "logits", logits, classes, count, None, where)
+    (wide,) = widened(classes.fill_masked(labels.valid, logits))
+    is_above = _index(wide) < labels.classes[..., None]
+    return labels, softplus(jnp.where(is_above, -wide, wide))
+
+
+def _index(logits: jax.Array) -> jax.Array:
+    shape = [1] * (logits.ndim - 1) + [logits.shape[-1]]
+    return lax.broadcasted_iota(jnp.int32, shape, logits.ndim - 1)

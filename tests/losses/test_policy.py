@@ -1,0 +1,94 @@
+"""Policies: ratios that overflow, empty sequences, and means over tokens that parts of a batch add up to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxloss import grpo_loss, ppo_loss
+
+RNG = np.random.RandomState(0)
+LOG_PROBS, OLD = (jnp.asarray(-3 * RNG.rand(4, 5), jnp.float32) for _ in range(2))
+ADVANTAGES = jnp.asarray(RNG.randn(4), jnp.float32)
+WHERE = np.arange(5) < np.array([5, 2, 0, 3])[:, None]  # the third has no token
+
+
+def test_a_ratio_that_overflows():
+    log_probs, old = jnp.array([0.0, 0.0, 0.0]), jnp.array([-100.0, -100.0, -100.0])
+    advantages = jnp.array([2.0, 0.0, -2.0])
+    losses = ppo_loss(log_probs, advantages, old, reduction="none")
+    np.testing.assert_allclose(losses, [-2.4, 0, np.inf])
+    slope = jax.vmap(jax.grad(ppo_loss))(log_probs, advantages, old)
+    np.testing.assert_array_equal(slope, [0, 0, np.inf])
+    curve = jax.vmap(jax.hessian(ppo_loss))(log_probs, advantages, old)
+    np.testing.assert_array_equal(curve[:2], 0)
+
+
+def test_not_a_number_is_never_clipped():
+    for bad in ((np.nan, 1.0, -1.0), (-1.0, np.nan, -1.0), (-1.0, 1.0, np.nan)):
+        assert np.isnan(ppo_loss(*map(jnp.asarray, bad)))
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "token", "length"])
+def test_empty_sequences_do_not_count(aggregate):
+    kept = np.array([0, 1, 3])
+    options = {"aggregate": aggregate, "max_length": 8}
+    whole = grpo_loss(LOG_PROBS, ADVANTAGES, OLD, where=WHERE, **options)
+    part = grpo_loss(LOG_PROBS[kept], ADVANTAGES[kept], OLD[kept], where=WHERE[kept], **options)
+    np.testing.assert_allclose(whole, part, rtol=1e-6)
+    ratios = np.exp(np.asarray(LOG_PROBS - OLD, float))
+    a = np.asarray(ADVANTAGES, float)[:, None]
+    tokens = -np.minimum(ratios * a, np.clip(ratios, 0.8, 1.2) * a) * WHERE
+    expected = {
+        "sequence": np.mean(tokens[kept].sum(1) / [5, 2, 3]),
+        "token": tokens.sum() / 10,
+        "length": tokens.sum() / (3 * 8),
+    }
+    np.testing.assert_allclose(whole, expected[aggregate], rtol=1e-5)
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "token", "length"])
+def test_micro_batches_have_the_mean_of_the_whole(aggregate):
+    def pair(rows):
+        arrays = LOG_PROBS[rows], ADVANTAGES[rows], OLD[rows]
+        return np.asarray(
+            grpo_loss(*arrays, where=WHERE[rows], aggregate=aggregate, reduction="sum_and_weight")
+        )
+
+    total, weight = pair(slice(0, 1)) + pair(slice(1, 4))
+    whole = grpo_loss(LOG_PROBS, ADVANTAGES, OLD, where=WHERE, aggregate=aggregate)
+    np.testing.assert_allclose(total / weight, whole, rtol=1e-6)
+
+
+def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_those_of_its_tokens():
+    losses = grpo_loss(
+        LOG_PROBS, ADVANTAGES, OLD, level="sequence", where=WHERE, epsilon=1.0, reduction="none"
+    )
+    gaps = np.where(WHERE, LOG_PROBS - OLD, 0).sum(1) / np.maximum(WHERE.sum(1), 1)
+    a = np.asarray(ADVANTAGES)
+    expected = -np.minimum(np.exp(gaps) * a, np.clip(np.exp(gaps), 0, 2) * a)
+    np.testing.assert_allclose(losses, expected[:, None] * WHERE, rtol=1e-5)
+
+
+def test_without_an_old_policy_the_gradient_is_that_of_the_present_one():
+    slope = jax.grad(lambda x: grpo_loss(x, ADVANTAGES, aggregate="token", reduction="sum"))(LOG_PROBS)
+    np.testing.assert_allclose(slope, np.broadcast_to(-ADVANTAGES[:, None], slope.shape), rtol=1e-6)
+
+
+def test_a_divergence_needs_a_reference():
+    assert np.isnan(grpo_loss(LOG_PROBS, ADVANTAGES, beta=0.1))
+    assert np.isfinite(grpo_loss(LOG_PROBS, ADVANTAGES, beta=0.0))
+    excluded = LOG_PROBS.at[:, 1].set(-jnp.inf)
+    assert grpo_loss(excluded, ADVANTAGES, excluded, OLD, beta=0.1) == np.inf
+    np.testing.assert_array_equal(
+        jax.grad(grpo_loss)(excluded, ADVANTAGES, excluded, excluded, beta=0.1)[:, 1], 0
+    )
+
+
+def test_wrong_calls_are_refused():
+    with pytest.raises(ValueError, match=r"log_probs must have shape \(B, T\), got shape \(5,\)"):
+        grpo_loss(LOG_PROBS[0], ADVANTAGES[0])
+    with pytest.raises(ValueError, match="level must be one of 'token', 'sequence', got 'word'"):
+        grpo_loss(LOG_PROBS, ADVANTAGES, level="word")
+    with pytest.raises(ValueError, match=r"must have the same shape.*advantages \(3,\)"):
+        grpo_loss(LOG_PROBS, ADVANTAGES[:3])
