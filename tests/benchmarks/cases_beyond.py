@@ -237,6 +237,10 @@ def _views(rng, rows, size):
     return normal(rng, rows, size), normal(rng, rows, size)
 
 
+def _labelled(rng, rows, size):
+    return normal(rng, rows, size), rng.randint(0, 10, rows).astype(np.int32)
+
+
 def _info_nce(x, y):
     z = _unit(x) @ _unit(y).T / 0.1
     return jnp.mean(jax.nn.logsumexp(z, 1) - jnp.diag(z))
@@ -264,9 +268,46 @@ add(
     moved=(0, 1),
 )
 add("nt_xent_loss", _views, PAIRS, line=_nt_xent, moved=(0, 1))
+add("supervised_contrastive_loss", _labelled, PAIRS, line=_supervised)
+
+
+def _siglip(x, y):
+    z = 10 * _unit(x) @ _unit(y).T - 10
+    return -jnp.sum(jax.nn.log_sigmoid((2 * jnp.eye(len(x)) - 1) * z)) / len(x)
+
+
+def _by_labels(x, labels):
+    """Returns similarities, and which of them are of positives and of negatives."""
+    alike = labels[:, None] == labels
+    return _unit(x) @ _unit(x).T, alike & ~jnp.eye(len(x), dtype=bool), ~alike
+
+
+def _log_sum(logits, where):
+    return jax.nn.logsumexp(jnp.where(where, logits, -1e30), 1)
+
+
+def _circle(x, labels):
+    s, positive, negative = _by_labels(x, labels)
+    pull = jax.lax.stop_gradient(jax.nn.relu(1.4 - s))
+    push = jax.lax.stop_gradient(jax.nn.relu(s + 0.4))
+    sums = _log_sum(-80 * pull * (s - 0.6), positive) + _log_sum(80 * push * (s - 0.4), negative)
+    counts = positive.any(1) & negative.any(1)
+    return jnp.sum(jnp.where(counts, jax.nn.softplus(sums), 0)) / jnp.sum(counts)
+
+
+def _multi_similarity(x, labels):
+    s, positive, negative = _by_labels(x, labels)
+    of_positives = jax.nn.softplus(_log_sum(-2 * (s - 0.5), positive)) / 2
+    return jnp.mean(of_positives + jax.nn.softplus(_log_sum(50 * (s - 0.5), negative)) / 50)
+
+
 add(
-    "supervised_contrastive_loss",
-    lambda rng, rows, size: (normal(rng, rows, size), rng.randint(0, 10, rows).astype(np.int32)),
+    "siglip_loss",
+    _views,
     PAIRS,
-    line=_supervised,
+    ours=functools.partial(jaxloss.siglip_loss, logit_scale=10.0, logit_bias=-10.0, normalize=True),
+    line=_siglip,
+    moved=(0, 1),
 )
+add("circle_loss", _labelled, PAIRS, line=_circle)
+add("multi_similarity_loss", _labelled, PAIRS, line=_multi_similarity)
