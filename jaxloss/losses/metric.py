@@ -35,9 +35,9 @@ def circle_loss(
         loss_i = log(1 + Σ_{p∈P(i)} exp(-gamma a_ip (s_ip - 1 + margin))
                        · Σ_{n∈N(i)} exp(gamma b_in (s_in - margin)))
 
-    with a_ip = max(1 + margin - s_ip, 0) and b_in = max(s_in + margin, 0), constants to all derivatives. A row
-    without positives or without negatives has loss 0 and does not count in the mean. The N x N matrix s is
-    never held.
+    where a_ip = max(1 + margin - s_ip, 0) and b_in = max(s_in + margin, 0) are constants to all derivatives.
+    A row without positives or without negatives has loss 0 and does not count in the mean. The N x N matrix s
+    is never held.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
