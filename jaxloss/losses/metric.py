@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxloss._core.decorator import compiled, finite, positive_and_finite
 from jaxloss._core.derivatives import softplus
-from jaxloss._core.pairs import compare, labelled, log_sum_exp
+from jaxloss._core.pairs import Statistics, compare, labelled, statistics
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -67,23 +67,25 @@ def circle_loss(
         Y. Sun et al. (2020), Circle Loss: A Unified Perspective of Pair Similarity Optimization.
     """
     rows, where = labelled(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
-    options = (jnp.asarray(option, rows.wide.dtype) for option in (margin, gamma))
-    (losses, counts), _ = compare(_circle_losses, rows, rows.gathered(axis_name), *options, distinct=True)
+    options = tuple(jnp.asarray(option, rows.wide.dtype) for option in (margin, gamma))
+    (positives, negatives), _ = compare(
+        _circle_exponents, rows, rows.gathered(axis_name), *options, distinct=True
+    )
+    counts = (positives.positives > 0) & (negatives.positives > 0)
+    losses = jnp.where(counts, softplus(positives.log_sum + negatives.log_sum), 0)
     weight = counts.astype(losses.dtype)
     return reduce_losses(losses, weight, where, reduction, axis_name=axis_name)
 
 
-def _circle_losses(
+def _circle_exponents(
     similarities: jax.Array, allowed: jax.Array, positive: jax.Array, margin: jax.Array, gamma: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], None]:
-    """Returns the losses, and which rows have both positives and negatives."""
-    negative = allowed & ~positive
+) -> tuple[tuple[Statistics, Statistics], None]:
+    """Returns statistics of the exponents of positives, and of those of negatives."""
     pull = lax.stop_gradient(jnp.maximum(1 + margin - similarities, 0))
     push = lax.stop_gradient(jnp.maximum(similarities + margin, 0))
-    of_positives = log_sum_exp(-gamma * pull * (similarities - (1 - margin)), positive)
-    of_negatives = log_sum_exp(gamma * push * (similarities - margin), negative)
-    counts = jnp.any(positive, 1) & jnp.any(negative, 1)
-    return (jnp.where(counts, softplus(of_positives + of_negatives), 0), counts), None
+    of_positives = -gamma * pull * (similarities - (1 - margin))
+    of_negatives = gamma * push * (similarities - margin)
+    return _of_both(of_positives, of_negatives, allowed, positive)
 
 
 @compiled(
@@ -139,20 +141,31 @@ def multi_similarity_loss(
         without its choice of pairs.
     """
     rows, where = labelled(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
-    options = (jnp.asarray(option, rows.wide.dtype) for option in (alpha, beta, base))
-    losses, _ = compare(_multi_similarity_losses, rows, rows.gathered(axis_name), *options, distinct=True)
+    options = tuple(jnp.asarray(option, rows.wide.dtype) for option in (alpha, beta, base))
+    (positives, negatives), _ = compare(
+        _multi_similarity_exponents, rows, rows.gathered(axis_name), *options, distinct=True
+    )
+    alpha, beta, _ = options
+    losses = softplus(positives.log_sum) / alpha + softplus(negatives.log_sum) / beta
     return reduce_losses(losses, None, where, reduction, axis_name=axis_name)
 
 
-def _multi_similarity_losses(
+def _multi_similarity_exponents(
     similarities: jax.Array,
     allowed: jax.Array,
     positive: jax.Array,
     alpha: jax.Array,
     beta: jax.Array,
     base: jax.Array,
-) -> tuple[jax.Array, None]:
+) -> tuple[tuple[Statistics, Statistics], None]:
+    """Returns statistics of the exponents of positives, and of those of negatives."""
     above = similarities - base
-    of_positives = softplus(log_sum_exp(-alpha * above, positive)) / alpha
-    of_negatives = softplus(log_sum_exp(beta * above, allowed & ~positive)) / beta
-    return of_positives + of_negatives, None
+    return _of_both(-alpha * above, beta * above, allowed, positive)
+
+
+def _of_both(
+    of_positives: jax.Array, of_negatives: jax.Array, allowed: jax.Array, positive: jax.Array
+) -> tuple[tuple[Statistics, Statistics], None]:
+    negative = allowed & ~positive
+    of_both = statistics(of_positives, positive, positive), statistics(of_negatives, negative, negative)
+    return of_both, None
