@@ -28,7 +28,7 @@ reduction: "mean", "sum", "none" for the loss of each element, or "sum_and_weigh
     losses.
 axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, the mesh axis that splits
     the classes. Logits, probabilities, class weights and biases are then the local slices; labels still
-    count over all classes. Of losses that relate rows (contrastive ones), `axis_name` splits the rows:
+    count over all classes. Of losses that relate rows (contrastive, circle), `axis_name` splits the rows:
     "sum" and "mean" are then of the rows of all devices, "none" and "sum_and_weight" of the local ones,
     each of them against all rows. Under `jit`, sharded arrays need no `axis_name`.
 
@@ -123,7 +123,10 @@ from jaxloss.losses.margin import hinge_loss as hinge_loss
 from jaxloss.losses.margin import margin_ranking_loss as margin_ranking_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss
 from jaxloss.losses.margin import multilabel_margin_loss as multilabel_margin_loss
+from jaxloss.losses.metric import circle_loss as circle_loss
+from jaxloss.losses.metric import multi_similarity_loss as multi_similarity_loss
 from jaxloss.losses.multimodal import clip_loss as clip_loss
+from jaxloss.losses.multimodal import siglip_loss as siglip_loss
 from jaxloss.losses.ordinal import coral_loss as coral_loss
 from jaxloss.losses.ordinal import corn_loss as corn_loss
 from jaxloss.losses.overlap import dice_loss as dice_loss

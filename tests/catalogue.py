@@ -14,6 +14,7 @@ from tests.cases import embedding as embedding
 from tests.cases import focal as focal
 from tests.cases import images as images
 from tests.cases import lovasz as lovasz
+from tests.cases import metric as metric
 from tests.cases import ordinal as ordinal
 from tests.cases import overlap as overlap
 from tests.cases import policy as policy

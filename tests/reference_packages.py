@@ -6,6 +6,8 @@ not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
     pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras entmax coral-pytorch
+    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras
+    pip install info-nce-pytorch open_clip_torch lightly pytorch-metric-learning
 """
 
 import functools
@@ -30,7 +32,7 @@ REFERENCES: dict[str, list[tuple[str, Answer]]] = {}
 def reference(package: str, *losses: str) -> Callable[[Answer], Answer]:
     """Registers what asks a package, given it and an entry's arrays and options, for the losses of "none".
 
-    What the package cannot answer is NaN.
+    What the package cannot answer is NaN; one that has the mean alone returns that.
     """
 
     def register(answer: Answer) -> Answer:
@@ -147,6 +149,70 @@ def pytorch_msssim(package, predictions, targets, max_val=1.0, window_size=11, s
 @reference("dm_pix", "ssim_loss")
 def dm_pix(package, predictions, targets, window_size=11, sigma=1.5, **options):
     return 1 - package.ssim(predictions, targets, filter_size=window_size, filter_sigma=sigma, **options)
+
+
+# Rows of embeddings.
+
+
+@reference("info_nce")
+def info_nce_loss(
+    package, embeddings, targets, negatives=None, temperature=0.1, symmetric=False, normalize=True
+):
+    torch = importlib.import_module("torch")
+    if symmetric or not normalize:  # it has neither
+        return np.full(len(embeddings), np.nan)
+    arrays = [None if a is None else torch.tensor(a) for a in (embeddings, targets, negatives)]
+    mode = "paired" if negatives is not None and negatives.ndim == 3 else "unpaired"
+    return package.info_nce(*arrays, temperature, "none", mode).numpy()
+
+
+def open_clip_loss(package, embeddings, targets, *, loss, logit_scale, logit_bias=None, normalize=False):
+    torch = importlib.import_module("torch")
+    arrays = [torch.tensor(array) for array in (embeddings, targets)]
+    if normalize:
+        arrays = [torch.nn.functional.normalize(array) for array in arrays]
+    options = [None if option is None else torch.tensor(option) for option in (logit_scale, logit_bias)]
+    return getattr(package, loss)()(*arrays, *options).numpy()
+
+
+for _loss, _name in (("clip_loss", "ClipLoss"), ("siglip_loss", "SigLipLoss")):
+    reference("open_clip.loss", _loss)(functools.partial(open_clip_loss, loss=_name))
+
+
+@reference("lightly.loss")
+def nt_xent_loss(losses, embeddings, targets, temperature=0.5, normalize=True):
+    torch = importlib.import_module("torch")
+    assert normalize
+    return losses.NTXentLoss(temperature)(torch.tensor(embeddings), torch.tensor(targets)).numpy()
+
+
+def metric_learning_loss(losses, embeddings, targets, *, loss, normalize=True, **options):
+    torch = importlib.import_module("torch")
+    reducers, distances = (
+        importlib.import_module(f"pytorch_metric_learning.{name}") for name in ("reducers", "distances")
+    )
+    if not normalize and loss == "CircleLoss":  # it refuses other similarities
+        return np.full(len(embeddings), np.nan)
+    options = {"m" if name == "margin" else name: float(option) for name, option in options.items()}
+    options["reducer"] = reducers.DoNothingReducer()
+    if not normalize:
+        options["distance"] = distances.DotProductSimilarity(normalize_embeddings=False)
+    if loss == "NTXentLoss":
+        pairs = len(embeddings)
+        embeddings, targets = np.concatenate([embeddings, targets]), np.tile(np.arange(pairs), 2)
+        options = {"temperature": 0.5, **options}
+    function = getattr(losses, loss)(**options)
+    found = function(torch.tensor(embeddings), torch.tensor(targets))["loss"]["losses"]
+    return found.reshape(2, -1).mean(0).numpy() if loss == "NTXentLoss" else found.numpy().ravel()
+
+
+for _loss, _name in (
+    ("nt_xent_loss", "NTXentLoss"),
+    ("supervised_contrastive_loss", "SupConLoss"),
+    ("circle_loss", "CircleLoss"),
+    ("multi_similarity_loss", "MultiSimilarityLoss"),
+):
+    reference("pytorch_metric_learning.losses", _loss)(functools.partial(metric_learning_loss, loss=_name))
 
 
 # Classes. These packages have the classes on axis 1.
@@ -378,7 +444,8 @@ def compare(loss: str, package: str, answer: Answer) -> None:
     """Prints the largest difference of a loss from a package, relative to the largest loss of the entry."""
     module, differences, answered, asked = importlib.import_module(package), [0.0], 0, 0
     for case in (case for case in CASES if case.loss == loss):
-        ours, theirs = formula(case), np.asarray(answer(module, **case.arrays, **case.options))
+        theirs = np.asarray(answer(module, **case.arrays, **case.options))
+        ours = formula(case, of_mean=not theirs.ndim)
         assert theirs.shape == ours.shape, (case.name, theirs.shape, ours.shape)
         known = ~np.isnan(theirs)
         differences.append(
@@ -388,12 +455,14 @@ def compare(loss: str, package: str, answer: Answer) -> None:
     print(f"{loss}: {max(differences):.1e} from {package}, which answers {answered} of {asked}")
 
 
-def formula(case: Case) -> np.ndarray:
-    """Returns the losses of an entry by their formula."""
+def formula(case: Case, of_mean: bool) -> np.ndarray:
+    """Returns the losses of an entry by their formula, or their mean."""
     with localcontext(formulas.CONTEXT):
         arrays = {name: decimals(array) for name, array in case.arrays.items()}
         losses, *_ = formulas.evaluate_batch(case.loss, arrays, case.options)
         return losses.astype(float)
+        losses, weight = formulas.evaluate_batch(case.loss, arrays, case.options)
+        return np.asarray(np.sum(losses) / np.sum(weight) if of_mean else losses, float)
 
 
 if __name__ == "__main__":

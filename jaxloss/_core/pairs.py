@@ -1,7 +1,7 @@
-"""Statistics of every row against all rows, whose N x N matrix is never held.
+"""What the similarities of every row with all rows say, whose N x N matrix is never held.
 
-A loop computes the logits of some rows with all others, and the gradient computes them again. Rows that are
-split over devices meet all others in a copy that is gathered once.
+A loop computes the similarities of some rows with all others, and the gradient computes them again. Rows that
+are split over devices meet all others in a copy that is gathered once.
 """
 
 import functools
@@ -14,10 +14,18 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, arithmetic_dtype, as_array, fill_masked, have_sizes, mask
+from jaxloss._core.arguments import (
+    agree,
+    arithmetic_dtype,
+    as_array,
+    exact_labels,
+    fill_masked,
+    have_sizes,
+    laid_out_as,
+    mask,
+)
 from jaxloss._core.classes import ClassAxis
 from jaxloss._core.derivatives import length
-from jaxloss._core.projection import product
 
 _UNKNOWN = 256  # rows of a block in a program that is exported for any number of them
 _SHORTEST = 1e-12  # length below which vectors are not made longer
@@ -27,8 +35,8 @@ class Rows(NamedTuple):
     """Vectors, and what says how they relate to others."""
 
     vectors: jax.Array  # (N, D), 0 where not valid; in the dtype of products
-    wide: jax.Array  # the same in the dtype of arithmetic, in which gradients are added up
     scale: jax.Array  # (N,): the factor of each vector
+    wide: jax.Array  # vectors · scale in the dtype of arithmetic, in which gradients are added up
     labels: tuple[jax.Array, ...]  # (N,) integers: rows with equal labels are positives
     place: jax.Array  # (N,) integers, of each row another one
     valid: jax.Array  # (N,) booleans: which rows count
@@ -59,7 +67,12 @@ class Rows(NamedTuple):
         narrow = vectors.dtype if vectors.dtype == jnp.bfloat16 and dtype == jnp.float32 else dtype
         wide = vectors.astype(dtype)
         wide, scale = _normalized(wide) if normalize else (wide, jnp.ones(count, dtype))
-        return cls(wide.astype(narrow), wide, scale, (place,) if labels is None else labels, place, valid)
+        labels = (place,) if labels is None else labels
+        return cls(wide.astype(narrow), scale, wide * scale[:, None], labels, place, valid)
+
+    def times(self, factor: jax.Array) -> "Rows":
+        """Returns the rows, with a factor of their similarities."""
+        return self._replace(scale=self.scale * factor, wide=self.wide * factor)
 
     def gathered(self, axis_name: str | None) -> "Rows":
         """Returns the rows of all devices."""
@@ -117,6 +130,27 @@ def views(
     return first, second, where
 
 
+def labelled(
+    embeddings: ArrayLike,
+    targets: ArrayLike,
+    where: ArrayLike | None,
+    *,
+    normalize: bool,
+    axis_name: str | None,
+) -> tuple[Rows, jax.Array | None]:
+    """Returns rows of shape (N, D) with labels of shape (N,), and their mask."""
+    vectors, labels = matrix("embeddings", embeddings), as_array("targets", targets)
+    if labels.shape != vectors.shape[:1]:
+        raise ValueError(
+            f"targets must have the shape of embeddings without its last axis, {vectors.shape[:1]}, "
+            f"got shape {labels.shape}"
+        )
+    exact = exact_labels("targets", laid_out_as(vectors, labels, [1]))
+    where, dtype = mask(where, vectors, [1]), arithmetic_dtype(vectors)
+    rows = Rows.of(vectors, dtype, normalize=normalize, where=where, labels=exact, axis_name=axis_name)
+    return rows, where
+
+
 class Statistics(NamedTuple):
     """What the logits of a row, or of a column, with its candidates say.
 
@@ -134,20 +168,49 @@ class Statistics(NamedTuple):
         return jnp.log(jnp.where(self.norm == 0, 1, self.norm))
 
     @property
+    def log_sum(self) -> jax.Array:
+        """The logarithm of Σ exp(logits), the lowest number where there is no candidate."""
+        return self.largest + self.log_norm
+
+    @property
     def losses(self) -> jax.Array:
         """Mean over the positives of -log_softmax(logits), 0 where there is none."""
         mean_gap = self.gap / jnp.maximum(self.positives, 1)
         return jnp.where(self.positives > 0, self.log_norm + mean_gap, 0)
 
 
-def cross_entropies(
-    rows: Rows, others: Rows, factor: jax.Array, *, symmetric: bool, axis_name: str | None
-) -> jax.Array:
+def statistics(logits: jax.Array, allowed: jax.Array, positive: jax.Array, axis: int = 1) -> Statistics:
+    """Returns the statistics of logits along an axis."""
+    lowest = float(jnp.finfo(logits.dtype).min)
+    logits = fill_masked(allowed, logits, lowest)
+    largest = jnp.max(lax.stop_gradient(logits), axis, initial=lowest)
+    gaps = jnp.expand_dims(largest, axis) - logits
+    return Statistics(
+        largest,
+        jnp.sum(fill_masked(allowed, jnp.exp(-gaps)), axis),
+        jnp.sum(fill_masked(positive, gaps), axis),
+        jnp.sum(positive, axis, dtype=logits.dtype),
+    )
+
+
+def softmax(logits: jax.Array, allowed: jax.Array, positive: jax.Array) -> tuple[Statistics, None]:
+    """Returns the statistics of rows, for `compare`."""
+    return statistics(logits, allowed, positive), None
+
+
+def _softmax_both_ways(
+    logits: jax.Array, allowed: jax.Array, positive: jax.Array
+) -> tuple[Statistics, Statistics]:
+    return statistics(logits, allowed, positive), statistics(logits, allowed, positive, axis=0)
+
+
+def cross_entropies(rows: Rows, others: Rows, *, symmetric: bool, axis_name: str | None) -> jax.Array:
     """Returns -log_softmax of each row's own partner among all others.
 
     If `symmetric`, returns the mean of it and of that of each partner's own row among all rows.
     """
-    of_rows, of_columns = statistics(rows, others.gathered(axis_name), factor, columns=symmetric)
+    function = _softmax_both_ways if symmetric else softmax
+    of_rows, of_columns = compare(function, rows, others.gathered(axis_name))
     if of_columns is None:
         return of_rows.losses
     if axis_name is not None:
@@ -165,46 +228,77 @@ def _of_device(whole: Any, rows: Rows, axis_name: str) -> Any:
 
 def inner_products(rows: Rows, others: Rows, each: int) -> jax.Array:
     """Returns the products of each of N rows with its own among N · each others, of shape (N, each)."""
-    wide = others.wide.reshape(rows.wide.shape[0], each, rows.wide.shape[1])
-    products = jnp.einsum("nd,nmd->nm", rows.wide, wide) * others.scale.reshape(wide.shape[:2])
-    return products * rows.scale[:, None]
+    count, size = rows.wide.shape
+    return jnp.einsum("nd,nmd->nm", rows.wide, others.wide.reshape(count, each, size))
 
 
-def statistics(
-    rows: Rows, others: Rows, factor: jax.Array, *, distinct: bool = False, columns: bool = False
-) -> tuple[Statistics, Statistics | None]:
-    """Returns the statistics of every row against all others and, if wanted, of every other against all rows.
+def compare(
+    function: Callable[..., tuple[Any, Statistics | None]],
+    rows: Rows,
+    others: Rows,
+    *parameters: jax.Array,
+    distinct: bool = False,
+) -> tuple[Any, Statistics | None]:
+    """Returns what a function says of every row and all others.
 
     Args:
+        function: It takes the similarities of some rows with all others, which of these are candidates, which
+            of them are positives, all of one shape, and the parameters. It returns arrays of its rows, and
+            statistics of the columns or None.
         rows: The rows.
         others: Their candidates.
-        factor: What multiplies the products of vectors.
+        parameters: Scalars.
         distinct: Whether a row is no candidate of its own.
-        columns: Whether to return the second.
     """
-    function: Callable[..., Any] = functools.partial(_statistics, distinct=distinct, columns=columns)
+    whole: Callable[..., Any] = functools.partial(_compare, function, distinct)
     sharding: Any = jax.typeof(rows.vectors).sharding
     mesh = sharding.mesh
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
     explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
     if explicit:
         split = NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
-        function = jax.sharding.auto_axes(function, axes=explicit, out_sharding=split)
-    return function(rows, others, factor)
+        whole = jax.sharding.auto_axes(whole, axes=explicit, out_sharding=split)
+    return whole(rows, others, parameters)
 
 
-def _statistics(
-    rows: Rows, others: Rows, factor: jax.Array, *, distinct: bool, columns: bool
-) -> tuple[Statistics, Statistics | None]:
-    def of_block(block: Rows) -> tuple[Statistics, Statistics | None]:
-        logits = product(block.vectors, others.vectors.T, block.wide, others.wide.T)
-        logits = logits * (factor * block.scale)[:, None] * others.scale[None]
-        allowed, positive = _related(block, others, distinct)
-        of_rows = _along(1, logits, allowed, positive)
-        return of_rows, _along(0, logits, allowed, positive) if columns else None
+def _compare(
+    function: Callable[..., tuple[Any, Statistics | None]],
+    distinct: bool,
+    rows: Rows,
+    others: Rows,
+    parameters: tuple[jax.Array, ...],
+) -> tuple[Any, Statistics | None]:
+    def of_block(block: Rows) -> tuple[Any, Statistics | None]:
+        similarities = _similarities(block[:3], others[:3])
+        return function(similarities, *_related(block, others, distinct), *parameters)
 
     of_rows, of_columns = in_blocks(of_block, rows, others.vectors)
     return of_rows, None if of_columns is None else joined(of_columns, ClassAxis(0, None))
+
+
+Vectors = tuple[jax.Array, jax.Array, jax.Array]  # vectors, scale and wide of `Rows`
+
+
+@jax.custom_jvp
+def _similarities(rows: Vectors, others: Vectors) -> jax.Array:
+    """Returns the products of rows and others; gradients flow to the wide ones.
+
+    The gradient of the products is rounded once, to the dtype of the vectors, and is not added up over rows
+    and columns for the scales, as JAX's own rule would.
+    """
+    products = jnp.dot(rows[0], others[0].T, preferred_element_type=rows[2].dtype)
+    return products * rows[1][:, None] * others[1][None]
+
+
+@_similarities.defjvp
+def _similarities_jvp(
+    primals: tuple[Vectors, Vectors], tangents: tuple[Vectors, Vectors]
+) -> tuple[jax.Array, jax.Array]:
+    (vectors, scale, wide), (others, other_scale, _) = primals
+    dot, other_dot = (tangent[2].astype(vectors.dtype) for tangent in tangents)
+    of_rows = jnp.dot(dot, others.T).astype(wide.dtype) * other_scale[None]
+    of_others = jnp.dot(vectors, other_dot.T).astype(wide.dtype) * scale[:, None]
+    return _similarities(*primals), of_rows + of_others
 
 
 def _related(block: Rows, others: Rows, distinct: bool) -> tuple[jax.Array, jax.Array]:
@@ -216,20 +310,6 @@ def _related(block: Rows, others: Rows, distinct: bool) -> tuple[jax.Array, jax.
     for mine, theirs in zip(block.labels, others.labels, strict=True):
         positive &= mine[:, None] == theirs[None]
     return allowed, positive
-
-
-def _along(axis: int, logits: jax.Array, allowed: jax.Array, positive: jax.Array) -> Statistics:
-    """Returns the statistics along an axis of logits."""
-    lowest = float(jnp.finfo(logits.dtype).min)
-    logits = fill_masked(allowed, logits, lowest)
-    largest = jnp.max(lax.stop_gradient(logits), axis, initial=lowest)
-    gaps = jnp.expand_dims(largest, axis) - logits
-    return Statistics(
-        largest,
-        jnp.sum(fill_masked(allowed, jnp.exp(-gaps)), axis),
-        jnp.sum(fill_masked(positive, gaps), axis),
-        jnp.sum(positive, axis, dtype=logits.dtype),
-    )
 
 
 def joined(parts: Statistics, over: ClassAxis) -> Statistics:
@@ -282,4 +362,5 @@ def _at_once(columns: int, features: int) -> int:
     rows as there are features. On a TPU value and gradient for 32,768 x 768 rows take 1.4 times the cycles of
     the plain form with 128 rows, 1.0 with 256, 0.8 with 512 and 0.7 with 1024.
     """
-    return max(256, 8 * -(-features // 8), 8 * -(-(2**19) // max(columns, 1)))
+    enough = max(256, features, 2**22 // max(columns, 1))
+    return 2 ** (enough - 1).bit_length()

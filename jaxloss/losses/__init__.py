@@ -9,7 +9,7 @@ To add a loss:
    its answers; add a plain formula to `tests/formulas.py`, and extreme points to `tests/situations.py`. If
    not, formula (`beyond_pytorch`) and points (`row`) stand beside the entries, as in
    `tests/cases/quantile.py`, and `tests/reference_packages.py` holds the formula against a package.
-4. Add a case to `tests/benchmarks/cases.py` or `cases_beyond.py` and a row to README;
+4. Add a case to `tests/benchmarks/cases.py` or one beside it and a row to README;
    `python -m tests.certificate` writes the certificate.
 
 Until then these fail: `test_contract` (no entry), `test_certificate` (no row), `test_benchmarks` (not timed)

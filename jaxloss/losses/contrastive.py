@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import arithmetic_dtype, as_array, exact_labels, fill_masked, laid_out_as, mask
+from jaxloss._core.arguments import as_array, fill_masked, laid_out_as
 from jaxloss._core.decorator import compiled, positive
 from jaxloss._core.derivatives import softplus
-from jaxloss._core.pairs import Rows, cross_entropies, inner_products, matrix, statistics, views
+from jaxloss._core.pairs import Rows, compare, cross_entropies, inner_products, labelled, softmax, views
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -67,14 +67,14 @@ def info_nce_loss(
         A. van den Oord et al. (2018), Representation Learning with Contrastive Predictive Coding.
     """
     rows, others, where = views(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
-    sharpness = 1 / jnp.asarray(temperature, rows.wide.dtype)
+    rows = rows.times(1 / jnp.asarray(temperature, rows.wide.dtype))
     if negatives is None:
-        losses = cross_entropies(rows, others, sharpness, symmetric=symmetric, axis_name=axis_name)
+        losses = cross_entropies(rows, others, symmetric=symmetric, axis_name=axis_name)
     elif symmetric:
         raise ValueError("symmetric must be False where negatives are given: they are those of embeddings")
     else:
         given = as_array("negatives", negatives)
-        losses = _among_given(rows, others, given, sharpness, normalize)
+        losses = _among_given(rows, others, given, normalize)
     return reduce_losses(losses, None, where, reduction, axis_name=axis_name)
 
 
@@ -123,8 +123,8 @@ def nt_xent_loss(
     """
     first, second, where = views(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
     rows = first.interleaved(second)
-    sharpness = 1 / jnp.asarray(temperature, rows.wide.dtype)
-    of_rows, _ = statistics(rows, rows.gathered(axis_name), sharpness, distinct=True)
+    sharp = rows.times(1 / jnp.asarray(temperature, rows.wide.dtype))
+    of_rows, _ = compare(softmax, sharp, rows.gathered(axis_name), distinct=True)
     losses = jnp.mean(of_rows.losses.reshape(-1, 2), 1)
     return reduce_losses(losses, None, where, reduction, axis_name=axis_name)
 
@@ -176,30 +176,14 @@ def supervised_contrastive_loss(
     Source:
         P. Khosla et al. (2020), Supervised Contrastive Learning (its loss L_out).
     """
-    vectors = matrix("embeddings", embeddings)
-    labels = as_array("targets", targets)
-    if labels.shape != vectors.shape[:1]:
-        raise ValueError(
-            f"targets must have the shape of embeddings without its last axis, {vectors.shape[:1]}, "
-            f"got shape {labels.shape}"
-        )
-    labels = exact_labels("targets", laid_out_as(vectors, labels, [1]))
-    rows_where, dtype = mask(where, vectors, [1]), arithmetic_dtype(vectors)
-    rows = Rows.of(vectors, dtype, normalize=normalize, where=rows_where, labels=labels, axis_name=axis_name)
-    of_rows, _ = statistics(
-        rows, rows.gathered(axis_name), 1 / jnp.asarray(temperature, dtype), distinct=True
-    )
-    weight = (of_rows.positives > 0).astype(dtype)
-    return reduce_losses(of_rows.losses, weight, rows_where, reduction, axis_name=axis_name)
+    rows, where = labelled(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
+    sharp = rows.times(1 / jnp.asarray(temperature, rows.wide.dtype))
+    of_rows, _ = compare(softmax, sharp, rows.gathered(axis_name), distinct=True)
+    weight = (of_rows.positives > 0).astype(rows.wide.dtype)
+    return reduce_losses(of_rows.losses, weight, where, reduction, axis_name=axis_name)
 
 
-def _among_given(
-    rows: Rows,
-    positives: Rows,
-    negatives: jax.Array,
-    sharpness: jax.Array,
-    normalize: bool,
-) -> jax.Array:
+def _among_given(rows: Rows, positives: Rows, negatives: jax.Array, normalize: bool) -> jax.Array:
     """Returns the cross-entropy of each row's positive among this and the given negatives."""
     count, size = rows.vectors.shape
     if negatives.shape not in ((*negatives.shape[:1], size), (count, *negatives.shape[1:2], size)):
@@ -207,13 +191,13 @@ def _among_given(
             f"negatives must have shape (M, {size}) or ({count}, M, {size}), got shape {negatives.shape}"
         )
     dtype = rows.scale.dtype
-    positive = inner_products(rows, positives, 1)[:, 0] * sharpness
+    positive = inner_products(rows, positives, 1)[:, 0]
     if negatives.ndim == 2:
         others = Rows.of(negatives, dtype, normalize=normalize, labels=())
-        found, _ = statistics(rows._replace(labels=()), others, sharpness)
-        return softplus(found.largest + found.log_norm - positive)
+        found, _ = compare(softmax, rows._replace(labels=()), others)
+        return softplus(found.log_sum - positive)
     negatives = laid_out_as(rows.vectors[:, None], negatives)
     negatives = fill_masked(rows.valid[:, None, None], negatives)
     others = Rows.of(negatives.reshape(-1, size), dtype, normalize=normalize)
-    logits = inner_products(rows, others, negatives.shape[1]) * sharpness
+    logits = inner_products(rows, others, negatives.shape[1])
     return softplus(jax.nn.logsumexp(logits, 1) - positive)

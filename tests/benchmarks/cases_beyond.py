@@ -237,6 +237,10 @@ def _views(rng, rows, size):
     return normal(rng, rows, size), normal(rng, rows, size)
 
 
+def _labelled(rng, rows, size):
+    return normal(rng, rows, size), rng.randint(0, 10, rows).astype(np.int32)
+
+
 def _info_nce(x, y):
     z = _unit(x) @ _unit(y).T / 0.1
     return jnp.mean(jax.nn.logsumexp(z, 1) - jnp.diag(z))
@@ -264,158 +268,46 @@ add(
     moved=(0, 1),
 )
 add("nt_xent_loss", _views, PAIRS, line=_nt_xent, moved=(0, 1))
+add("supervised_contrastive_loss", _labelled, PAIRS, line=_supervised)
+
+
+def _siglip(x, y):
+    z = 10 * _unit(x) @ _unit(y).T - 10
+    return -jnp.sum(jax.nn.log_sigmoid((2 * jnp.eye(len(x)) - 1) * z)) / len(x)
+
+
+def _by_labels(x, labels):
+    """Returns similarities, and which of them are of positives and of negatives."""
+    alike = labels[:, None] == labels
+    return _unit(x) @ _unit(x).T, alike & ~jnp.eye(len(x), dtype=bool), ~alike
+
+
+def _log_sum(logits, where):
+    return jax.nn.logsumexp(jnp.where(where, logits, -1e30), 1)
+
+
+def _circle(x, labels):
+    s, positive, negative = _by_labels(x, labels)
+    pull = jax.lax.stop_gradient(jax.nn.relu(1.4 - s))
+    push = jax.lax.stop_gradient(jax.nn.relu(s + 0.4))
+    sums = _log_sum(-80 * pull * (s - 0.6), positive) + _log_sum(80 * push * (s - 0.4), negative)
+    counts = positive.any(1) & negative.any(1)
+    return jnp.sum(jnp.where(counts, jax.nn.softplus(sums), 0)) / jnp.sum(counts)
+
+
+def _multi_similarity(x, labels):
+    s, positive, negative = _by_labels(x, labels)
+    of_positives = jax.nn.softplus(_log_sum(-2 * (s - 0.5), positive)) / 2
+    return jnp.mean(of_positives + jax.nn.softplus(_log_sum(50 * (s - 0.5), negative)) / 50)
+
+
 add(
-    "supervised_contrastive_loss",
-    lambda rng, rows, size: (normal(rng, rows, size), rng.randint(0, 10, rows).astype(np.int32)),
+    "siglip_loss",
+    _views,
     PAIRS,
-    line=_supervised,
-)
-
-# Preferences and policies.
-
-
-def negative(rng: np.random.RandomState, *shape: int) -> np.ndarray:
-    """Returns log-probabilities."""
-    return -5 * uniform(rng, *shape)
-
-
-def _ratio(log_probs, old):
-    return jnp.exp(log_probs - old)
-
-
-add(
-    "dpo_loss",
-    lambda rng, size: tuple(negative(rng, size) for _ in range(4)),
-    ELEMENTS,
-    line=lambda c, r, fc, fr: jnp.mean(softplus(-0.1 * (c - fc - (r - fr)))),
+    ours=functools.partial(jaxloss.siglip_loss, logit_scale=10.0, logit_bias=-10.0, normalize=True),
+    line=_siglip,
     moved=(0, 1),
 )
-add(
-    "simpo_loss",
-    lambda rng, size: (negative(rng, size), negative(rng, size)),
-    ELEMENTS,
-    line=lambda c, r: jnp.mean(softplus(1 - 2 * (c - r))),
-    moved=(0, 1),
-)
-
-
-def _orpo(c, r):
-    odds = c - r - jnp.log1p(-jnp.exp(c)) + jnp.log1p(-jnp.exp(r))
-    return jnp.mean(0.1 * softplus(-odds) - c)
-
-
-add(
-    "orpo_loss",
-    lambda rng, size: (negative(rng, size), negative(rng, size)),
-    ELEMENTS,
-    line=_orpo,
-    moved=(0, 1),
-)
-add(
-    "kto_loss",
-    lambda rng, size: (negative(rng, size), rng.randint(0, 2, size).astype(np.int32), negative(rng, size)),
-    ELEMENTS,
-    line=lambda x, t, ref: jnp.mean(jax.nn.sigmoid((1.0 - 2 * t) * 0.1 * (x - ref))),
-)
-add(
-    "bradley_terry_loss",
-    normals(2),
-    ELEMENTS,
-    line=lambda c, r: jnp.mean(softplus(r - c)),
-    moved=(0, 1),
-)
-add(
-    "ppo_loss",
-    lambda rng, size: (negative(rng, size), normal(rng, size), negative(rng, size)),
-    ELEMENTS,
-    line=lambda x, a, old: -jnp.mean(jnp.minimum(_ratio(x, old) * a, jnp.clip(_ratio(x, old), 0.8, 1.2) * a)),
-)
-add(
-    "grpo_loss",
-    lambda rng, *shape: (negative(rng, *shape), normal(rng, shape[0]), negative(rng, *shape)),
-    {"small": (8, 128), "cached": (512, 2048), "large": (2048, 8192)},
-    line=lambda x, a, old: (
-        -jnp.mean(jnp.minimum(_ratio(x, old) * a[:, None], jnp.clip(_ratio(x, old), 0.8, 1.2) * a[:, None]))
-    ),
-)
-
-# Sparse probabilities.
-
-
-def _sparsemax(x, y):
-    ordered, ranks = -jnp.sort(-x), jnp.arange(1, x.shape[1] + 1)
-    thresholds = (jnp.cumsum(ordered, 1) - 1) / ranks
-    count = jnp.sum(ordered > thresholds, 1, keepdims=True)
-    threshold = jnp.take_along_axis(thresholds, count - 1, 1)
-    support = jnp.where(x > threshold, x**2 - threshold**2, 0)
-    return jnp.mean((jnp.sum(support, 1) + 1) / 2 - jnp.take_along_axis(x, y[:, None], 1)[:, 0])
-
-
-add("sparsemax_loss", labelled, CLASSES, line=_sparsemax)
-add("entmax15_loss", labelled, CLASSES, line=None)
-
-# Lists.
-
-
-def _relevant(rng, *shape):
-    return normal(rng, *shape), rng.randint(0, 5, shape).astype(np.float32)
-
-
-def _pairwise(s, y):
-    is_pair = y[:, :, None] > y[:, None]
-    return jnp.sum(jnp.where(is_pair, softplus(s[:, None] - s[:, :, None]), 0)) / jnp.sum(is_pair)
-
-
-def _ndcg(s, y):
-    gains, ranks = 2**y - 1, 0.5 + jnp.sum(jax.nn.sigmoid(s[:, None] - s[:, :, None]), -1)
-    places = jnp.arange(1, s.shape[1] + 1)[None]
-    ideal = jnp.sum(-jnp.sort(-gains) / jnp.log2(1 + places), -1)
-    return jnp.mean(1 - jnp.sum(gains / jnp.log2(1 + ranks), -1) / ideal)
-
-
-def _listmle(s, y):
-    ordered = jnp.take_along_axis(s, jnp.argsort(-y, stable=True), -1)
-    return jnp.mean(jnp.sum(jax.lax.cumlogsumexp(ordered, 1, reverse=True) - ordered, -1))
-
-
-_LISTS = {"small": (8, 32), "cached": (64, 256), "large": (8, 4096)}
-add(
-    "softmax_ranking_loss",
-    _relevant,
-    _LISTS,
-    line=lambda s, y: -jnp.mean(jnp.sum(y * jax.nn.log_softmax(s), -1)),
-)
-add("listmle_loss", _relevant, _LISTS, line=_listmle)
-add("pairwise_logistic_loss", _relevant, _LISTS, line=_pairwise)
-add("approx_ndcg_loss", _relevant, _LISTS, line=_ndcg)
-
-# Two networks in turn, and classes that have an order.
-
-add(
-    "discriminator_loss",
-    normals(2),
-    ELEMENTS,
-    line=lambda real, fake: jnp.mean(softplus(-real) + softplus(fake)),
-    moved=(0, 1),
-)
-add("generator_loss", normals(1), ELEMENTS, line=lambda fake: jnp.mean(softplus(-fake)))
-
-
-def _ordered(rng, rows, count):
-    return normal(rng, rows, count - 1), rng.randint(0, count, rows).astype(np.int32)
-
-
-def _coral(x, t):
-    above = jnp.arange(x.shape[1])[None] < t[:, None]
-    return jnp.mean(jnp.sum(softplus(jnp.where(above, -x, x)), -1))
-
-
-def _corn(x, t):
-    place, t = jnp.arange(x.shape[1])[None], t[:, None]
-    answers = softplus(jnp.where(place < t, -x, x))
-    return jnp.sum(jnp.where(place <= t, answers, 0)) / jnp.sum(jnp.minimum(t + 1, x.shape[1]))
-
-
-_ORDERED = {"small": (64, 10), "cached": (100_000, 10), "large": (1_600_000, 10)}
-add("coral_loss", _ordered, _ORDERED, line=_coral)
-add("corn_loss", _ordered, _ORDERED, line=_corn)
+add("circle_loss", _labelled, PAIRS, line=_circle)
+add("multi_similarity_loss", _labelled, PAIRS, line=_multi_similarity)

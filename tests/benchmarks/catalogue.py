@@ -1,6 +1,7 @@
 """Every loss that is timed."""
 
 from tests.benchmarks import cases as cases
+from tests.benchmarks import cases_alignment as cases_alignment
 from tests.benchmarks import cases_beyond as cases_beyond
 from tests.benchmarks import cases_vision as cases_vision
 from tests.benchmarks.case import CASES as CASES

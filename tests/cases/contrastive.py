@@ -44,6 +44,14 @@ def clip_loss(embeddings, targets, logit_scale, logit_bias=0, normalize=False):
 
 
 @beyond_pytorch(None)
+def siglip_loss(embeddings, targets, logit_scale, logit_bias, normalize=False):
+    scale, bias = (Decimal(np.asarray(option, object).item()) for option in (logit_scale, logit_bias))
+    z = scale * (unit(embeddings, normalize) @ unit(targets, normalize).T) + bias
+    right = 2 * np.eye(len(z), dtype=int) - 1
+    return np.array([total(log(1 + exp(-logit)) for logit in row) for row in right * z], object)
+
+
+@beyond_pytorch(None)
 def nt_xent_loss(embeddings, targets, temperature=0.5, normalize=True):
     size = len(embeddings)
     labels = np.array([*range(size)] * 2)
@@ -87,6 +95,13 @@ add(
     lambda rng: {**_views(4, 3)(rng), "logit_scale": np.array(2.0), "logit_bias": np.array(-3.0)},
     normalize=True,
 )
+add("siglip_loss", "matrix", _views(4, 3), logit_scale=2.5, logit_bias=-1.0)
+add(
+    "siglip_loss",
+    "learned",
+    lambda rng: {**_views(4, 3)(rng), "logit_scale": np.array(2.0), "logit_bias": np.array(-3.0)},
+    normalize=True,
+)
 add("nt_xent_loss", "matrix", _views(4, 3))
 add(
     "supervised_contrastive_loss",
@@ -108,9 +123,10 @@ _ZERO = {
 _ENDLESS = {"documented": "An infinite embedding gives NaN"}
 
 
-def _relational(
+def extremes(
     loss: str, options: dict[str, Any], moved: str, targets: Any, *, same: Any, nil: Any, endless: Any
 ) -> None:
+    """Adds a row of a loss that relates the rows of a batch."""
     row(
         loss,
         "embeddings targets",
@@ -129,8 +145,9 @@ for _loss, _options in (
     ("info_nce_loss", {"temperature": 0.5}),
     ("nt_xent_loss", {"temperature": 0.5}),
     ("clip_loss", {"logit_scale": 2.0, "normalize": True}),
+    ("siglip_loss", {"logit_scale": 2.0, "logit_bias": -1.0, "normalize": True}),
 ):
-    _relational(
+    extremes(
         _loss,
         _options,
         "embeddings targets",
@@ -139,7 +156,7 @@ for _loss, _options in (
         nil=_NIL,
         endless=lambda vectors: (_Y, vectors),
     )
-_relational(
+extremes(
     "supervised_contrastive_loss",
     {"temperature": 0.5},
     "embeddings",
