@@ -74,7 +74,7 @@ class Case(NamedTuple):
     @property
     def relates_rows(self) -> bool:
         """Whether the loss of a row depends on the other rows, which `axis_name` splits."""
-        return "embeddings" in self.arrays
+        return "embeddings" in self.arrays or "events" in self.arrays
 
     @property
     def batched(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from tests.cases import regression as regression
 from tests.cases import robust as robust
 from tests.cases import sequence as sequence
 from tests.cases import sparse as sparse
+from tests.cases import survival as survival
 from tests.cases import vocabulary as vocabulary
 
 

@@ -5,7 +5,7 @@ entries of the catalogue that the package can answer. Arguments name the losses,
 not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
-    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras entmax coral-pytorch
+    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras entmax coral-pytorch torchsurv rax
     pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras
     pip install info-nce-pytorch open_clip_torch lightly pytorch-metric-learning
 """
@@ -390,6 +390,41 @@ def lovasz_softmax_loss(lovasz, probs, targets, axis=-1, batch=True, classes="pr
     return np.array(found[0] if batch else found)
 
 
+# Times until an event.
+
+
+@reference("torchsurv.loss.cox")
+def cox_loss(cox, scores, times, events, ties="efron"):
+    torch = importlib.import_module("torch")
+    losses = np.zeros(scores.shape)
+    for time in set(times[events > 0]):  # it adds up what happens at one time
+        now = (times == time) & (events > 0)
+        tensors = torch.tensor(scores), torch.tensor(now), torch.tensor(times)
+        total = cox.neg_partial_log_likelihood(*tensors, ties_method=ties, reduction="sum").item()
+        losses[now] = (total + scores[now].sum()) / now.sum() - scores[now]
+    return losses
+
+
+# Lists.
+
+
+def _of_rax(rax, scores, targets, *, loss, weight=None):
+    with jax.enable_x64(True):
+        weights = {} if weight is None else {"weights": weight}
+        return np.asarray(getattr(rax, loss)(scores, targets, **weights, reduce_fn=None))
+
+
+def _pairs_of_rax(rax, scores, targets, weight=None):
+    if weight is not None:  # of pairs
+        return np.full(scores.shape[:-1], np.nan)
+    return _of_rax(rax, scores, targets, loss="pairwise_logistic_loss").sum(-1)
+
+
+reference("rax", "softmax_ranking_loss")(functools.partial(_of_rax, loss="softmax_loss"))
+reference("rax", "listmle_loss")(functools.partial(_of_rax, loss="listmle_loss"))
+reference("rax", "pairwise_logistic_loss")(_pairs_of_rax)
+
+
 # Sparse probabilities and ordered classes.
 
 
@@ -444,7 +479,8 @@ def compare(loss: str, package: str, answer: Answer) -> None:
     """Prints the largest difference of a loss from a package, relative to the largest loss of the entry."""
     module, differences, answered, asked = importlib.import_module(package), [0.0], 0, 0
     for case in (case for case in CASES if case.loss == loss):
-        theirs = np.asarray(answer(module, **case.arrays, **case.options))
+        arrays = {name: array.copy() for name, array in case.arrays.items()}  # rax writes into them
+        theirs = np.asarray(answer(module, **arrays, **case.options))
         ours = formula(case, of_mean=not theirs.ndim)
         assert theirs.shape == ours.shape, (case.name, theirs.shape, ours.shape)
         known = ~np.isnan(theirs)
@@ -459,9 +495,7 @@ def formula(case: Case, of_mean: bool) -> np.ndarray:
     """Returns the losses of an entry by their formula, or their mean."""
     with localcontext(formulas.CONTEXT):
         arrays = {name: decimals(array) for name, array in case.arrays.items()}
-        losses, *_ = formulas.evaluate_batch(case.loss, arrays, case.options)
-        return losses.astype(float)
-        losses, weight = formulas.evaluate_batch(case.loss, arrays, case.options)
+        losses, weight, _ = formulas.evaluate_batch(case.loss, arrays, case.options)
         return np.asarray(np.sum(losses) / np.sum(weight) if of_mean else losses, float)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxloss._core.arguments import fill_masked, widened
+from jaxloss._core.arguments import fill_masked, have_sizes, widened
 from jaxloss._core.checks import checked, one_or_nan
 
 Elementwise = Callable[..., jax.Array]
@@ -110,6 +111,35 @@ def log_ratio(log_probs: jax.Array, others: jax.Array) -> jax.Array:
     """Returns log_probs - others, 0 with derivative 0 where both are the same infinity."""
     same = jnp.isinf(log_probs) & (log_probs == others)
     return jnp.where(same, 0, log_probs) - jnp.where(same, 0, others)
+
+
+def cumulative_exponentials(
+    logits: jax.Array, axis: int, *, reverse: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest logit up to each place along an axis, and Σ exp(logits - largest) up to there.
+
+    The largest has derivative 0: a shift that cancels. A logarithm of large sums would be rounded.
+    """
+    lowest = jnp.finfo(logits.dtype).min
+    largest = jnp.maximum(lax.stop_gradient(logits), lowest)
+
+    def joined(first: tuple[jax.Array, ...], second: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        largest = jnp.maximum(first[0], second[0])
+        terms = (total * jnp.exp(part - largest) for part, total in (first, second))
+        return largest, functools.reduce(jnp.add, terms)
+
+    parts = largest, jnp.exp(logits - largest)
+    if have_sizes(logits):
+        return lax.associative_scan(joined, parts, reverse=reverse, axis=axis)
+
+    def step(found: tuple[jax.Array, ...], part: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        found = joined(found, part)
+        return found, found
+
+    parts = jax.tree.map(lambda array: jnp.moveaxis(array, axis, 0), parts)
+    start = jax.tree.map(lambda array, fill: jnp.full_like(array[0], fill), parts, (lowest, 0.0))
+    _, found = lax.scan(step, start, parts, reverse=reverse)
+    return jax.tree.map(lambda array: jnp.moveaxis(array, 0, axis), found)
 
 
 def inverse_or_zero(number: jax.Array) -> jax.Array:

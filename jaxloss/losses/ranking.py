@@ -22,7 +22,15 @@ from jaxloss._core.arguments import (
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled, positive
-from jaxloss._core.derivatives import inverse_or_zero, log_of_total, log_ratio, sigmoid, softplus, weighted
+from jaxloss._core.derivatives import (
+    cumulative_exponentials,
+    inverse_or_zero,
+    log_of_total,
+    log_ratio,
+    sigmoid,
+    softplus,
+    weighted,
+)
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 _AT_ONCE = 2**22  # pairs of a block
@@ -110,8 +118,10 @@ def listmle_loss(
     is_masked = jnp.zeros_like(scores, bool) if where is None else jnp.broadcast_to(~where, scores.shape)
     order = jnp.lexsort((-lax.stop_gradient(targets), is_masked), -1)
     ordered = jnp.take_along_axis(fill_masked(where, scores, -jnp.inf), order, -1)
-    after = lax.associative_scan(jnp.logaddexp, ordered, reverse=True, axis=ordered.ndim - 1)[..., 1:]
-    gaps = log_ratio(after, ordered[..., :-1])
+    largest, total = (
+        array[..., 1:] for array in cumulative_exponentials(ordered, ordered.ndim - 1, reverse=True)
+    )
+    gaps = log_ratio(largest, ordered[..., :-1]) + log_of_total(total)
     is_left = jnp.take_along_axis(~is_masked, order, -1)[..., 1:]
     losses = jnp.sum(softplus(fill_masked(is_left, gaps, -jnp.inf)), -1)
     return reduce_losses(losses, None, any_left(where, scores.shape, [-1]), reduction)

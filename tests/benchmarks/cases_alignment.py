@@ -154,3 +154,20 @@ def _corn(x, t):
 _ORDERED = {"small": (64, 10), "cached": (100_000, 10), "large": (1_600_000, 10)}
 add("coral_loss", _ordered, _ORDERED, line=_coral)
 add("corn_loss", _ordered, _ORDERED, line=_corn)
+
+
+# Times until an event.
+
+
+def _cox(s, times, events):
+    order = jnp.argsort(-times)
+    gaps = jax.lax.cumlogsumexp(s[order]) - s[order]
+    return jnp.sum(jnp.where(events[order], gaps, 0)) / jnp.sum(events)  # if no two times are equal
+
+
+add(
+    "cox_loss",
+    lambda rng, size: (normal(rng, size), rng.permutation(size).astype(np.float32), rng.rand(size) < 0.5),
+    {"small": (100,), "cached": (10_000,), "large": (1_000_000,)},
+    line=_cox,
+)
