@@ -26,6 +26,7 @@ from jaxloss._core.arguments import (
 )
 from jaxloss._core.classes import ClassAxis
 from jaxloss._core.derivatives import length
+from jaxloss._core.projection import product
 
 _UNKNOWN = 256  # rows of a block in a program that is exported for any number of them
 _SHORTEST = 1e-12  # length below which vectors are not made longer
@@ -35,8 +36,8 @@ class Rows(NamedTuple):
     """Vectors, and what says how they relate to others."""
 
     vectors: jax.Array  # (N, D), 0 where not valid; in the dtype of products
+    wide: jax.Array  # the same in the dtype of arithmetic, in which gradients are added up
     scale: jax.Array  # (N,): the factor of each vector
-    wide: jax.Array  # vectors · scale in the dtype of arithmetic, in which gradients are added up
     labels: tuple[jax.Array, ...]  # (N,) integers: rows with equal labels are positives
     place: jax.Array  # (N,) integers, of each row another one
     valid: jax.Array  # (N,) booleans: which rows count
@@ -67,12 +68,11 @@ class Rows(NamedTuple):
         narrow = vectors.dtype if vectors.dtype == jnp.bfloat16 and dtype == jnp.float32 else dtype
         wide = vectors.astype(dtype)
         wide, scale = _normalized(wide) if normalize else (wide, jnp.ones(count, dtype))
-        labels = (place,) if labels is None else labels
-        return cls(wide.astype(narrow), scale, wide * scale[:, None], labels, place, valid)
+        return cls(wide.astype(narrow), wide, scale, (place,) if labels is None else labels, place, valid)
 
     def times(self, factor: jax.Array) -> "Rows":
         """Returns the rows, with a factor of their similarities."""
-        return self._replace(scale=self.scale * factor, wide=self.wide * factor)
+        return self._replace(scale=self.scale * factor)
 
     def gathered(self, axis_name: str | None) -> "Rows":
         """Returns the rows of all devices."""
@@ -228,8 +228,9 @@ def _of_device(whole: Any, rows: Rows, axis_name: str) -> Any:
 
 def inner_products(rows: Rows, others: Rows, each: int) -> jax.Array:
     """Returns the products of each of N rows with its own among N · each others, of shape (N, each)."""
-    count, size = rows.wide.shape
-    return jnp.einsum("nd,nmd->nm", rows.wide, others.wide.reshape(count, each, size))
+    wide = others.wide.reshape(rows.wide.shape[0], each, rows.wide.shape[1])
+    products = jnp.einsum("nd,nmd->nm", rows.wide, wide) * others.scale.reshape(wide.shape[:2])
+    return products * rows.scale[:, None]
 
 
 def compare(
@@ -269,36 +270,12 @@ def _compare(
     parameters: tuple[jax.Array, ...],
 ) -> tuple[Any, Statistics | None]:
     def of_block(block: Rows) -> tuple[Any, Statistics | None]:
-        similarities = _similarities(block[:3], others[:3])
+        products = product(block.vectors, others.vectors.T, block.wide, others.wide.T)
+        similarities = products * block.scale[:, None] * others.scale[None]
         return function(similarities, *_related(block, others, distinct), *parameters)
 
     of_rows, of_columns = in_blocks(of_block, rows, others.vectors)
     return of_rows, None if of_columns is None else joined(of_columns, ClassAxis(0, None))
-
-
-Vectors = tuple[jax.Array, jax.Array, jax.Array]  # vectors, scale and wide of `Rows`
-
-
-@jax.custom_jvp
-def _similarities(rows: Vectors, others: Vectors) -> jax.Array:
-    """Returns the products of rows and others; gradients flow to the wide ones.
-
-    The gradient of the products is rounded once, to the dtype of the vectors, and is not added up over rows
-    and columns for the scales, as JAX's own rule would.
-    """
-    products = jnp.dot(rows[0], others[0].T, preferred_element_type=rows[2].dtype)
-    return products * rows[1][:, None] * others[1][None]
-
-
-@_similarities.defjvp
-def _similarities_jvp(
-    primals: tuple[Vectors, Vectors], tangents: tuple[Vectors, Vectors]
-) -> tuple[jax.Array, jax.Array]:
-    (vectors, scale, wide), (others, other_scale, _) = primals
-    dot, other_dot = (tangent[2].astype(vectors.dtype) for tangent in tangents)
-    of_rows = jnp.dot(dot, others.T).astype(wide.dtype) * other_scale[None]
-    of_others = jnp.dot(vectors, other_dot.T).astype(wide.dtype) * scale[:, None]
-    return _similarities(*primals), of_rows + of_others
 
 
 def _related(block: Rows, others: Rows, distinct: bool) -> tuple[jax.Array, jax.Array]:

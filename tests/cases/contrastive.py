@@ -145,7 +145,6 @@ for _loss, _options in (
     ("info_nce_loss", {"temperature": 0.5}),
     ("nt_xent_loss", {"temperature": 0.5}),
     ("clip_loss", {"logit_scale": 2.0, "normalize": True}),
-    ("siglip_loss", {"logit_scale": 2.0, "logit_bias": -1.0, "normalize": True}),
 ):
     extremes(
         _loss,
@@ -156,6 +155,15 @@ for _loss, _options in (
         nil=_NIL,
         endless=lambda vectors: (_Y, vectors),
     )
+extremes(
+    "siglip_loss",
+    {"logit_scale": 2.0, "logit_bias": -1.0, "normalize": True},
+    "embeddings targets",
+    _Y,
+    same=_X[:1] * 3,
+    nil=_NIL,
+    endless=lambda vectors: (vectors, vectors),  # an infinite one of one view leaves its other rows finite
+)
 extremes(
     "supervised_contrastive_loss",
     {"temperature": 0.5},
