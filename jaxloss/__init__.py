@@ -103,6 +103,8 @@ from jaxloss.losses.classification import nll_loss as nll_loss
 from jaxloss.losses.contrastive import info_nce_loss as info_nce_loss
 from jaxloss.losses.contrastive import nt_xent_loss as nt_xent_loss
 from jaxloss.losses.contrastive import supervised_contrastive_loss as supervised_contrastive_loss
+from jaxloss.losses.distillation import distillation_loss as distillation_loss
+from jaxloss.losses.distillation import jensen_shannon_loss as jensen_shannon_loss
 from jaxloss.losses.embedding import cosine_embedding_loss as cosine_embedding_loss
 from jaxloss.losses.embedding import cosine_similarity as cosine_similarity
 from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
