@@ -143,6 +143,9 @@ from jaxloss.losses.robust import charbonnier_loss as charbonnier_loss
 from jaxloss.losses.robust import general_robust_loss as general_robust_loss
 from jaxloss.losses.robust import log_cosh_loss as log_cosh_loss
 from jaxloss.losses.robust import wing_loss as wing_loss
+from jaxloss.losses.self_supervised import barlow_twins_loss as barlow_twins_loss
+from jaxloss.losses.self_supervised import dino_loss as dino_loss
+from jaxloss.losses.self_supervised import vicreg_loss as vicreg_loss
 from jaxloss.losses.sequence import ctc_loss as ctc_loss
 from jaxloss.losses.vocabulary import LinearLogProbs as LinearLogProbs
 from jaxloss.losses.vocabulary import linear_cross_entropy as linear_cross_entropy

@@ -5,13 +5,13 @@ All but `from_host` runs while a loss is traced, and costs nothing per call.
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_map_with_path
 from jax.typing import ArrayLike
 
@@ -247,6 +247,25 @@ def laid_out_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax
         return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
 
     return [laid_out(array, axis) for array, axis in zip(arrays, axes, strict=True)]
+
+
+def on_automatic_axes(function: Callable[..., Any], like: jax.Array, *split: int) -> Callable[..., Any]:
+    """Returns a function inside which explicit mesh axes are automatic, as the compiler then adds up.
+
+    Args:
+        function: It returns arrays with an axis for each of `split`.
+        like: An array on the mesh.
+        split: The axes of `like` as which those are split.
+    """
+    sharding: Any = jax.typeof(like).sharding
+    mesh = sharding.mesh
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
+    if not explicit:
+        return function
+    _, parts = _layout(like)
+    out = NamedSharding(mesh, PartitionSpec(*(parts[axis] for axis in split)))
+    return jax.sharding.auto_axes(function, axes=explicit, out_sharding=out)
 
 
 def _layout(array: jax.Array, without: Sequence[int] = ()) -> tuple[tuple[int, ...], list[Any]]:

@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, arithmetic_dtype, as_array, fill_masked, have_sizes, mask
+from jaxloss._core.arguments import (
+    agree,
+    arithmetic_dtype,
+    as_array,
+    fill_masked,
+    have_sizes,
+    mask,
+    on_automatic_axes,
+)
 from jaxloss._core.classes import ClassAxis
 from jaxloss._core.derivatives import length
 from jaxloss._core.projection import product
@@ -183,14 +190,7 @@ def statistics(
         columns: Whether to return the second.
     """
     function: Callable[..., Any] = functools.partial(_statistics, distinct=distinct, columns=columns)
-    sharding: Any = jax.typeof(rows.vectors).sharding
-    mesh = sharding.mesh
-    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
-    if explicit:
-        split = NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
-        function = jax.sharding.auto_axes(function, axes=explicit, out_sharding=split)
-    return function(rows, others, factor)
+    return on_automatic_axes(function, rows.vectors, 0)(rows, others, factor)
 
 
 def _statistics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +68,7 @@ def distillation_loss(
     return reduce_losses(losses, None, where, reduction)
 
 
-@compiled(
-    static=("axis", "reduction", "axis_name"), domains={"beta": fraction, "temperature": positive}
-)
+@compiled(static=("axis", "reduction", "axis_name"), domains={"beta": fraction, "temperature": positive})
 def jensen_shannon_loss(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -235,9 +233,7 @@ class _Mixed(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _jensen_shannon(
-    student: jax.Array, teacher: jax.Array, beta: jax.Array, classes: ClassAxis
-) -> jax.Array:
+def _jensen_shannon(student: jax.Array, teacher: jax.Array, beta: jax.Array, classes: ClassAxis) -> jax.Array:
     """Returns the loss of scores; at the ends of beta the divergence from the mixture has weight 1."""
     mixed = _Mixed.of(student, teacher, beta, _log_norms(student, teacher, classes), classes)
     of_student, of_teacher = mixed.divergences(classes)
