@@ -9,6 +9,7 @@ from tests.cases import binary as binary
 from tests.cases import boxes as boxes
 from tests.cases import classification as classification
 from tests.cases import contrastive as contrastive
+from tests.cases import distillation as distillation
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
 from tests.cases import images as images
@@ -18,6 +19,7 @@ from tests.cases import polynomial as polynomial
 from tests.cases import quantile as quantile
 from tests.cases import regression as regression
 from tests.cases import robust as robust
+from tests.cases import self_supervised as self_supervised
 from tests.cases import sequence as sequence
 from tests.cases import vocabulary as vocabulary
 

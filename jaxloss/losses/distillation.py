@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import agree, widened
@@ -153,15 +154,24 @@ def _divergence(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> j
     return total / norms[1] + jnp.log(norms[0]) - jnp.log(norms[1])
 
 
-@_divergence.defjvp
 def _divergence_jvp(
-    classes: ClassAxis, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+    classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
     divergence = _divergence(*primals, classes)
     student, teacher = _log_probs(*primals, _unshared(_log_norms(*primals, classes)), classes)
     of_student = jnp.exp(student) - jnp.exp(teacher)
     of_teacher = _relative_entropy(teacher, student) - jnp.exp(teacher) * classes.expand(divergence)
-    return divergence, classes.sum(of_student * tangents[0] + of_teacher * tangents[1])
+    return divergence, classes.sum(_along(tangents, (of_student, of_teacher)))
+
+
+_divergence.defjvp(_divergence_jvp, symbolic_zeros=True)
+
+
+def _along(tangents: tuple[Any, ...], slopes: tuple[jax.Array, ...]) -> jax.Array:
+    """Returns the sum of slopes times tangents. Without a tangent a slope may be infinite."""
+    pairs = zip(slopes, tangents, strict=True)
+    terms = [slope * tangent for slope, tangent in pairs if not isinstance(tangent, SymbolicZero)]
+    return functools.reduce(jnp.add, terms, jnp.zeros((), slopes[0].dtype))
 
 
 def _relative(log_prob: jax.Array, other: jax.Array) -> jax.Array:
@@ -240,9 +250,8 @@ def _jensen_shannon(student: jax.Array, teacher: jax.Array, beta: jax.Array, cla
     return jnp.where(beta == 1, 1, 1 - beta) * of_student + jnp.where(beta == 0, 1, beta) * of_teacher
 
 
-@_jensen_shannon.defjvp
 def _jensen_shannon_jvp(
-    classes: ClassAxis, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+    classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
     student, teacher, beta = primals
     norms = _log_norms(student, teacher, classes)
@@ -254,9 +263,12 @@ def _jensen_shannon_jvp(
     teacher_slope = found.teacher * (found.teacher_gap - classes.expand(of_teacher))
     student_slope = jnp.where(at_zero, apart, jnp.where(at_one, 1, 1 - beta) * student_slope)
     teacher_slope = jnp.where(at_one, -apart, jnp.where(at_zero, 1, beta) * teacher_slope)
-    slope = classes.sum(student_slope * tangents[0] + teacher_slope * tangents[1])
+    moved = classes.sum(_along(tangents[:2], (student_slope, teacher_slope)))
     slope_in_beta = jnp.where(at_zero | at_one, 0, of_teacher - of_student)
-    return _jensen_shannon(*primals, classes), slope + slope_in_beta * tangents[2]
+    return _jensen_shannon(*primals, classes), moved + _along(tangents[2:], (slope_in_beta,))
+
+
+_jensen_shannon.defjvp(_jensen_shannon_jvp, symbolic_zeros=True)
 
 
 def _parts(odds: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

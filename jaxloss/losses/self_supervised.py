@@ -49,7 +49,7 @@ def barlow_twins_loss(
     `reduction`: losses of parts of a batch do not add up to its loss.
 
     Args:
-        embeddings: Features of one view, shape (N, D).
+        embeddings: Features of one view, shape (N, D). An infinite embedding gives NaN.
         targets: Features of the other view, of the shape of `embeddings`. They have a gradient, too.
         lambda_param: Weight of the redundancy, a number >= 0.
         eps: Number >= 0 that is added to variances. With 0, a constant feature has correlation 0, with all
@@ -116,7 +116,7 @@ def vicreg_loss(
     there is no `reduction`: losses of parts of a batch do not add up to its loss.
 
     Args:
-        embeddings: Features of one view, shape (N, D).
+        embeddings: Features of one view, shape (N, D). An infinite embedding gives NaN.
         targets: Features of the other view, of the shape of `embeddings`. They have a gradient, too.
         lambda_param: Weight of the invariance, a number >= 0.
         mu_param: Weight of the variance, a number >= 0.
@@ -309,6 +309,7 @@ def _of_batch(
         batch = _Batch(valid, jnp.maximum(count, 1), axis_name)
         views = tuple(fill_masked(valid[:, None], view) for view in views)
         found = loss(batch, *views, *(jnp.asarray(option, dtype) for option in options))
+        found *= one_or_nan(~jnp.isnan(found), dtype)  # whatever it is, the gradient of every row is NaN, too
         return mean(found, jnp.clip(count - (least - 1), 0, 1))
 
     return on_automatic_axes(of_rows, first)(valid, first, second)
