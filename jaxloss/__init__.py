@@ -30,7 +30,8 @@ axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, t
     the classes. Logits, probabilities, class weights and biases are then the local slices; labels still
     count over all classes. Of losses that relate rows (contrastive ones), `axis_name` splits the rows:
     "sum" and "mean" are then of the rows of all devices, "none" and "sum_and_weight" of the local ones,
-    each of them against all rows. Under `jit`, sharded arrays need no `axis_name`.
+    each of them against all rows. `barlow_twins_loss` and `vicreg_loss` are statistics of all rows: they
+    return a scalar, and take no `reduction`. Under `jit`, sharded arrays need no `axis_name`.
 
 Arrays and dtypes
 -----------------

@@ -66,7 +66,7 @@ def barlow_twins_loss(
         >>> embeddings = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]])
         >>> targets = jnp.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 1.0]])
         >>> jaxloss.barlow_twins_loss(embeddings, targets)
-        Array(0.0262, dtype=float32)
+        Array(0.0075, dtype=float32)
 
     Source:
         J. Zbontar et al. (2021), Barlow Twins: Self-Supervised Learning via Redundancy Reduction. lightly:
@@ -134,7 +134,7 @@ def vicreg_loss(
         >>> import jaxloss
         >>> embeddings = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]])
         >>> jaxloss.vicreg_loss(embeddings, embeddings + 0.5)
-        Array(11.5347, dtype=float32)
+        Array(12.0320, dtype=float32)
 
     Source:
         A. Bardes, J. Ponce, Y. LeCun (2022), VICReg: Variance-Invariance-Covariance Regularization for
@@ -204,7 +204,7 @@ def dino_loss(
         >>> import jaxloss
         >>> views = jnp.array([[[0.1, 0.2], [0.3, 0.1]], [[0.2, 0.1], [0.4, 0.0]]])
         >>> jaxloss.dino_loss(views, views)
-        Array(0.5899, dtype=float32)
+        Array(0.6617, dtype=float32)
 
     Source:
         M. Caron et al. (2021), Emerging Properties in Self-Supervised Vision Transformers. lightly:
