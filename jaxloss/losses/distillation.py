@@ -156,22 +156,22 @@ def _divergence(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> j
 
 def _divergence_jvp(
     classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | float]:
     divergence = _divergence(*primals, classes)
     student, teacher = _log_probs(*primals, _unshared(_log_norms(*primals, classes)), classes)
     of_student = jnp.exp(student) - jnp.exp(teacher)
     of_teacher = _relative_entropy(teacher, student) - jnp.exp(teacher) * classes.expand(divergence)
-    return divergence, classes.sum(_along(tangents, (of_student, of_teacher)))
+    return divergence, _along(tangents, (of_student, of_teacher), classes)
 
 
 _divergence.defjvp(_divergence_jvp, symbolic_zeros=True)
 
 
-def _along(tangents: tuple[Any, ...], slopes: tuple[jax.Array, ...]) -> jax.Array:
-    """Returns the sum of slopes times tangents. Without a tangent a slope may be infinite."""
+def _along(tangents: tuple[Any, ...], slopes: tuple[jax.Array, ...], classes: ClassAxis) -> jax.Array | float:
+    """Returns Σ slopes · tangents, over the classes and the arrays that have a tangent; others may be ∞."""
     pairs = zip(slopes, tangents, strict=True)
     terms = [slope * tangent for slope, tangent in pairs if not isinstance(tangent, SymbolicZero)]
-    return functools.reduce(jnp.add, terms, jnp.zeros((), slopes[0].dtype))
+    return classes.sum(functools.reduce(jnp.add, terms)) if terms else 0.0
 
 
 def _relative(log_prob: jax.Array, other: jax.Array) -> jax.Array:
@@ -252,7 +252,7 @@ def _jensen_shannon(student: jax.Array, teacher: jax.Array, beta: jax.Array, cla
 
 def _jensen_shannon_jvp(
     classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | float]:
     student, teacher, beta = primals
     norms = _log_norms(student, teacher, classes)
     of_student, of_teacher = _Mixed.of(student, teacher, beta, norms, classes).divergences(classes)
@@ -263,9 +263,10 @@ def _jensen_shannon_jvp(
     teacher_slope = found.teacher * (found.teacher_gap - classes.expand(of_teacher))
     student_slope = jnp.where(at_zero, apart, jnp.where(at_one, 1, 1 - beta) * student_slope)
     teacher_slope = jnp.where(at_one, -apart, jnp.where(at_zero, 1, beta) * teacher_slope)
-    moved = classes.sum(_along(tangents[:2], (student_slope, teacher_slope)))
-    slope_in_beta = jnp.where(at_zero | at_one, 0, of_teacher - of_student)
-    return _jensen_shannon(*primals, classes), moved + _along(tangents[2:], (slope_in_beta,))
+    moved = _along(tangents[:2], (student_slope, teacher_slope), classes)
+    if not isinstance(tangents[2], SymbolicZero):
+        moved += jnp.where(at_zero | at_one, 0, of_teacher - of_student) * tangents[2]
+    return _jensen_shannon(*primals, classes), moved
 
 
 _jensen_shannon.defjvp(_jensen_shannon_jvp, symbolic_zeros=True)
