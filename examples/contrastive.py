@@ -122,13 +122,14 @@ def save_maps(
     if file is None:
         return
     figure = Figure(figsize=(4 * len(vectors), 4.4), layout="constrained")
-    for axes, (name, array) in zip(figure.subplots(1, len(vectors)), vectors.items(), strict=True):
+    panels = figure.subplots(1, len(vectors))
+    for axes, (name, array) in zip(panels, vectors.items(), strict=True):
         x, y = PCA(2).fit_transform(array / np.linalg.norm(array, axis=1, keepdims=True)).T
         for label in range(10):
             chosen = labels == label
             axes.scatter(x[chosen], y[chosen], s=8, color=f"C{label}", label=str(label))
         axes.set(title=f"{name}: {accuracies[name]:.1%}", xticks=[], yticks=[])
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=10)
     figure.savefig(file, dpi=150)
     print(f"Maps of the held-out digits: {file}")
 

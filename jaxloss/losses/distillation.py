@@ -157,8 +157,10 @@ def _divergence(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> j
 def _divergence_jvp(
     classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array | float]:
-    divergence = _divergence(*primals, classes)
-    student, teacher = _log_probs(*primals, _unshared(_log_norms(*primals, classes)), classes)
+    student, teacher = primals
+    divergence = _divergence(student, teacher, classes)
+    norms = _unshared(_log_norms(student, teacher, classes))
+    student, teacher = _log_probs(student, teacher, norms, classes)
     of_student = jnp.exp(student) - jnp.exp(teacher)
     of_teacher = _relative_entropy(teacher, student) - jnp.exp(teacher) * classes.expand(divergence)
     return divergence, _along(tangents, (of_student, of_teacher), classes)
@@ -174,17 +176,9 @@ def _along(tangents: tuple[Any, ...], slopes: tuple[jax.Array, ...], classes: Cl
     return classes.sum(functools.reduce(jnp.add, terms)) if terms else 0.0
 
 
-def _relative(log_prob: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.exp(log_prob) * jnp.where(log_prob == -jnp.inf, 0, log_prob - other)
-
-
-@derivatives(
-    lambda log_prob, other: _relative_entropy(log_prob, other) + jnp.exp(log_prob),
-    lambda log_prob, other: -jnp.exp(log_prob),
-)
 def _relative_entropy(log_prob: jax.Array, other: jax.Array) -> jax.Array:
     """Returns exp(log_prob) · (log_prob - other), 0 with every derivative 0 at log_prob = -∞."""
-    return _relative(log_prob, other)
+    return jnp.exp(log_prob) * jnp.where(log_prob == -jnp.inf, 0, log_prob - other)
 
 
 def _log_norms(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> list[jax.Array]:
@@ -289,7 +283,11 @@ def _share_in_beta(odds: jax.Array, beta: jax.Array) -> jax.Array:
     return jnp.where(_is_end(beta), 0, jnp.exp(-jnp.abs(odds)) / total**2)
 
 
-@derivatives(lambda odds, beta: -_share(odds, beta) * _share(-odds, 1 - beta), _share_in_beta)
+def _share_in_odds(odds: jax.Array, beta: jax.Array) -> jax.Array:
+    return -_share(odds, beta) * _share(-odds, 1 - beta)
+
+
+@derivatives(_share_in_odds, _share_in_beta)
 def _share(odds: jax.Array, beta: jax.Array) -> jax.Array:
     """Returns beta / (beta + (1 - beta) · exp(odds))."""
     own, other, _ = _parts(odds, beta)

@@ -77,8 +77,8 @@ def barlow_twins_loss(
         batch: _Batch, first: jax.Array, second: jax.Array, factor: jax.Array, eps: jax.Array
     ) -> jax.Array:
         views = batch.view(first), batch.view(second)
-        scales = [_scale(batch.squares(view) / batch.count, eps) for view in views]
-        correlations = batch.products(*views) / batch.count * scales[0].T * scales[1]
+        scales = [_scale(batch.squares(view) / batch.size, eps) for view in views]
+        correlations = batch.products(*views) / batch.size * scales[0].T * scales[1]
         on, off = jnp.diagonal(correlations), _off_diagonal(correlations)
         return jnp.sum(square(1 - on)) + factor * jnp.sum(square(off))
 
@@ -150,14 +150,14 @@ def vicreg_loss(
         nu: jax.Array,
         eps: jax.Array,
     ) -> jax.Array:
-        size, degrees = first.shape[1], jnp.maximum(batch.count - 1, 1)
-        wide = [view.astype(batch.count.dtype) for view in (first, second)]
-        invariance = jnp.sum(batch.sum(square(wide[0] - wide[1]))) / (batch.count * size)
+        features, degrees = first.shape[1], jnp.maximum(batch.size - 1, 1)
+        wide = [view.astype(batch.size.dtype) for view in (first, second)]
+        invariance = jnp.sum(batch.sum(square(wide[0] - wide[1]))) / (batch.size * features)
         variance, covariance = jnp.zeros_like(invariance), jnp.zeros_like(invariance)
         for view in (batch.view(first), batch.view(second)):
             deviations = power(batch.squares(view) / degrees + eps, 0.5)
-            variance += jnp.sum(positive_part(1 - deviations)) / (2 * size)
-            covariance += jnp.sum(square(_off_diagonal(batch.products(view, view) / degrees))) / size
+            variance += jnp.sum(positive_part(1 - deviations)) / (2 * features)
+            covariance += jnp.sum(square(_off_diagonal(batch.products(view, view) / degrees))) / features
         return factor * invariance + mu * variance + nu * covariance
 
     options = lambda_param, mu_param, nu_param, eps
@@ -254,7 +254,7 @@ class _Batch(NamedTuple):
     """Which rows count, and how their sums are taken."""
 
     valid: jax.Array  # (N,) booleans
-    count: jax.Array  # how many rows are valid on all devices, at least 1
+    size: jax.Array  # how many rows are valid on all devices, at least 1
     axis_name: str | None
 
     def sum(self, array: jax.Array) -> jax.Array:
@@ -267,8 +267,8 @@ class _Batch(NamedTuple):
         The shift is the mean, as a constant: a sum of products of data far from 0 would cancel. bfloat16 has
         too few digits to be so far from 0, and its products are narrow only without a shift.
         """
-        wide = view.astype(self.count.dtype)
-        average = self.sum(wide) / self.count
+        wide = view.astype(self.size.dtype)
+        average = self.sum(wide) / self.size
         if view.dtype == jnp.bfloat16 and wide.dtype == jnp.float32:
             return _View(view, wide, average)
         shift = lax.stop_gradient(average)
@@ -279,12 +279,12 @@ class _Batch(NamedTuple):
         """Returns the sum of squared deviations from the mean, of each feature."""
         shift = lax.stop_gradient(view.mean)
         deviations = fill_masked(self.valid[:, None], view.wide - shift)
-        return self.sum(square(deviations)) - self.count * square(view.mean - shift)
+        return self.sum(square(deviations)) - self.size * square(view.mean - shift)
 
     def products(self, first: _View, second: _View) -> jax.Array:
         """Returns the sums of products of deviations, of each two features of two views."""
         found = product(first.rows.T, second.rows, first.wide.T, second.wide)
-        return _of_devices(found, self.axis_name) - self.count * first.mean.T * second.mean
+        return _of_devices(found, self.axis_name) - self.size * first.mean.T * second.mean
 
 
 def _of_batch(
