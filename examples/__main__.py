@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from examples import (
     binary_classification,
     classification,
+    contrastive,
     language_model,
     quantile_regression,
     regression,
@@ -18,6 +19,7 @@ EXAMPLES = (
     binary_classification,
     quantile_regression,
     segmentation,
+    contrastive,
     language_model,
 )
 

@@ -30,7 +30,8 @@ axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, t
     the classes. Logits, probabilities, class weights and biases are then the local slices; labels still
     count over all classes. Of losses that relate rows (contrastive, circle), `axis_name` splits the rows:
     "sum" and "mean" are then of the rows of all devices, "none" and "sum_and_weight" of the local ones,
-    each of them against all rows. Under `jit`, sharded arrays need no `axis_name`.
+    each of them against all rows. `barlow_twins_loss` and `vicreg_loss` are statistics of all rows: they
+    return a scalar, and take no `reduction`. Under `jit`, sharded arrays need no `axis_name`.
 
 Arrays and dtypes
 -----------------
@@ -105,6 +106,8 @@ from jaxloss.losses.classification import nll_loss as nll_loss
 from jaxloss.losses.contrastive import info_nce_loss as info_nce_loss
 from jaxloss.losses.contrastive import nt_xent_loss as nt_xent_loss
 from jaxloss.losses.contrastive import supervised_contrastive_loss as supervised_contrastive_loss
+from jaxloss.losses.distillation import distillation_loss as distillation_loss
+from jaxloss.losses.distillation import jensen_shannon_loss as jensen_shannon_loss
 from jaxloss.losses.embedding import cosine_embedding_loss as cosine_embedding_loss
 from jaxloss.losses.embedding import cosine_similarity as cosine_similarity
 from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
@@ -159,6 +162,9 @@ from jaxloss.losses.robust import charbonnier_loss as charbonnier_loss
 from jaxloss.losses.robust import general_robust_loss as general_robust_loss
 from jaxloss.losses.robust import log_cosh_loss as log_cosh_loss
 from jaxloss.losses.robust import wing_loss as wing_loss
+from jaxloss.losses.self_supervised import barlow_twins_loss as barlow_twins_loss
+from jaxloss.losses.self_supervised import dino_loss as dino_loss
+from jaxloss.losses.self_supervised import vicreg_loss as vicreg_loss
 from jaxloss.losses.sequence import ctc_loss as ctc_loss
 from jaxloss.losses.sparse import entmax15_loss as entmax15_loss
 from jaxloss.losses.sparse import sparsemax_loss as sparsemax_loss

@@ -19,6 +19,18 @@ import jaxloss
 from tests.formulas import BEYOND_PYTORCH
 
 REDUCTIONS = ("none", "mean", "sum")
+
+
+def public_losses() -> set[str]:
+    """Returns the names of all public losses."""
+    functions = {name: value for name, value in vars(jaxloss).items() if inspect.isfunction(value)}
+    return {
+        name
+        for name, value in functions.items()
+        if name.endswith("_loss") or (name != "reduce" and "reduction" in inspect.signature(value).parameters)
+    }
+
+
 OF_REGIONS = {
     "dice_loss",
     "tversky_loss",
@@ -27,6 +39,7 @@ OF_REGIONS = {
     "lovasz_softmax_loss",
 }
 OF_LISTS = {"softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", "approx_ndcg_loss"}
+SAMPLES_SECOND = {("ctc_loss", "log_probs"), ("dino_loss", "logits"), ("dino_loss", "targets")}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -61,9 +74,18 @@ class Case(NamedTuple):
         """
         return self.loss in OF_REGIONS | OF_LISTS
 
+    @property
+    def is_of_batch(self) -> bool:
+        """Whether the loss is one number of the whole batch, without a reduction."""
+        return "reduction" not in self._parameters
+
+    @property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(getattr(jaxloss, self.loss)).parameters
+
     def _option(self, name: str) -> Any:
         """Returns the value of an option, or None for a loss that does not have it."""
-        parameters = inspect.signature(getattr(jaxloss, self.loss)).parameters
+        parameters = self._parameters
         return self.options.get(name, parameters[name].default) if name in parameters else None
 
     @property
@@ -97,11 +119,11 @@ class Case(NamedTuple):
 
     def batch_axis(self, name: str) -> int:
         """Returns which axis of an argument counts the samples, if one does."""
-        return 1 if (self.loss, name) == ("ctc_loss", "log_probs") else 0
+        return 1 if (self.loss, name) in SAMPLES_SECOND else 0
 
     def is_per_class(self, name: str) -> bool:
         """Whether the argument holds values for classes, and none for a sample."""
-        is_layer = name in ("kernel", "bias") or name.startswith("params.")
+        is_layer = name in ("kernel", "bias", "center") or name.startswith("params.")
         return is_layer or (name == "weight" and (self.axis is not None or "kernel" in self.arrays))
 
     def repeated(self, arrays: Mapping[str, Any], times: int) -> dict[str, Any]:
@@ -137,11 +159,15 @@ class Case(NamedTuple):
         }
 
     def __call__(self, arrays: Mapping[str, Any], **options: Any) -> Any:
-        """Calls the loss."""
-        return getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
+        """Calls the loss; that of a batch is its own mean, sum and "none", of weight 1."""
+        reduction = options.pop("reduction", None) if self.is_of_batch else None
+        value = getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
+        return (value, jnp.ones_like(value)) if reduction == "sum_and_weight" else value
 
     def shape(self, arrays: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape of the mask: of the losses before they are reduced, or of pixels."""
+        """Returns the shape of the mask: of the losses before they are reduced, of rows or of pixels."""
+        if self.is_of_batch:
+            return next(iter(arrays.values())).shape[:1]
         if self.is_of_regions:
             shape = next(iter(arrays.values())).shape
             return shape if self.axis is None else tuple(np.delete(shape, self.axis).tolist())

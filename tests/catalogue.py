@@ -10,6 +10,7 @@ from tests.cases import binary as binary
 from tests.cases import boxes as boxes
 from tests.cases import classification as classification
 from tests.cases import contrastive as contrastive
+from tests.cases import distillation as distillation
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
 from tests.cases import images as images
@@ -24,6 +25,7 @@ from tests.cases import quantile as quantile
 from tests.cases import ranking as ranking
 from tests.cases import regression as regression
 from tests.cases import robust as robust
+from tests.cases import self_supervised as self_supervised
 from tests.cases import sequence as sequence
 from tests.cases import sparse as sparse
 from tests.cases import survival as survival

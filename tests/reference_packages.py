@@ -6,7 +6,6 @@ not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
     pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras entmax coral-pytorch torchsurv rax
-    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras
     pip install info-nce-pytorch open_clip_torch lightly pytorch-metric-learning
 """
 
@@ -464,6 +463,69 @@ def corn_loss(losses, logits, targets):
         for row, label in rows
     ]
     return np.reshape(found, targets.shape)
+
+
+# Teachers and views.
+
+
+@reference("torch.nn.functional")
+def distillation_loss(functional, logits, targets, axis=-1, temperature=1.0):
+    student, teacher = log_softmaxes(functional, logits, targets, axis, temperature)
+    losses = functional.kl_div(student, teacher, log_target=True, reduction="none")
+    return temperature**2 * losses.sum(axis).numpy()
+
+
+@reference("torch.nn.functional")
+def jensen_shannon_loss(functional, logits, targets, axis=-1, beta=0.5, temperature=1.0):
+    """The formula of TRL's generalized_jsd_loss, which reduces its losses."""
+    torch = importlib.import_module("torch")
+    student, teacher = log_softmaxes(functional, logits, targets, axis, temperature)
+
+    def divergence(log_probs, others):
+        return functional.kl_div(others, log_probs, log_target=True, reduction="none").sum(axis)
+
+    if beta in (0, 1):
+        return (divergence(student, teacher) if beta else divergence(teacher, student)).numpy()
+    shares = torch.log(torch.tensor([beta, 1 - beta], dtype=torch.float64))
+    mixture = torch.logaddexp(teacher + shares[0], student + shares[1])
+    return (beta * divergence(teacher, mixture) + (1 - beta) * divergence(student, mixture)).numpy()
+
+
+def log_softmaxes(functional, logits, targets, axis, temperature):
+    torch = importlib.import_module("torch")
+    return [functional.log_softmax(torch.tensor(array) / temperature, axis) for array in (logits, targets)]
+
+
+@reference("lightly.loss")
+def barlow_twins_loss(losses, embeddings, targets, lambda_param=5e-3, eps=1e-5):
+    torch = importlib.import_module("torch")
+    if eps != 1e-5:  # that of its batch normalization
+        return np.array(np.nan)
+    return losses.BarlowTwinsLoss(lambda_param)(torch.tensor(embeddings), torch.tensor(targets)).numpy()
+
+
+@reference("lightly.loss")
+def vicreg_loss(losses, embeddings, targets, **options):
+    torch = importlib.import_module("torch")
+    return losses.VICRegLoss(**options)(torch.tensor(embeddings), torch.tensor(targets)).numpy()
+
+
+@reference("lightly.loss")
+def dino_loss(losses, logits, targets, student_temperature=0.1, teacher_temperature=0.04, center=None):
+    torch = importlib.import_module("torch")
+    function = losses.DINOLoss(
+        logits.shape[-1], teacher_temp=teacher_temperature, student_temp=student_temperature
+    )
+
+    def of_image(n):
+        # It moves the center with every call; and its temperature would be float32.
+        function.center = (
+            torch.tensor(0.0 if center is None else center).double().expand(1, 1, logits.shape[-1])
+        )
+        views = (list(torch.tensor(array[:, n : n + 1])) for array in (targets, logits))
+        return function(*views, teacher_temp=np.float64(teacher_temperature)).item()
+
+    return np.array([of_image(n) for n in range(logits.shape[1])])
 
 
 def main() -> None:

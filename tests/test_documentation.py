@@ -12,6 +12,7 @@ import pytest
 
 import jaxloss
 from tests import torch_oracle
+from tests.case import public_losses
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,8 +105,7 @@ def test_readme_table_names_every_loss_and_no_other():
     table = re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \| (?:`(\w+)`|—) \|$", README, re.MULTILINE)
     named = [*(loss for loss, *_ in table), *BEYOND]
     assert len({*named}) == len(named)
-    losses = {name for name, value in PUBLIC.items() if "reduction" in inspect.signature(value).parameters}
-    assert losses - {"reduce"} <= {*named} <= PUBLIC.keys()
+    assert public_losses() <= {*named} <= PUBLIC.keys()
     assert all(re.search(rf"`(jaxloss\.)?{name}`", README) for name in PUBLIC)
     if torch_oracle.IS_INSTALLED:
         from torch import nn

@@ -19,6 +19,7 @@ from examples import (
     __main__,
     binary_classification,
     classification,
+    contrastive,
     data_parallel,
     language_model,
     quantile_regression,
@@ -31,7 +32,7 @@ from jaxloss.models import LinearRegression
 from jaxloss.training import Checkpoints, create_train_state, train_step
 
 EXAMPLES = [regression, classification, binary_classification]
-OTHERS = [quantile_regression, segmentation, language_model]
+OTHERS = [quantile_regression, segmentation, contrastive, language_model]
 LOSSES = re.compile(
     r"^Initial Loss: (\d+\.\d{4})\nLoss after one optimization step: (\d+\.\d{4})\n", re.MULTILINE
 )
@@ -62,6 +63,10 @@ def test_all_run_one_after_the_other_and_draw_a_plot_each(tmp_path, capsys):
     assert len(re.findall(r"^Held-out loss: \d\.\d{3} nats a character$", output, re.MULTILINE)) == 1
     assert len(re.findall(r"^(?:R²|Accuracy) on held-out \w+: -?\d\.\d{3}$", output, re.MULTILINE)) == 3
     assert len(re.findall(r"^Mean IoU on held-out images, [\w -]+: \d\.\d{3}$", output, re.MULTILINE)) == 4
+    assert (
+        len(re.findall(r"^Nearest neighbour of held-out digits, [\w-]+: \d\.\d{3}$", output, re.MULTILINE))
+        == 4
+    )
     assert len(re.findall(r"^\w+ interval: covers \d\.\d{3} of the held-out", output, re.MULTILINE)) == 2
     for example in __main__.EXAMPLES:
         name = example.__name__.removeprefix("examples.")
@@ -94,6 +99,31 @@ def test_faint_pixels_of_digits_are_ignored_in_every_loss_and_in_the_metric():
     wrong = logits + 40 * (labels == segmentation.IGNORED)[..., None] * np.eye(11, dtype=np.float32)[9]
     for loss in segmentation.LOSSES.values():
         np.testing.assert_array_equal(loss(wrong, labels), loss(logits, labels))
+
+
+@pytest.mark.slow
+def test_embeddings_find_digits_that_pixels_miss_and_more_with_labels():
+    found = contrastive.main([])
+    assert found["untrained"] < found["pixels"] < 0.75
+    assert found["NT-Xent"] > found["pixels"] + 0.08
+    assert found["supervised"] > found["NT-Xent"] + 0.04
+
+
+def test_only_the_supervised_loss_reads_the_labels():
+    embeddings = np.random.default_rng(0).normal(size=(6, 2, contrastive.FEATURES)).astype(np.float32)
+    alone, paired = np.arange(6), np.arange(6) // 2
+    assert contrastive.of_views(embeddings, alone) == contrastive.of_views(embeddings, paired)
+    assert contrastive.of_labels(embeddings, alone) != contrastive.of_labels(embeddings, paired)
+
+
+def test_a_moved_digit_is_whole_and_never_the_same_twice():
+    digit, rng = np.full((1, 64), 16.0), np.random.default_rng(0)
+    views = np.concatenate([contrastive.moved(digit, rng) for _ in range(20)])
+    assert views.shape == (20, contrastive.SIZE**2)
+    # From centre to centre of its pixels it is 7 wide, times a scale between 0.85 and 1.2.
+    ink = views.sum(1)
+    assert (7 * 0.8) ** 2 < ink.min() < ink.max() < (7 * 1.25) ** 2
+    assert np.abs(np.corrcoef(views) - np.eye(20)).max() < 0.999
 
 
 def test_a_trained_model_has_the_weights_of_the_last_step():

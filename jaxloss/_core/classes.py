@@ -207,6 +207,20 @@ def with_z_loss(losses: jax.Array, z_loss: ArrayLike, log_sum_exp: jax.Array) ->
     return losses + weighted(factor, log_sum_exp * log_sum_exp)
 
 
+def tempered(logits: jax.Array, temperature: ArrayLike) -> jax.Array:
+    """Returns logits / temperature; what is infinite does not depend on the temperature."""
+    inverse = 1 / jnp.asarray(temperature, logits.dtype)
+    return _scaled(logits, inverse.reshape([1] * logits.ndim))
+
+
+@derivatives(
+    lambda logits, factor: factor,
+    lambda logits, factor: jnp.where(jnp.isinf(logits), 0, logits),
+)
+def _scaled(logits: jax.Array, factor: jax.Array) -> jax.Array:
+    return factor * logits
+
+
 class Labels(NamedTuple):
     """Class labels, and what follows from them."""
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import (
@@ -23,6 +22,7 @@ from jaxloss._core.arguments import (
     have_sizes,
     laid_out_as,
     mask,
+    on_automatic_axes,
 )
 from jaxloss._core.classes import ClassAxis
 from jaxloss._core.derivatives import length
@@ -252,14 +252,7 @@ def compare(
         distinct: Whether a row is no candidate of its own.
     """
     whole: Callable[..., Any] = functools.partial(_compare, function, distinct)
-    sharding: Any = jax.typeof(rows.vectors).sharding
-    mesh = sharding.mesh
-    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
-    if explicit:
-        split = NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
-        whole = jax.sharding.auto_axes(whole, axes=explicit, out_sharding=split)
-    return whole(rows, others, parameters)
+    return on_automatic_axes(whole, rows.vectors, 0)(rows, others, parameters)
 
 
 def _compare(

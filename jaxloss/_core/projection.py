@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxloss._core.arguments import arithmetic_dtype, broadcastable, fill_masked, have_sizes
+from jaxloss._core.arguments import (
+    arithmetic_dtype,
+    broadcastable,
+    fill_masked,
+    have_sizes,
+    on_automatic_axes,
+)
 from jaxloss._core.classes import ClassAxis, soft_capped
 from jaxloss._core.derivatives import derivatives, weighted
 
@@ -100,15 +106,10 @@ def statistics(
     given = {name: array for name, array in arrays.items() if array is not None}
     if "valid" in given:
         given["valid"] = jnp.broadcast_to(given["valid"], hidden.shape[:-1])
+    # Under automatic axes the compiler sums a loop's gradients where they lie; under explicit ones (JAX 0.10
+    # and 0.12) they are gathered first, or have no type that fits.
     of_device: Callable[..., Any] = functools.partial(_of_device, wanted)
-    sharding: Any = jax.typeof(hidden).sharding
-    explicit = [name for name, kind in _axes(sharding.mesh) if kind == AxisType.Explicit]
-    if explicit:
-        # Under automatic axes the compiler sums a loop's gradients where they lie; under explicit ones (JAX
-        # 0.10 and 0.12) they are gathered first, or have no type that fits.
-        positions = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:-1]))
-        of_device = jax.sharding.auto_axes(of_device, axes=tuple(explicit), out_sharding=positions)
-    found = of_device(given)
+    found = on_automatic_axes(of_device, hidden, *range(hidden.ndim - 1))(given)
     if axis_name is None:
         return found
     return _joined({name: found[name][None] for name in found}, ClassAxis(0, axis_name))
@@ -384,13 +385,9 @@ def _at_once(platform: str, over_positions: bool, positions: int, classes: int, 
     return min(max(positions * classes // devices // 16, 2**23), 2**27)
 
 
-def _axes(mesh: Any) -> list[tuple[str, AxisType]]:
-    """Returns name and type of each axis of a mesh."""
-    return list(zip(mesh.axis_names, mesh.axis_types, strict=True))
-
-
 def _devices(*arrays: jax.Array) -> tuple[Any, int]:
     """Returns the mesh of the arrays, and over how many of its devices the compiler may spread them."""
     shardings: list[Any] = [jax.typeof(array).sharding for array in arrays]
     mesh = max((sharding.mesh for sharding in shardings), key=lambda mesh: mesh.size)
-    return mesh, math.prod(mesh.shape[name] for name, kind in _axes(mesh) if kind == AxisType.Auto)
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return mesh, math.prod(mesh.shape[name] for name, kind in axes if kind == AxisType.Auto)

@@ -4,7 +4,6 @@ A twin takes the same arrays in the same order and returns a scalar. The one-lin
 user would write by hand where no loss is at hand: no checks, no masks, no care for infinities or ties.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxloss
+from tests.case import public_losses
 
 Loss = Callable[..., Any]
 
@@ -57,9 +57,7 @@ def add(
 
 def publics() -> set[str]:
     """Returns the names of all public losses and distances."""
-    functions = {name: value for name, value in vars(jaxloss).items() if inspect.isfunction(value)}
-    losses = {name for name, value in functions.items() if "reduction" in inspect.signature(value).parameters}
-    return losses - {"reduce"} | {"pairwise_distance", "cosine_similarity"}
+    return public_losses() | {"pairwise_distance", "cosine_similarity"}
 
 
 def normal(rng: np.random.RandomState, *shape: int) -> np.ndarray:

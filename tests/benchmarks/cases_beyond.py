@@ -311,3 +311,73 @@ add(
 )
 add("circle_loss", _labelled, PAIRS, line=_circle)
 add("multi_similarity_loss", _labelled, PAIRS, line=_multi_similarity)
+
+
+# Teachers.
+
+
+def _log_softmaxes(s, t):
+    return [jax.nn.log_softmax(array.astype(jnp.float32)) for array in (s, t)]
+
+
+def _divergence(log_probs, others):
+    return jnp.sum(jnp.exp(log_probs) * (log_probs - others), -1)
+
+
+def _distillation(s, t):
+    student, teacher = _log_softmaxes(s, t)
+    return jnp.mean(_divergence(teacher, student))
+
+
+def _jensen_shannon(s, t):
+    student, teacher = _log_softmaxes(s, t)
+    mixture = jnp.logaddexp(student, teacher) - math.log(2)
+    return jnp.mean(_divergence(teacher, mixture) + _divergence(student, mixture)) / 2
+
+
+add("distillation_loss", normals(2), CLASSES, line=_distillation)
+add("jensen_shannon_loss", normals(2), CLASSES, line=_jensen_shannon)
+
+
+# Statistics of two views.
+
+
+def _off_diagonal(x):
+    return x * (1 - jnp.eye(len(x)))
+
+
+def _barlow_twins(x, y):
+    x, y = (
+        (v - v.mean(0)) / jnp.sqrt(v.var(0) + 1e-5) for v in (x.astype(jnp.float32), y.astype(jnp.float32))
+    )
+    c = x.T @ y / len(x)
+    return jnp.sum((1 - jnp.diag(c)) ** 2) + 5e-3 * jnp.sum(_off_diagonal(c) ** 2)
+
+
+def _vicreg(x, y):
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    loss = 25 * jnp.mean((x - y) ** 2)
+    for view in (x, y):
+        deviations = view - view.mean(0)
+        covariances = deviations.T @ deviations / (len(x) - 1)
+        hinges = jnp.maximum(1 - jnp.sqrt(jnp.diag(covariances) + 1e-4), 0)
+        loss += 12.5 * jnp.mean(hinges) + jnp.sum(_off_diagonal(covariances) ** 2) / x.shape[1]
+    return loss
+
+
+def _dino(s, t):
+    probs = jax.nn.softmax(t.astype(jnp.float32) / 0.04)
+    log_probs = jax.nn.log_softmax(s.astype(jnp.float32) / 0.1)
+    pairs = jnp.einsum("tnk,snk->tsn", probs, -log_probs) * (1 - jnp.eye(len(t), len(s)))[..., None]
+    return jnp.mean(jnp.sum(pairs, (0, 1))) / (len(s) * len(t) - len(t))
+
+
+FEATURES = {"small": (64, 64), "cached": (1024, 256), "large": (4096, 1024)}
+add("barlow_twins_loss", _views, FEATURES, line=_barlow_twins, moved=(0, 1))
+add("vicreg_loss", _views, FEATURES, line=_vicreg, moved=(0, 1))
+add(
+    "dino_loss",
+    lambda rng, rows, size: (normal(rng, 10, rows, size), normal(rng, 2, rows, size)),
+    {"small": (8, 64), "cached": (16, 4096), "large": (64, 16_384)},
+    line=_dino,
+)

@@ -40,6 +40,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is n
     "crps_ensemble_loss": ((262_144, 64),),
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
+    "dino_loss": ((10, 64, 65_536), (2, 64, 65_536)),
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
     "adaptive_log_softmax": (
         *((4096, 1024), (4096,), (1024, 5002)),
