@@ -30,6 +30,7 @@ Shape = tuple[int, ...]
 DTYPES = ("float32", "bfloat16")
 SQUARE = (4096, 4096)
 REGIONS = ("dice_loss", "tversky_loss", "generalized_dice_loss", "lovasz_softmax_loss")
+LISTS = ("softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", "approx_ndcg_loss")
 SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is not the square
     "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
     "multilabel_margin_loss": ((512, 100),),
@@ -38,6 +39,9 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is n
     **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)) | {"lovasz_softmax_loss": ((4, 256, 256, 21),)},
     "lovasz_hinge_loss": ((8, 512, 512),),
     "crps_ensemble_loss": ((262_144, 64),),
+    **dict.fromkeys(("coral_loss", "corn_loss"), ((2**21, 9),)),
+    **dict.fromkeys(LISTS, ((64, 4096),)),
+    "cox_loss": ((2**20,),),
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "dino_loss": ((10, 64, 65_536), (2, 64, 65_536)),
