@@ -103,6 +103,7 @@ from jaxloss.losses.classification import nll_loss as nll_loss
 from jaxloss.losses.contrastive import info_nce_loss as info_nce_loss
 from jaxloss.losses.contrastive import nt_xent_loss as nt_xent_loss
 from jaxloss.losses.contrastive import supervised_contrastive_loss as supervised_contrastive_loss
+from jaxloss.losses.distillation import linear_distillation_loss as linear_distillation_loss
 from jaxloss.losses.embedding import cosine_embedding_loss as cosine_embedding_loss
 from jaxloss.losses.embedding import cosine_similarity as cosine_similarity
 from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
@@ -121,6 +122,8 @@ from jaxloss.losses.margin import hinge_loss as hinge_loss
 from jaxloss.losses.margin import margin_ranking_loss as margin_ranking_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss
 from jaxloss.losses.margin import multilabel_margin_loss as multilabel_margin_loss
+from jaxloss.losses.metric import arcface_loss as arcface_loss
+from jaxloss.losses.metric import cosface_loss as cosface_loss
 from jaxloss.losses.multimodal import clip_loss as clip_loss
 from jaxloss.losses.overlap import dice_loss as dice_loss
 from jaxloss.losses.overlap import generalized_dice_loss as generalized_dice_loss

@@ -48,7 +48,7 @@ class Case(NamedTuple):
     def axis(self) -> int | None:
         """The class axis, or None for a loss without one."""
         axis = self._option("axis")
-        if axis is None or "kernel" in self.arrays:
+        if axis is None or self.has_layer:
             return None
         return axis % next(iter(self.arrays.values())).ndim
 
@@ -63,9 +63,14 @@ class Case(NamedTuple):
         return self.options.get(name, parameters[name].default) if name in parameters else None
 
     @property
+    def has_layer(self) -> bool:
+        """Whether the logits are those of a last layer, whose classes `axis_name` splits."""
+        return "kernel" in self.arrays
+
+    @property
     def relates_rows(self) -> bool:
         """Whether the loss of a row depends on the other rows, which `axis_name` splits."""
-        return "embeddings" in self.arrays
+        return "embeddings" in self.arrays and not self.has_layer
 
     @property
     def batched(self) -> tuple[str, ...]:
@@ -92,8 +97,8 @@ class Case(NamedTuple):
 
     def is_per_class(self, name: str) -> bool:
         """Whether the argument holds values for classes, and none for a sample."""
-        is_layer = name in ("kernel", "bias") or name.startswith("params.")
-        return is_layer or (name == "weight" and (self.axis is not None or "kernel" in self.arrays))
+        is_layer = name.removeprefix("teacher_") in ("kernel", "bias") or name.startswith("params.")
+        return is_layer or (name == "weight" and (self.axis is not None or self.has_layer))
 
     def repeated(self, arrays: Mapping[str, Any], times: int) -> dict[str, Any]:
         """Returns the arrays with the batch several times over."""

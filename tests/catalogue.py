@@ -9,10 +9,12 @@ from tests.cases import binary as binary
 from tests.cases import boxes as boxes
 from tests.cases import classification as classification
 from tests.cases import contrastive as contrastive
+from tests.cases import distillation as distillation
 from tests.cases import embedding as embedding
 from tests.cases import focal as focal
 from tests.cases import images as images
 from tests.cases import lovasz as lovasz
+from tests.cases import metric as metric
 from tests.cases import overlap as overlap
 from tests.cases import polynomial as polynomial
 from tests.cases import quantile as quantile

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxloss._core.arguments import fill_masked, widened
@@ -14,6 +15,7 @@ from jaxloss._core.checks import checked, one_or_nan
 Elementwise = Callable[..., jax.Array]
 
 LARGEST_PROBABILITY = 1 + 1e-6  # what softmax may round to
+_SHORTEST = 1e-12  # length below which vectors are not made longer
 
 
 def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
@@ -75,6 +77,23 @@ def _length_jvp(
     return value, jnp.sum(jnp.where(vanishes, 0, directions) * tangents[0], axis)
 
 
+def inverse_lengths(vectors: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Returns two factors of the vectors along an axis, whose product is 1 / max(length, 1e-12).
+
+    The first makes the largest component about 1, so that no square over- or underflows. It is a power of two,
+    by which bfloat16 vectors are multiplied exactly, and has derivative 0. That of vectors of length 0 is 0,
+    and with it all their derivatives.
+    """
+    largest = jnp.max(jnp.abs(lax.stop_gradient(vectors)), axis, initial=0)
+    limits = jnp.finfo(vectors.dtype)
+    _, exponent = jnp.frexp(jnp.clip(largest, limits.tiny, limits.max / 4))
+    power = jnp.ldexp(jnp.ones_like(largest), -exponent.astype(jnp.int32))
+    shortest = jnp.asarray(_SHORTEST, vectors.dtype) * power
+    power = jnp.where(largest == 0, 0, power)
+    vectors = vectors * jnp.expand_dims(power, axis)
+    return power, 1 / jnp.maximum(length(vectors, 0.0, axis), shortest)
+
+
 @derivatives(lambda weight, loss: loss, lambda weight, loss: weight)
 def weighted(weight: jax.Array, loss: jax.Array) -> jax.Array:
     """Returns weight · loss, where an infinite loss of weight 0 is 0."""
@@ -116,6 +135,12 @@ def inverse_or_zero(number: jax.Array) -> jax.Array:
 def log_of_total(total: jax.Array) -> jax.Array:
     """Returns log(total) for total >= 0, at 0 -∞ with every derivative 0: nothing was added up."""
     return jnp.log(total)
+
+
+@derivatives(lambda scale, number: jnp.where(jnp.isinf(number), 0, number), lambda scale, number: scale)
+def scaled(scale: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns scale · number for scale > 0; an infinite number does not depend on the scale."""
+    return scale * number
 
 
 @derivatives(
