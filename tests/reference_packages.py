@@ -5,7 +5,7 @@ entries of the catalogue that the package can answer. Arguments name the losses,
 not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
-    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras
+    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras pytorch-metric-learning
 """
 
 import functools
@@ -205,6 +205,40 @@ def generalized_cross_entropy(losses, logits, targets, axis=-1, q=0.7, ignore_in
     labels = np.where(kept, targets, 0)
     function = losses.CategoricalGeneralizedCrossEntropy(q, reduction=None)  # in float32
     return (np.asarray(function(labels, probs)) * kept).reshape(shape)
+
+
+# Metric learning and distillation.
+
+
+def _with_margin(losses, loss, degrees_or_cosine, scale, embeddings, kernel, targets):
+    torch = importlib.import_module("torch")
+    function = getattr(losses, loss)(kernel.shape[1], kernel.shape[0], degrees_or_cosine, scale).double()
+    function.W.data = torch.tensor(kernel)
+    rows, labels = np.atleast_2d(embeddings), np.atleast_1d(targets)
+    found = function.compute_loss(torch.tensor(rows), torch.tensor(labels), None, None, None)
+    return found["loss"]["losses"].detach().numpy().reshape(np.shape(targets))
+
+
+@reference("pytorch_metric_learning.losses")
+def arcface_loss(losses, embeddings, kernel, targets, margin=0.5, scale=64.0):
+    return _with_margin(losses, "ArcFaceLoss", np.rad2deg(margin), scale, embeddings, kernel, targets)
+
+
+@reference("pytorch_metric_learning.losses")
+def cosface_loss(losses, embeddings, kernel, targets, margin=0.35, scale=64.0):
+    return _with_margin(losses, "CosFaceLoss", margin, scale, embeddings, kernel, targets)
+
+
+@reference("torch.nn.functional")
+def linear_distillation_loss(
+    functional, hidden, kernel, teacher_hidden, teacher_kernel, bias=0, teacher_bias=0, temperature=1.0
+):
+    torch = importlib.import_module("torch")
+    layers = (hidden, kernel, bias), (teacher_hidden, teacher_kernel, teacher_bias)
+    student, teacher = (torch.tensor((x @ w + b) / temperature).log_softmax(-1) for x, w, b in layers)
+    possible = torch.isfinite(teacher)  # it has NaN where both are -inf
+    losses = functional.kl_div(student, teacher, reduction="none", log_target=True)
+    return temperature**2 * torch.where(possible, losses, 0).sum(-1).numpy()
 
 
 # Regions. The packages have the classes on axis 1, and pixels to ignore are left out of both arguments.

@@ -214,8 +214,8 @@ def _of_others(arrays: Arrays, start: jax.Array | int = 0, first: jax.Array | No
     }
 
 
-# Of two layers, `largest` and `norm` are pairs, of the student and of the teacher. The gaps of a layer are the
-# differences of its largest logit and its logits, and
+# Of two layers, `largest` and `norm` are pairs, of the student and of the teacher. The gaps of a layer are
+# largest - logits, and
 #   excess      Σ exp(-gaps of the teacher) · (gaps of the student - gaps of the teacher)
 
 

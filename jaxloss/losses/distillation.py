@@ -35,9 +35,9 @@ def linear_distillation_loss(
 
         loss = temperature² · Σ_c p[c] · (log p[c] - log q[c])
 
-    Logits are computed in blocks, and again for the gradient, so that they are never all held. Products of
-    bfloat16 features and kernels have bfloat16 factors; their sums are float32. Gradients flow to the teacher,
-    too: `jax.lax.stop_gradient` freezes it.
+    Logits are computed in blocks, and again for the gradient, so that they are never all held. If a layer's
+    features and kernel are bfloat16, so are the factors of its products; the sums are float32. Gradients flow
+    to the teacher, too: `jax.lax.stop_gradient` freezes it.
 
     Args:
         hidden: Input of the student's last layer, shape (..., H).

@@ -41,7 +41,7 @@ def arcface_loss(
         loss = log Σ_c exp(z_c) - z_y
 
     Logits are computed in blocks, as in `linear_cross_entropy`, so that they are never all held; nor is a
-    kernel of unit vectors. At θ_y = 0 and θ_y = π, where the angle has no derivative, sin θ_y has derivative 0.
+    kernel of unit vectors. At θ_y = 0 and θ_y = π the angle has no derivative, and that of sin θ_y is 0.
 
     Args:
         embeddings: Embeddings, shape (..., D). A zero vector stays zero, and all its derivatives are 0. An

@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.case import Arrays, add
 from tests.formulas import beyond_pytorch, exp, log_softmax, times, total
-from tests.situation import INF, at, row
+from tests.situation import row
 
 
 def kl_of_logits(logits, targets, temperature):
@@ -51,7 +51,7 @@ def _masked_vocabulary(rng: np.random.RandomState) -> Arrays:
 
 
 add("linear_distillation_loss", "rows", _layers(6))
-add("linear_distillation_loss", "sequences-bias", _layers(2, 4, bias=True), temperature=2.0)
+add("linear_distillation_loss", "sequences-bias", _layers(2, 4, classes=6, bias=True), temperature=2.0)
 add("linear_distillation_loss", "one", _layers(classes=5))
 add(
     "linear_distillation_loss",
@@ -64,7 +64,7 @@ add(
 add(
     "linear_distillation_loss",
     "learned",
-    lambda rng: {**_layers(4, sizes=(6, 5))(rng), "temperature": np.array(0.75)},
+    lambda rng: {**_layers(4)(rng), "temperature": np.array(0.75)},
 )
 
 _COLUMNS = [[1.0, 0.5, -1.0], [0.25, 2.0, 1.5]]

@@ -65,10 +65,10 @@ _WIDE = {
     "kernel": np.array([[2.0, 0.0, 0.5, -0.75], [0.0, -0.5, 1.5, 1.0]]),
     "targets": np.array([0, 1, 0, 1]),
 }
-for _loss in ("arcface_loss", "cosface_loss"):
-    add(_loss, "rows", _classes(6, 3, classes=10), scale=8.0)
-    add(_loss, "one", _classes(4, classes=7), margin=0.25, scale=30.0)
+add("arcface_loss", "rows", _classes(6, 3, classes=10), scale=8.0)
 add("arcface_loss", "wide", lambda rng: _WIDE)
+add("cosface_loss", "few-classes", _classes(9, 3, classes=4), scale=8.0)
+add("cosface_loss", "one", _classes(4, classes=7), margin=0.25, scale=30.0)
 
 _COLUMNS = [[2.0, 0.0, -0.5], [0.0, 1.5, 1.0]]
 _ZERO = {
