@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     kernel: jax.Array  # (features, classes), of any floating dtype
     bias: jax.Array | None = None
     soft_cap: jax.Array | None = None
-    position_scale: jax.Array | None = None
+    position_scale: jax.Array | None = None  # or one number for all positions
     class_scale: jax.Array | None = None
 
     def arrays(self, dtype: Any) -> dict[str, jax.Array]:
@@ -176,7 +176,8 @@ def logits_of(arrays: Arrays, index: int = 0) -> jax.Array:
     if "bias" in layer:
         logits = logits + broadcastable("bias", layer["bias"], logits)
     if "position_scale" in layer:
-        logits = scaled(jnp.expand_dims(layer["position_scale"], -1), logits)
+        scale = broadcastable("position_scale", layer["position_scale"], logits, [logits.ndim - 1])
+        logits = scaled(jnp.expand_dims(scale, -1), logits)
     return soft_capped(logits, layer.get("soft_cap"))
 
 
@@ -254,10 +255,14 @@ class _Blocks(NamedTuple):
             return function(arrays)
         names = _OF_POSITIONS if self.over_positions else _OF_CLASSES
 
-        def is_cut(path: Any) -> bool:
-            return any(getattr(key, "key", None) in names for key in path)
+        def cut(function: Callable[[jax.Array], jax.Array], arrays: Arrays) -> Arrays:
+            def of_array(path: Any, array: jax.Array) -> jax.Array:
+                is_named = any(getattr(key, "key", None) in names for key in path)
+                return function(array) if is_named and array.ndim else array
 
-        whole = tree_map_with_path(lambda path, a: self._split(a) if is_cut(path) else a, arrays)
+            return tree_map_with_path(of_array, arrays)
+
+        whole = cut(self._split, arrays)
 
         def of_block(index: jax.Array) -> Statistics:
             start = jnp.minimum(index * self.size, self.length - self.size)
@@ -265,7 +270,7 @@ class _Blocks(NamedTuple):
             def stretch(array: jax.Array) -> jax.Array:
                 return lax.dynamic_slice_in_dim(array, start, self.size, self._stretch)
 
-            block = tree_map_with_path(lambda path, a: stretch(a) if is_cut(path) else a, whole)
+            block = cut(stretch, whole)
             if self.over_positions:
                 return function(block)
             overlap = self.number * self.size > self.length

@@ -83,14 +83,9 @@ def linear_distillation_loss(
     dtype = arithmetic_dtype(*(array for array in arrays if array is not None))
     where = ClassAxis(hidden.ndim - 1, None).mask(where, hidden)
     temperature = jnp.asarray(temperature, dtype)
-    sharpness = jnp.broadcast_to(1 / temperature, hidden.shape[:-1])
-    found = divergence(
-        Layer(hidden, kernel, bias, position_scale=sharpness),
-        Layer(teacher_hidden, teacher_kernel, teacher_bias, position_scale=sharpness),
-        dtype,
-        where,
-        axis_name,
-    )
+    student = Layer(hidden, kernel, bias, position_scale=1 / temperature)
+    teacher = Layer(teacher_hidden, teacher_kernel, teacher_bias, position_scale=1 / temperature)
+    found = divergence(student, teacher, dtype, where, axis_name)
     return reduce_losses(temperature * temperature * found, None, where, reduction)
 
 

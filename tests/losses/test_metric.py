@@ -218,4 +218,4 @@ def test_neither_logits_nor_unit_vectors_are_held():
     shapes = jax.ShapeDtypeStruct((512, 256), jnp.float32), jax.ShapeDtypeStruct((256, 64_000), jnp.float32)
     labels = jax.ShapeDtypeStruct((512,), jnp.int32)
     program = jax.jit(jax.value_and_grad(arcface_loss, (0, 1))).lower(*shapes, labels).compile()
-    assert program.memory_analysis().temp_size_in_bytes / 1e6 <= 20  # the logits are 131, the kernel 66
+    assert program.memory_analysis().temp_size_in_bytes / 1e6 <= 30  # the logits are 131, the kernel 66
