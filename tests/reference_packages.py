@@ -212,10 +212,12 @@ def generalized_cross_entropy(losses, logits, targets, axis=-1, q=0.7, ignore_in
 
 def _with_margin(losses, loss, degrees_or_cosine, scale, embeddings, kernel, targets):
     torch = importlib.import_module("torch")
-    function = getattr(losses, loss)(kernel.shape[1], kernel.shape[0], degrees_or_cosine, scale).double()
+    reducer = importlib.import_module("pytorch_metric_learning.reducers").DoNothingReducer()
+    options = {"margin": degrees_or_cosine, "scale": scale, "reducer": reducer}
+    function = getattr(losses, loss)(kernel.shape[1], kernel.shape[0], **options).double()
     function.W.data = torch.tensor(kernel)
-    rows, labels = np.atleast_2d(embeddings), np.atleast_1d(targets)
-    found = function.compute_loss(torch.tensor(rows), torch.tensor(labels), None, None, None)
+    rows, labels = torch.tensor(np.atleast_2d(embeddings)), torch.tensor(np.atleast_1d(targets))
+    found = function(rows, labels)
     return found["loss"]["losses"].detach().numpy().reshape(np.shape(targets))
 
 

@@ -178,7 +178,11 @@ def _at_wider_angle(cosine: jax.Array, margin: jax.Array) -> jax.Array:
     return jnp.where(cosine < -jnp.cos(margin), cosine - margin * jnp.sin(margin), wider)
 
 
-@derivatives(lambda cosine: -cosine * inverse_or_zero(_sine(cosine)))
+def _sine_slope(cosine: jax.Array) -> jax.Array:
+    return -cosine * inverse_or_zero(_sine(cosine))
+
+
+@derivatives(_sine_slope)
 def _sine(cosine: jax.Array) -> jax.Array:
     """Returns the sine of an angle in [0, π] with a cosine, with every derivative 0 where it is 0."""
     return jnp.sqrt(jnp.maximum((1 - cosine) * (1 + cosine), 0))

@@ -63,7 +63,7 @@ add(
 )
 add(
     "linear_distillation_loss",
-    "learned",
+    "temperature",
     lambda rng: {**_layers(4)(rng), "temperature": np.array(0.75)},
 )
 
