@@ -38,11 +38,11 @@ def features_and_kernel(
 #   share       Σ shares
 #   share_gap   Σ shares · (largest - logits)
 #   spread      Σ exp(logits - largest) · (largest - logits)
-# A part of the classes has `label` besides, 1 if the label's class is one of them, else 0. Of the `others`
-# than the label there are
-#   largest     the largest logit of them
-#   norm        Σ exp(logits - largest) over them, 0 if there are none
-#   label_logit the logit of the label's class
+# A part of the classes has `label` besides, 1 if the label's class is one of them, else 0.
+#
+# `statistics_of_others` leaves the label's class out of `largest` and `norm`, which is 0 if there is no other
+# class. A margin may take the label's logit far below the others, whose exponentials relative to it would be
+# 0 where it is the largest. There is `label_logit`, the logit of the label's class, instead of its gap.
 
 
 class _Wanted(NamedTuple):
@@ -214,8 +214,8 @@ def _of_others(arrays: Arrays, start: jax.Array | int = 0, first: jax.Array | No
     }
 
 
-# Of two layers, `largest` and `norm` are pairs, of the student and of the teacher. The gaps of a layer are
-# largest - logits, and
+# Of two layers, `largest` and `norm` are pairs, of the student and of the teacher. With the gaps of each,
+# largest - logits, there is
 #   excess      Σ exp(-gaps of the teacher) · (gaps of the student - gaps of the teacher)
 
 

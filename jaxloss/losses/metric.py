@@ -173,7 +173,7 @@ def _cosines(
 
 
 def _at_wider_angle(cosine: jax.Array, margin: jax.Array) -> jax.Array:
-    """Returns cos(θ + margin) of the angle θ of a cosine; beyond π - margin a cosine that still decreases."""
+    """Returns cos(θ + margin) for cosine = cos θ, and cosine - margin · sin(margin) where θ > π - margin."""
     wider = cosine * jnp.cos(margin) - _sine(cosine) * jnp.sin(margin)
     return jnp.where(cosine < -jnp.cos(margin), cosine - margin * jnp.sin(margin), wider)
 
