@@ -108,6 +108,7 @@ from jaxloss.losses.contrastive import nt_xent_loss as nt_xent_loss
 from jaxloss.losses.contrastive import supervised_contrastive_loss as supervised_contrastive_loss
 from jaxloss.losses.distillation import distillation_loss as distillation_loss
 from jaxloss.losses.distillation import jensen_shannon_loss as jensen_shannon_loss
+from jaxloss.losses.distillation import linear_distillation_loss as linear_distillation_loss
 from jaxloss.losses.embedding import cosine_embedding_loss as cosine_embedding_loss
 from jaxloss.losses.embedding import cosine_similarity as cosine_similarity
 from jaxloss.losses.embedding import pairwise_distance as pairwise_distance
@@ -126,7 +127,9 @@ from jaxloss.losses.margin import hinge_loss as hinge_loss
 from jaxloss.losses.margin import margin_ranking_loss as margin_ranking_loss
 from jaxloss.losses.margin import multi_margin_loss as multi_margin_loss
 from jaxloss.losses.margin import multilabel_margin_loss as multilabel_margin_loss
+from jaxloss.losses.metric import arcface_loss as arcface_loss
 from jaxloss.losses.metric import circle_loss as circle_loss
+from jaxloss.losses.metric import cosface_loss as cosface_loss
 from jaxloss.losses.metric import multi_similarity_loss as multi_similarity_loss
 from jaxloss.losses.multimodal import clip_loss as clip_loss
 from jaxloss.losses.multimodal import siglip_loss as siglip_loss

@@ -62,7 +62,7 @@ class Case(NamedTuple):
     def axis(self) -> int | None:
         """The class axis, or None for a loss without one."""
         axis = self._option("axis")
-        if axis is None or "kernel" in self.arrays:
+        if axis is None or self.has_layer:
             return None
         return axis % next(iter(self.arrays.values())).ndim
 
@@ -94,9 +94,14 @@ class Case(NamedTuple):
         return self.loss != "grpo_loss" or self._option("aggregate") != "sequence"
 
     @property
+    def has_layer(self) -> bool:
+        """Whether the logits are those of a last layer, whose classes `axis_name` splits."""
+        return "kernel" in self.arrays
+
+    @property
     def relates_rows(self) -> bool:
         """Whether the loss of a row depends on the other rows, which `axis_name` splits."""
-        return "embeddings" in self.arrays or "events" in self.arrays
+        return "events" in self.arrays or ("embeddings" in self.arrays and not self.has_layer)
 
     @property
     def batched(self) -> tuple[str, ...]:
@@ -123,8 +128,8 @@ class Case(NamedTuple):
 
     def is_per_class(self, name: str) -> bool:
         """Whether the argument holds values for classes, and none for a sample."""
-        is_layer = name in ("kernel", "bias", "center") or name.startswith("params.")
-        return is_layer or (name == "weight" and (self.axis is not None or "kernel" in self.arrays))
+        is_layer = name.removeprefix("teacher_") in ("kernel", "bias", "center") or name.startswith("params.")
+        return is_layer or (name == "weight" and (self.axis is not None or self.has_layer))
 
     def repeated(self, arrays: Mapping[str, Any], times: int) -> dict[str, Any]:
         """Returns the arrays with the batch several times over."""

@@ -6,7 +6,7 @@ import os
 import jax
 import pytest
 
-from jaxloss._core import projection
+from jaxloss._core import blocks
 
 # Compilation dominates the suite. Without LLVM's optimizer and the emitters of fused loops, with all code in
 # one piece, it takes half of the time. `.ci/run` also runs most tests as XLA compiles by default.
@@ -22,13 +22,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 gc.set_threshold(50_000, 20, 100)
 
 # Few classes are as many blocks as a user's large vocabulary.
-_AT_ONCE = projection._at_once
-projection._at_once = lambda *_: 24
+_AT_ONCE = blocks._at_once
+blocks._at_once = lambda *_: 24
 
 
 @pytest.fixture
 def blocks_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "_at_once", _AT_ONCE)
+    monkeypatch.setattr(blocks, "_at_once", _AT_ONCE)
 
 
 def _entry(item: pytest.Item) -> str:

@@ -272,6 +272,42 @@ def generalized_cross_entropy(losses, logits, targets, axis=-1, q=0.7, ignore_in
     return (np.asarray(function(labels, probs)) * kept).reshape(shape)
 
 
+# Metric learning and distillation.
+
+
+def _with_margin(losses, loss, degrees_or_cosine, scale, embeddings, kernel, targets):
+    torch = importlib.import_module("torch")
+    reducer = importlib.import_module("pytorch_metric_learning.reducers").DoNothingReducer()
+    options = {"margin": degrees_or_cosine, "scale": scale, "reducer": reducer}
+    function = getattr(losses, loss)(kernel.shape[1], kernel.shape[0], **options).double()
+    function.W.data = torch.tensor(kernel)
+    rows, labels = torch.tensor(np.atleast_2d(embeddings)), torch.tensor(np.atleast_1d(targets))
+    found = function(rows, labels)
+    return found["loss"]["losses"].detach().numpy().reshape(np.shape(targets))
+
+
+@reference("pytorch_metric_learning.losses")
+def arcface_loss(losses, embeddings, kernel, targets, margin=0.5, scale=64.0):
+    return _with_margin(losses, "ArcFaceLoss", np.rad2deg(margin), scale, embeddings, kernel, targets)
+
+
+@reference("pytorch_metric_learning.losses")
+def cosface_loss(losses, embeddings, kernel, targets, margin=0.35, scale=64.0):
+    return _with_margin(losses, "CosFaceLoss", margin, scale, embeddings, kernel, targets)
+
+
+@reference("torch.nn.functional")
+def linear_distillation_loss(
+    functional, hidden, kernel, teacher_hidden, teacher_kernel, bias=0, teacher_bias=0, temperature=1.0
+):
+    torch = importlib.import_module("torch")
+    layers = (hidden, kernel, bias), (teacher_hidden, teacher_kernel, teacher_bias)
+    student, teacher = (torch.tensor((x @ w + b) / temperature).log_softmax(-1) for x, w, b in layers)
+    possible = torch.isfinite(teacher)  # it has NaN where both are -inf
+    losses = functional.kl_div(student, teacher, reduction="none", log_target=True)
+    return temperature**2 * torch.where(possible, losses, 0).sum(-1).numpy()
+
+
 # Regions. The packages have the classes on axis 1, and pixels to ignore are left out of both arguments.
 
 

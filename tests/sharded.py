@@ -19,12 +19,12 @@ from jax.sharding import PartitionSpec as P
 
 import jaxloss
 from jaxloss import adaptive_log_probs, cosine_similarity, init_adaptive_log_softmax
-from jaxloss._core import pairs, projection
+from jaxloss._core import blocks, pairs
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
 # Few classes are as many blocks as a user's large vocabulary.
-projection._at_once = lambda *_: 1
+blocks._at_once = lambda *_: 1
 pairs._at_once = lambda *_: 4
 
 
@@ -184,7 +184,7 @@ def check_bias(mesh: Mesh) -> None:
 
 def splits(case: Case) -> bool:
     """Whether there are classes, and their axis divides by the mesh."""
-    if "kernel" in case.arrays:
+    if case.has_layer:
         return case.arrays["kernel"].shape[1] % 2 == 0
     return case.axis is not None and next(iter(case.arrays.values())).shape[case.axis] % 2 == 0
 

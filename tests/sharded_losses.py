@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxloss import cross_entropy, linear_cross_entropy
-from jaxloss._core import projection
+from jaxloss._core import blocks
 
 Arrays = dict[str, Any]
 
@@ -88,7 +88,7 @@ def sums(arrays: Arrays) -> tuple[Any, Any]:
 
 def check_losses() -> Iterator[str]:
     """Says where two processes have other losses or gradients than one device."""
-    projection._at_once = lambda *_: 8  # Few classes are as many blocks as a large vocabulary.
+    blocks._at_once = lambda *_: 8  # Few classes are as many blocks as a large vocabulary.
     arrays = draw()
     expected = jax.device_get(means(losses, arrays))
     # The devices 0 to 3 are those of the first process: both axes of the mesh run through both processes.

@@ -16,7 +16,7 @@ MODULES = sorted(
     if path.stem != "__init__"
 )
 # From the lowest floor of the core to the highest: each imports only from those before it.
-_CORE = "checks arguments decorator derivatives reduction classes projection pairs"
+_CORE = "checks arguments decorator derivatives reduction classes blocks projection pairs"
 CORE = [f"_core.{name}" for name in _CORE.split()]
 FAMILIES = [name for name in MODULES if name.startswith("losses.")]
 TRAINING = [name for name in MODULES if name.startswith("training.") or name == "models"]

@@ -73,7 +73,7 @@ def agree(**arrays: Any) -> list[jax.Array]:
     converted = [as_array(name, array) for name, array in arrays.items()]
     if len({array.shape for array in converted}) > 1:
         raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}")
-    return _laid_out_as_first_split(converted)
+    return laid_out_as_first_split(converted)
 
 
 def agree_but_for_last_axis(**arrays: Any) -> list[jax.Array]:
@@ -85,10 +85,10 @@ def agree_but_for_last_axis(**arrays: Any) -> list[jax.Array]:
             f"{_and(names)} must have the shape of {name} without its last axis, "
             f"got {_and(arrays, [first, *others])}"
         )
-    return _laid_out_as_first_split([first, *(jnp.expand_dims(other, -1) for other in others)])
+    return laid_out_as_first_split([first, *(jnp.expand_dims(other, -1) for other in others)])
 
 
-def _laid_out_as_first_split(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def laid_out_as_first_split(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     split = next((array for array in arrays if any(_layout(array)[1])), arrays[0])
     return [laid_out_as(split, array) for array in arrays]
 

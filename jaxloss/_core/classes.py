@@ -296,7 +296,7 @@ def _check_shape_of_labels(targets: jax.Array, name: str, scores: jax.Array, cla
     if targets.shape == expected:
         return
     which, chosen, hint = "its last axis", "", ""
-    if name != "hidden":
+    if name not in ("hidden", "embeddings"):
         axis = -1 if classes.position == len(shape) - 1 else classes.position
         which, chosen = "the class axis", f" with axis={axis}"
         others = (classes._replace(position=other) for other in range(len(shape)))

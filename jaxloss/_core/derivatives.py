@@ -15,6 +15,7 @@ from jaxloss._core.checks import checked, one_or_nan
 Elementwise = Callable[..., jax.Array]
 
 LARGEST_PROBABILITY = 1 + 1e-6  # what softmax may round to
+_SHORTEST = 1e-12  # length below which vectors are not made longer
 
 
 def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
@@ -74,6 +75,41 @@ def _length_jvp(
     vanishes = jnp.expand_dims(value == 0, axis)
     directions = primals[0] / jnp.where(vanishes, 1, jnp.expand_dims(value, axis))
     return value, jnp.sum(jnp.where(vanishes, 0, directions) * tangents[0], axis)
+
+
+def inverse_lengths(vectors: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Returns two factors of the vectors along an axis, whose product is 1 / max(length, 1e-12).
+
+    The first makes the largest component about 1, so that no square over- or underflows. It is a power of
+    two, by which bfloat16 vectors are multiplied exactly, and has derivative 0. That of a vector of length 0
+    is 0, and with it are all derivatives of the vector's products.
+    """
+    largest = jnp.max(jnp.abs(lax.stop_gradient(vectors)), axis, initial=0)
+    limits = jnp.finfo(vectors.dtype)
+    _, exponent = jnp.frexp(jnp.clip(largest, limits.tiny, limits.max / 4))
+    power = jnp.ldexp(jnp.ones_like(largest), -exponent.astype(jnp.int32))
+    shortest = jnp.asarray(_SHORTEST, vectors.dtype) * power
+    power = jnp.where(largest == 0, 0, power)
+    return power, _inverse_length(vectors, power, shortest, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _inverse_length(vectors: jax.Array, power: jax.Array, shortest: jax.Array, axis: int) -> jax.Array:
+    """Returns 1 / max(length of power · vectors, shortest)."""
+    vectors = vectors * jnp.expand_dims(power, axis)
+    return 1 / jnp.maximum(jnp.sqrt(jnp.sum(vectors * vectors, axis)), shortest)
+
+
+@_inverse_length.defjvp
+def _inverse_length_jvp(
+    axis: int, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    # In terms of the vectors as they are: scaled ones would be written out for use in both directions.
+    vectors, power, shortest = primals
+    inverse = _inverse_length(*primals, axis)
+    to_unit = jnp.where(inverse * shortest < 1, power * inverse, 0)
+    along = jnp.sum(vectors * jnp.expand_dims(to_unit, axis) * tangents[0], axis)
+    return inverse, -inverse * (inverse * (power * along))
 
 
 @derivatives(lambda weight, loss: loss, lambda weight, loss: weight)
@@ -152,6 +188,12 @@ def inverse_or_zero(number: jax.Array) -> jax.Array:
 def log_of_total(total: jax.Array) -> jax.Array:
     """Returns log(total) for total >= 0, at 0 -∞ with every derivative 0: nothing was added up."""
     return jnp.log(total)
+
+
+@derivatives(lambda scale, number: jnp.where(jnp.isinf(number), 0, number), lambda scale, number: scale)
+def scaled(scale: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns scale · number for scale > 0; an infinite number does not depend on the scale."""
+    return scale * number
 
 
 @derivatives(

@@ -24,12 +24,11 @@ from jaxloss._core.arguments import (
     mask,
     on_automatic_axes,
 )
+from jaxloss._core.blocks import product
 from jaxloss._core.classes import ClassAxis
-from jaxloss._core.derivatives import length
-from jaxloss._core.projection import product
+from jaxloss._core.derivatives import inverse_lengths
 
 _UNKNOWN = 256  # rows of a block in a program that is exported for any number of them
-_SHORTEST = 1e-12  # length below which vectors are not made longer
 
 
 class Rows(NamedTuple):
@@ -66,8 +65,10 @@ class Rows(NamedTuple):
             valid, vectors = valid & where, fill_masked(where[:, None], vectors)
         # Only bfloat16 products stay narrow: in float16 the gradient of a mean would underflow.
         narrow = vectors.dtype if vectors.dtype == jnp.bfloat16 and dtype == jnp.float32 else dtype
-        wide = vectors.astype(dtype)
-        wide, scale = _normalized(wide) if normalize else (wide, jnp.ones(count, dtype))
+        wide, scale = vectors.astype(dtype), jnp.ones(count, dtype)
+        if normalize:
+            power, scale = inverse_lengths(wide, 1)
+            wide = wide * power[:, None]
         return cls(wide.astype(narrow), wide, scale, (place,) if labels is None else labels, place, valid)
 
     def times(self, factor: jax.Array) -> "Rows":
@@ -88,21 +89,6 @@ class Rows(NamedTuple):
             return jnp.stack(arrays, 1).reshape(-1, *arrays[0].shape[1:])
 
         return jax.tree.map(both, *pairs)
-
-
-def _normalized(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns vectors and scales, whose products are the vectors / max(length, 1e-12).
-
-    The largest component of the new vectors is about 1, so that no square over- or underflows; as the factor
-    is a power of two, bfloat16 ones are not rounded. The gradient of a vector of length 0 is 0.
-    """
-    largest = jnp.max(jnp.abs(lax.stop_gradient(vectors)), 1, initial=0)
-    limits = jnp.finfo(vectors.dtype)
-    _, exponent = jnp.frexp(jnp.clip(largest, limits.tiny, limits.max / 4))
-    inverse = jnp.ldexp(jnp.ones_like(largest), -exponent.astype(jnp.int32))
-    vectors = jnp.where(largest[:, None] == 0, 0, vectors * inverse[:, None])
-    shortest = jnp.asarray(_SHORTEST, vectors.dtype) * inverse
-    return vectors, 1 / jnp.maximum(length(vectors, 0.0, 1), shortest)
 
 
 def matrix(name: str, embeddings: ArrayLike) -> jax.Array:

@@ -12,9 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import as_array, broadcastable, values
+from jaxloss._core.blocks import Layer
 from jaxloss._core.classes import ClassAxis, labels_without_weight
 from jaxloss._core.decorator import compiled
-from jaxloss._core.projection import Output, statistics
+from jaxloss._core.projection import statistics
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -275,7 +276,7 @@ def _edges(cutoffs: Sequence[int], n_classes: int | None = None) -> tuple[int, .
 
 def _surprise(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labels: jax.Array) -> jax.Array:
     """Returns -log softmax(hidden · kernel + bias)[label], of many classes some at a time."""
-    found = statistics(hidden, Output(kernel, bias, None), hidden.dtype, labels=labels)
+    found = statistics(Layer(hidden, kernel, bias), hidden.dtype, labels=labels)
     return jnp.log(found["norm"]) + found["label_gap"]
 
 

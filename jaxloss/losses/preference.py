@@ -169,7 +169,7 @@ def simpo_loss(
     """
 
     def loss(chosen: jax.Array, rejected: jax.Array, beta: jax.Array, gamma: jax.Array) -> jax.Array:
-        return _logistic(beta * log_ratio(chosen, rejected) - gamma, label_smoothing, False)
+        return _logistic(beta * (chosen - rejected) - gamma, label_smoothing, False)
 
     arrays = agree(chosen=chosen, rejected=rejected)
     return reduce_elementwise(loss, arrays, [beta, gamma], where=where, reduction=reduction)

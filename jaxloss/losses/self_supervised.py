@@ -19,12 +19,12 @@ from jaxloss._core.arguments import (
     on_automatic_axes,
     widened,
 )
+from jaxloss._core.blocks import product
 from jaxloss._core.checks import one_or_nan
 from jaxloss._core.classes import ClassAxis, log_normalizer, per_class, tempered
 from jaxloss._core.decorator import compiled, not_negative, positive
 from jaxloss._core.derivatives import positive_part, power, square, weighted
 from jaxloss._core.pairs import matrix
-from jaxloss._core.projection import product
 from jaxloss._core.reduction import Reduction, mean, reduce_losses
 
 

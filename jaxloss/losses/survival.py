@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -81,10 +82,7 @@ def cox_loss(
     happened = checked(happened, is_right, "events: expected True or False, 1 or 0")
     weight = happened * one_or_nan(is_right, scores.dtype)
     at_risk = jnp.broadcast_to(jnp.ones(1, bool) if where is None else where, scores.shape)
-
-    def of_subjects(*arrays: jax.Array) -> jax.Array:
-        return _of_subjects(*arrays, ties == "efron")
-
+    of_subjects = functools.partial(_of_subjects, efron=ties == "efron")
     losses = on_automatic_axes(of_subjects, scores, 0)(scores, times, happened == 1, at_risk)
     losses = jnp.where(happened == 0, 0, losses) * weight * one_or_nan(~jnp.any(unknown), scores.dtype)
     return reduce_losses(losses, weight, where, reduction)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import arithmetic_dtype, as_array, fill_masked
+from jaxloss._core.blocks import Layer, Statistics
 from jaxloss._core.classes import (
     ClassAxis,
     Labels,
@@ -20,7 +21,7 @@ from jaxloss._core.classes import (
 )
 from jaxloss._core.decorator import compiled, fraction, not_negative, positive_and_finite
 from jaxloss._core.derivatives import weighted
-from jaxloss._core.projection import Output, Statistics, statistics
+from jaxloss._core.projection import features_and_kernel, statistics
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -87,7 +88,7 @@ def linear_cross_entropy(
     """
     problem = _problem(hidden, kernel, targets, bias, soft_cap, ignore_index, where, axis_name)
     if weight is not None:
-        weight = per_class("weight", weight, problem.output.kernel)
+        weight = per_class("weight", weight, problem.layer.kernel)
     labels = problem.labels
     found = problem.statistics(weight=weight, label_smoothing=label_smoothing)
     log_norm = jnp.log(found["norm"])
@@ -173,8 +174,7 @@ def linear_log_probs(
 class _Problem(NamedTuple):
     """Arguments that agree."""
 
-    hidden: jax.Array
-    output: Output
+    layer: Layer
     dtype: jnp.dtype  # of arithmetic
     labels: Labels | None  # the targets, or
     probs: jax.Array | None
@@ -185,8 +185,7 @@ class _Problem(NamedTuple):
     def statistics(self, **options: Any) -> Statistics:
         """Returns what the losses are made of."""
         return statistics(
-            self.hidden,
-            self.output,
+            self.layer,
             self.dtype,
             axis_name=self.axis_name,
             labels=None if self.labels is None else self.labels.classes,
@@ -207,15 +206,8 @@ def _problem(
     axis_name: str | None,
 ) -> _Problem:
     """Returns the arguments as arrays, or refuses what does not fit together."""
-    hidden, kernel = as_array("hidden", hidden), as_array("kernel", kernel)
+    hidden, kernel = features_and_kernel(hidden, kernel)
     targets = as_array("targets", targets)
-    if kernel.ndim != 2 or hidden.shape[-1:] != kernel.shape[:1] or not kernel.shape[1]:
-        tied = kernel.ndim == 2 and hidden.shape[-1:] == kernel.shape[1:]
-        hint = "; a tied embedding passes its transpose" if tied else ""
-        raise ValueError(
-            "kernel must have shape (H, V), V > 0, for hidden of shape (..., H), got kernel "
-            f"{kernel.shape} and hidden {hidden.shape}{hint}"
-        )
     bias = None if bias is None else per_class("bias", bias, kernel)
     soft = jnp.issubdtype(targets.dtype, jnp.floating)
     arrays = [hidden, kernel, *([] if bias is None else [bias]), *([targets] if soft else [])]
@@ -230,8 +222,8 @@ def _problem(
     else:
         labels = labels_without_weight(targets, "hidden", hidden, features, count, ignore_index, where)
         valid = labels.valid
-    output = Output(kernel, bias, None if soft_cap is None else jnp.asarray(soft_cap, dtype))
-    return _Problem(hidden, output, dtype, labels, targets if soft else None, valid, count, axis_name)
+    layer = Layer(hidden, kernel, bias, None if soft_cap is None else jnp.asarray(soft_cap, dtype))
+    return _Problem(layer, dtype, labels, targets if soft else None, valid, count, axis_name)
 
 
 def _refuse_other_shape(targets: jax.Array, expected: tuple[int, ...]) -> None:

@@ -48,9 +48,9 @@ add(
 )
 add(
     "kto_loss",
-    lambda rng, size: (negative(rng, size), rng.randint(0, 2, size).astype(np.int32), negative(rng, size)),
+    lambda rng, size: (negative(rng, size), rng.randint(0, 2, size).astype(np.float32), negative(rng, size)),
     ELEMENTS,
-    line=lambda x, t, ref: jnp.mean(jax.nn.sigmoid((1.0 - 2 * t) * 0.1 * (x - ref))),
+    line=lambda x, t, ref: jnp.mean(jax.nn.sigmoid((1 - 2 * t) * 0.1 * (x - ref))),
 )
 add(
     "bradley_terry_loss",

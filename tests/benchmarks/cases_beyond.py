@@ -157,6 +157,54 @@ add(
 )
 
 
+# Last layers.
+
+LAYERS = {"small": (32, 16, 1000), "cached": (512, 64, 20_000), "large": (512, 512, 32_000)}
+
+
+def _layer(rng: np.random.RandomState, rows: int, width: int, classes: int) -> tuple[np.ndarray, ...]:
+    return normal(rng, rows, width), normal(rng, width, classes) / np.float32(math.sqrt(width))
+
+
+def _of_cosines(margined: Any, embeddings: Any, kernel: Any, labels: Any) -> Any:
+    rows = embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
+    cosines = rows @ (kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True))
+    own = jnp.arange(kernel.shape[1]) == labels[:, None]
+    return jnp.mean(_surprise(64 * jnp.where(own, margined(cosines), cosines), labels))
+
+
+def _arcface(*arrays: Any) -> Any:
+    return _of_cosines(lambda cosines: jnp.cos(jnp.arccos(cosines) + 0.5), *arrays)
+
+
+def _cosface(*arrays: Any) -> Any:
+    return _of_cosines(lambda cosines: cosines - 0.35, *arrays)
+
+
+def _distillation(hidden: Any, kernel: Any, teacher_hidden: Any, teacher_kernel: Any) -> Any:
+    student, teacher = (
+        jax.nn.log_softmax(hidden @ kernel),
+        jax.nn.log_softmax(teacher_hidden @ teacher_kernel),
+    )
+    return jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), -1))
+
+
+for _loss, _line in (("arcface_loss", _arcface), ("cosface_loss", _cosface)):
+    add(
+        _loss,
+        lambda rng, *size: (*_layer(rng, *size), rng.randint(0, size[-1], size[0]).astype(np.int32)),
+        LAYERS,
+        line=_line,
+        moved=(0, 1),
+    )
+add(
+    "linear_distillation_loss",
+    lambda rng, *size: (*_layer(rng, *size), *_layer(rng, *size)),
+    LAYERS,
+    line=_distillation,
+    moved=(0, 1, 2, 3),
+)
+
 # Regions.
 
 

@@ -46,6 +46,8 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is n
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "dino_loss": ((10, 64, 65_536), (2, 64, 65_536)),
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
+    **dict.fromkeys(("arcface_loss", "cosface_loss"), ((4096, 512), (512, 250_000), (4096,))),
+    "linear_distillation_loss": ((4096, 2048), (2048, 128_256)) * 2,
     "adaptive_log_softmax": (
         *((4096, 1024), (4096,), (1024, 5002)),
         *((1024, 256), (256, 20_000), (1024, 64), (64, 75_000)),

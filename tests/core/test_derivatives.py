@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloss._core.derivatives import clamped_at_zero, derivatives, positive_part, weighted
+from jaxloss._core.derivatives import (
+    clamped_at_zero,
+    derivatives,
+    inverse_lengths,
+    positive_part,
+    scaled,
+    weighted,
+)
 
 INF = np.inf
 FACTORS = [0.0, 0.0, 0.0, 1.0, 0.5, 1e-6, 2.0, 1.0, -1.0]
@@ -65,3 +72,30 @@ def test_a_hinge_has_one_slope_at_its_kink_and_keeps_nan(function, slopes):
     np.testing.assert_array_equal(jax.vmap(function)(gaps), [0, 0, 1, np.nan])
     np.testing.assert_array_equal(jax.vmap(jax.grad(function))(gaps), slopes)
     np.testing.assert_array_equal(jax.vmap(jax.grad(jax.grad(function)))(gaps[:3]), 0)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e-13, 1e-11, 1.0, 1e20, 1e36])
+def test_inverse_lengths_are_those_of_vectors_of_any_length(size):
+    vectors = np.float32(size * np.array([[3.0, -4.0], [0.0, 2.0]]))
+    power, inverse = inverse_lengths(jnp.asarray(vectors), 1)
+    lengths = np.linalg.norm(np.float64(vectors), axis=1)
+    expected = np.where(lengths == 0, 0, 1 / np.maximum(lengths, 1e-12))
+    np.testing.assert_allclose(np.float64(power) * np.float64(inverse), expected, rtol=1e-6)
+    mantissa, _ = np.frexp(np.asarray(power))
+    assert np.all((mantissa == 0.5) | (mantissa == 0))  # a power of two, by which nothing is rounded
+
+    def unit(vector):
+        power, inverse = inverse_lengths(vector, 0)
+        return vector * power * inverse
+
+    across = np.eye(2) - np.array([[9, -12], [-12, 16]]) / 25 if lengths[0] >= 1e-12 else np.eye(2)
+    turned = jax.jacrev(unit)(jnp.asarray(vectors[0]))
+    np.testing.assert_allclose(turned, expected[0] * across, rtol=1e-5, atol=1e-6 * expected[0])
+
+
+def test_infinite_numbers_do_not_depend_on_their_scale():
+    numbers = jnp.array([2.0, INF, -INF])
+    np.testing.assert_array_equal(scaled(jnp.float32(3), numbers), [6, INF, -INF])
+    np.testing.assert_array_equal(jax.jacfwd(scaled)(jnp.float32(3), numbers), [2, 0, 0])
+    _, product = jax.jvp(jax.jacfwd(scaled), (jnp.float32(3), numbers), (jnp.float32(1), jnp.ones(3)))
+    np.testing.assert_array_equal(product, [1, 0, 0])

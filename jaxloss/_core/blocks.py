@@ -1,0 +1,331 @@
+"""Layers over many classes, whose logits are never all held.
+
+A loop computes the logits in blocks: some classes of all positions, or all classes of some positions. All
+blocks share an operand, the features or the kernel, and its gradient is read and written once per block; the
+loop runs over the longer axis, so that this operand is the smaller one. The gradient recomputes the logits.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import tree_map_with_path
+
+from jaxloss._core.arguments import (
+    arithmetic_dtype,
+    broadcastable,
+    fill_masked,
+    have_sizes,
+    on_automatic_axes,
+)
+from jaxloss._core.classes import ClassAxis, soft_capped
+from jaxloss._core.derivatives import scaled
+
+_UNKNOWN = 2**12  # positions that a program exported for any number of them is sized for
+
+
+class Layer(NamedTuple):
+    """The last layer of a model, and what it is applied to.
+
+    logits = position_scale · (class_scale · hidden · kernel + bias), soft-capped if there is a cap.
+    """
+
+    hidden: jax.Array  # (..., features), of any floating dtype
+    kernel: jax.Array  # (features, classes), of any floating dtype
+    bias: jax.Array | None = None
+    soft_cap: jax.Array | None = None
+    position_scale: jax.Array | None = None  # or one number for all positions
+    class_scale: jax.Array | None = None
+
+    def arrays(self, dtype: Any) -> dict[str, jax.Array]:
+        """Returns the arrays by name, for arithmetic in a dtype."""
+        given = {name: array for name, array in self._asdict().items() if array is not None}
+        operands = {name: given.pop(name) for name in ("hidden", "kernel")}
+        if not (self.hidden.dtype == self.kernel.dtype == jnp.bfloat16 and dtype == jnp.float32):
+            # Only bfloat16 products stay narrow: in float16 the gradient of a mean would underflow.
+            operands = {name: array.astype(dtype) for name, array in operands.items()}
+        return operands | {name: array.astype(dtype) for name, array in given.items()}
+
+
+Statistics = dict[str, Any]  # arrays of positions, or tuples of them, by name
+
+# Arrays by name; "layers" is a list of those of layers. The axes of positions are the first ones of an array,
+# and that of classes is the last.
+Arrays = dict[str, Any]
+_OF_POSITIONS = ("hidden", "wide_hidden", "position_scale", "probs", "labels", "valid", "largest")
+_OF_CLASSES = ("kernel", "wide_kernel", "class_scale", "bias", "probs", "weight")
+_CLASSES = -1  # the axis of blocks that are some of the classes
+
+
+class Summary(NamedTuple):
+    """How logits become statistics.
+
+    `of_block(arrays, start, first)` returns the statistics of one block, whose classes begin at `start`, and
+    count from `first` on if that is not None. Where the arrays have "largest", it takes these as the largest
+    logits. `joined(parts, over)` returns the statistics of all classes from those of parts, which an axis and
+    devices count.
+    """
+
+    of_block: Callable[..., Statistics]
+    joined: Callable[[Statistics, ClassAxis], Statistics]
+
+
+def summarized(
+    summary: Summary, layers: list[Layer], arrays: Arrays, dtype: Any, axis_name: str | None
+) -> Statistics:
+    """Returns statistics of the logits of every position, in blocks.
+
+    Args:
+        summary: What they are.
+        layers: The layers that make the logits, of the same positions and classes.
+        arrays: Further arrays that `summary` takes, or None; "valid" says which positions count.
+        dtype: The dtype of arithmetic.
+        axis_name: Inside `jax.shard_map`, the mesh axis that splits the classes.
+    """
+    given: Arrays = {name: array for name, array in arrays.items() if array is not None}
+    hidden = layers[0].hidden
+    if "valid" in given:
+        given["valid"] = jnp.broadcast_to(given["valid"], hidden.shape[:-1])
+    given["layers"] = [layer.arrays(dtype) for layer in layers]
+    # Under automatic axes the compiler sums a loop's gradients where they lie; under explicit ones (JAX 0.10
+    # and 0.12) they are gathered first, or have no type that fits.
+    of_device: Callable[..., Any] = functools.partial(_of_device, summary)
+    found = on_automatic_axes(of_device, hidden, *range(hidden.ndim - 1))(given)
+    if axis_name is None:
+        return found
+    return summary.joined(jax.tree.map(lambda part: part[None], found), ClassAxis(0, axis_name))
+
+
+def _of_device(summary: Summary, arrays: Arrays) -> Statistics:
+    """Returns the statistics of the classes that a device holds."""
+    layers = arrays["layers"]
+    mesh, devices = _devices([layer[name] for layer in layers for name in ("hidden", "kernel")])
+    if devices > 1:
+        # A kernel whose features are split, too, is gathered once and not once a block: 1.3 times the cycles
+        # of all logits on 256 TPU chips, where the compiler's own choice takes 2.3.
+        gathered = NamedSharding(mesh, PartitionSpec(None, PartitionSpec.UNCONSTRAINED))
+        kernels = [lax.with_sharding_constraint(layer["kernel"], gathered) for layer in layers]
+        pairs = zip(layers, kernels, strict=True)
+        arrays = {**arrays, "layers": [{**layer, "kernel": kernel} for layer, kernel in pairs]}
+    plans = {name: _Blocks.of(layers, devices, name) for name in ("cpu", "tpu", "gpu")}
+    if len(set(plans.values())) == 1:
+        return _in_blocks(summary, plans["cpu"], arrays)
+    cpu, tpu, gpu = (functools.partial(_in_blocks, summary, plan) for plan in plans.values())
+    return lax.platform_dependent(arrays, cpu=cpu, tpu=tpu, default=gpu)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _in_blocks(summary: Summary, blocks: "_Blocks", arrays: Arrays) -> Statistics:
+    parts = _parts(summary, blocks, arrays)
+    return parts if blocks.over_positions else summary.joined(parts, ClassAxis(0, None))
+
+
+@_in_blocks.defjvp
+def _in_blocks_jvp(
+    summary: Summary, blocks: "_Blocks", primals: tuple[Arrays], tangents: tuple[Arrays]
+) -> tuple[Statistics, Statistics]:
+    """Differentiates the sums whose `largest` is known, which needs no maximum of the logits again."""
+    found = _in_blocks(summary, blocks, *primals)
+
+    def sums(arrays: Arrays) -> Statistics:
+        parts = _parts(summary, blocks, {**arrays, "largest": found["largest"]})
+        return parts if blocks.over_positions else jax.tree.map(lambda part: jnp.sum(part, 0), parts)
+
+    _, moved = jax.jvp(sums, primals, tangents)
+    return found, moved | {"largest": jax.tree.map(jnp.zeros_like, found["largest"])}
+
+
+def _parts(summary: Summary, blocks: "_Blocks", arrays: Arrays) -> Statistics:
+    """Returns the statistics of all blocks.
+
+    Gradients flow to the arrays named wide. The operand that all blocks share is wide in dtype, so that its
+    gradient accumulates in the dtype of arithmetic. The wide features are unmasked, so that each block masks
+    its own gradient; to mask that of 65,536 x 4096 features at once took 3 % of the time on a TPU.
+    """
+    shared = "kernel" if blocks.over_positions else "hidden"
+
+    def with_wide(layer: Arrays) -> Arrays:
+        wide = {name: layer[name] for name in ("hidden", "kernel")}
+        if blocks.number > 1:
+            wide[shared] = wide[shared].astype(arithmetic_dtype(wide[shared]))
+        narrow = {"hidden": masked(arrays, layer["hidden"])}
+        return {**layer, **narrow, **{f"wide_{name}": array for name, array in wide.items()}}
+
+    return blocks.map(
+        summary.of_block, {**arrays, "layers": [with_wide(layer) for layer in arrays["layers"]]}
+    )
+
+
+def masked(arrays: Arrays, array: jax.Array) -> jax.Array:
+    """Returns features or probabilities, 0 at positions that do not count."""
+    valid = jnp.expand_dims(arrays["valid"], -1) if "valid" in arrays else None
+    return fill_masked(valid, array)
+
+
+def logits_of(arrays: Arrays, index: int = 0) -> jax.Array:
+    """Returns the logits that a layer makes in a block."""
+    layer = arrays["layers"][index]
+    wide = masked(arrays, layer["wide_hidden"]), layer["wide_kernel"]
+    logits = product(layer["hidden"], layer["kernel"], *wide)
+    if "class_scale" in layer:
+        logits = logits * broadcastable("class_scale", layer["class_scale"], logits)
+    if "bias" in layer:
+        logits = logits + broadcastable("bias", layer["bias"], logits)
+    if "position_scale" in layer:
+        scale = broadcastable("position_scale", layer["position_scale"], logits, [logits.ndim - 1])
+        logits = scaled(jnp.expand_dims(scale, -1), logits)
+    return soft_capped(logits, layer.get("soft_cap"))
+
+
+@jax.custom_jvp
+def product(
+    hidden: jax.Array, kernel: jax.Array, wide_hidden: jax.Array, wide_kernel: jax.Array
+) -> jax.Array:
+    """Returns hidden · kernel, in float32 or wider; gradients flow to the wide arguments.
+
+    The gradient of the logits is rounded once, to the dtype of the operands. JAX's own rule would multiply
+    float32 with bfloat16, in float32, which takes 1.5 times as long on an H100.
+    """
+    return jnp.dot(hidden, kernel, preferred_element_type=arithmetic_dtype(hidden))
+
+
+@product.defjvp
+def _product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    hidden, kernel, *_ = primals
+    logits = product(*primals)
+    hidden_dot, kernel_dot = (tangent.astype(hidden.dtype) for tangent in tangents[2:])
+    of_hidden, of_kernel = jnp.dot(hidden_dot, kernel), jnp.dot(hidden, kernel_dot)
+    return logits, of_hidden.astype(logits.dtype) + of_kernel.astype(logits.dtype)
+
+
+class _Blocks(NamedTuple):
+    """How positions or classes are cut into blocks of one size.
+
+    A block takes a stretch of each segment. A segment lies on one device, however a mesh shards the
+    positions, so no block needs positions of another device. The last block starts early enough to be as
+    large as the others, and what it repeats of the previous block does not count.
+    """
+
+    axis: int  # of the positions, or _CLASSES
+    segments: int
+    length: int  # of a segment
+    size: int  # of a block's stretch in each segment
+    number: int
+
+    @property
+    def over_positions(self) -> bool:
+        return self.axis != _CLASSES
+
+    @classmethod
+    def of(cls, layers: list[Arrays], devices: int, platform: str) -> "_Blocks":
+        hidden, kernel = (layers[0][name] for name in ("hidden", "kernel"))
+        features, classes = kernel.shape
+        known = have_sizes(hidden)
+        positions = math.prod(hidden.shape[:-1]) if known else _UNKNOWN
+        logits = positions * classes // devices
+        # Under automatic axes the sharding is unknown here; positions are usually sharded.
+        over_positions = known and hidden.ndim > 1 and (devices > 1 or positions > classes)
+        at_once = _at_once(platform, over_positions, positions, classes, devices)
+        if over_positions:
+            segments = [math.gcd(size, devices) for size in hidden.shape[:-1]]
+            lengths = [size // parts for size, parts in zip(hidden.shape[:-1], segments, strict=True)]
+            axis = lengths.index(max(lengths))
+            parts, length = segments[axis], lengths[axis]
+            size = -(-length * at_once // max(logits, 1))
+        else:
+            axis, parts, length = _CLASSES, 1, classes
+            # With many positions, 2 √classes balances a block's logits with the statistics of all blocks.
+            size = max(at_once // max(positions, 1), 2 * math.isqrt(classes))
+            if logits <= 2 * features * size:
+                size = classes  # all logits take less than a block's copy of the kernel, and of its gradient
+        if logits <= at_once or size >= length:
+            return cls(0, 1, 1, 1, 1)
+        size = -(-length // -(-length // size))  # as even as may be
+        step = 128 if size >= 256 else 8 if size >= 64 else 1  # the sides of a TPU's register
+        size = -(-size // step) * step
+        return cls(axis, parts, length, size, -(-length // size))
+
+    def map(self, function: Callable[..., Statistics], arrays: Arrays) -> Statistics:
+        """Returns what the function makes of each block: of all positions, or on a new first axis."""
+        if self.number == 1:
+            return function(arrays)
+        names = _OF_POSITIONS if self.over_positions else _OF_CLASSES
+
+        def cut(function: Callable[[jax.Array], jax.Array], arrays: Arrays) -> Arrays:
+            def of_array(path: Any, array: jax.Array) -> jax.Array:
+                is_named = any(getattr(key, "key", None) in names for key in path)
+                return function(array) if is_named and array.ndim else array
+
+            return tree_map_with_path(of_array, arrays)
+
+        whole = cut(self._split, arrays)
+
+        def of_block(index: jax.Array) -> Statistics:
+            start = jnp.minimum(index * self.size, self.length - self.size)
+
+            def stretch(array: jax.Array) -> jax.Array:
+                return lax.dynamic_slice_in_dim(array, start, self.size, self._stretch)
+
+            block = cut(stretch, whole)
+            if self.over_positions:
+                return function(block)
+            overlap = self.number * self.size > self.length
+            return function(block, start, index * self.size if overlap else None)
+
+        blocks = jnp.arange(self.number, dtype=jnp.int32)
+        parts = lax.map(jax.checkpoint(of_block, prevent_cse=False), blocks)
+        return jax.tree.map(self._together, parts) if self.over_positions else parts
+
+    @property
+    def _stretch(self) -> int:
+        """The axis of places in a segment."""
+        return self.axis + (self.segments > 1)
+
+    def _split(self, array: jax.Array) -> jax.Array:
+        """Returns an array whose axis is one of segments and one of the places in a segment."""
+        if self.segments == 1:
+            return array
+        before, after = array.shape[: self.axis], array.shape[self.axis + 1 :]
+        return array.reshape(*before, self.segments, self.length, *after)
+
+    def _together(self, parts: jax.Array) -> jax.Array:
+        """Returns numbers of all positions from those of blocks, which the first axis counts."""
+        axis, repeated = self._stretch, self.number * self.size - self.length
+        first = parts[:-1] if repeated else parts
+        first = jnp.moveaxis(first, 0, axis)
+        before, after = first.shape[:axis], first.shape[axis + 2 :]
+        whole = first.reshape(*before, first.shape[axis] * self.size, *after)
+        if repeated:
+            rest = lax.slice_in_dim(parts[-1], repeated, self.size, axis=axis)
+            whole = jnp.concatenate([whole, rest], axis)
+        return whole.reshape(*before[: self.axis], self.segments * self.length, *after)
+
+
+def _at_once(platform: str, over_positions: bool, positions: int, classes: int, devices: int) -> int:
+    """Returns how many logits a block has on each device.
+
+    Times are relative to all logits at once, for 8192 x 4096 x 128256. On a GPU few large products are fast:
+    a sixteenth of the logits takes 0.95 on an H100, and a block of the TPU's size 1.2. On a TPU a block fits
+    into on-chip memory: 1.29, and 1.7 with a block of the GPU's size. Blocks of positions are larger there,
+    since each reads and writes the kernel's gradient. On a CPU a block fits into the cache.
+    """
+    if platform == "cpu":
+        return 2**20
+    if platform == "tpu" and not over_positions:
+        return min(7 * 2**21, 3072 * positions)
+    if platform == "tpu" and devices == 1:
+        return max(2**24, 1024 * classes)
+    return min(max(positions * classes // devices // 16, 2**23), 2**27)
+
+
+def _devices(arrays: list[jax.Array]) -> tuple[Any, int]:
+    """Returns the mesh of the arrays, and over how many of its devices the compiler may spread them."""
+    shardings: list[Any] = [jax.typeof(array).sharding for array in arrays]
+    mesh = max((sharding.mesh for sharding in shardings), key=lambda mesh: mesh.size)
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return mesh, math.prod(mesh.shape[name] for name, kind in axes if kind == AxisType.Auto)
