@@ -30,7 +30,8 @@ axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, t
     the classes. Logits, probabilities, class weights and biases are then the local slices; labels still
     count over all classes. Of losses that relate rows (contrastive, circle), `axis_name` splits the rows:
     "sum" and "mean" are then of the rows of all devices, "none" and "sum_and_weight" of the local ones,
-    each of them against all rows. Under `jit`, sharded arrays need no `axis_name`.
+    each of them against all rows. Where `shard_map` has `check_vma=False`, take gradients outside of it,
+    as of any `psum`. Under `jit`, sharded arrays need no `axis_name`.
 
 Arrays and dtypes
 -----------------

@@ -1,7 +1,9 @@
 """What the similarities of every row with all rows say, whose N x N matrix is never held.
 
 A loop computes the similarities of some rows with all others, and the gradient computes them again. Rows that
-are split over devices meet all others in a copy that is gathered once.
+are split over devices meet all others in a copy that is gathered once: for value and gradient of `siglip_loss`
+of 65,536 x 1024 in bfloat16 on 256 TPU chips, 512 MB of temporaries each. A ring that passes blocks on, in a
+scan with nested checkpoints, has none, but takes 7.7 times the cycles and 1280 steps of communication.
 """
 
 import functools
