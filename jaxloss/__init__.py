@@ -31,7 +31,8 @@ axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, t
     count over all classes. Of losses that relate rows (contrastive, circle), `axis_name` splits the rows:
     "sum" and "mean" are then of the rows of all devices, "none" and "sum_and_weight" of the local ones,
     each of them against all rows. `barlow_twins_loss` and `vicreg_loss` are statistics of all rows: they
-    return a scalar, and take no `reduction`. Under `jit`, sharded arrays need no `axis_name`.
+    return a scalar, and take no `reduction`. Where `shard_map` has `check_vma=False`, take gradients outside
+    of it, as of any `psum`. Under `jit`, sharded arrays need no `axis_name`.
 
 Arrays and dtypes
 -----------------

@@ -1,7 +1,9 @@
 """What the similarities of every row with all rows say, whose N x N matrix is never held.
 
 A loop computes the similarities of some rows with all others, and the gradient computes them again. Rows that
-are split over devices meet all others in a copy that is gathered once.
+are split over devices meet all others in a copy that is gathered once. On 256 TPU chips, value and gradient
+of `siglip_loss` for 65,536 x 1024 in bfloat16 take 512 MB of temporaries a chip. A ring that passes blocks
+on, in a scan with nested checkpoints, takes none, but 7.7 times the cycles, in 1280 steps of communication.
 """
 
 import functools
@@ -315,8 +317,7 @@ def _at_once(columns: int, features: int) -> int:
     """Returns how many rows a block has: at least 256, as many as there are features, and 16 MB of logits.
 
     Each block reads and writes the gradient of all others, which has as many numbers as the logits of so many
-    rows as there are features. On a TPU value and gradient for 32,768 x 768 rows take 1.4 times the cycles of
-    the plain form with 128 rows, 1.0 with 256, 0.8 with 512 and 0.7 with 1024.
+    rows as there are features. On a TPU, value and gradient of `supervised_contrastive_loss` for 32,768 x 768
+    take 1.7 times the cycles of the plain form with 256 rows, 1.3 with 512, 1.2 with 768 and 1.3 with 1024.
     """
-    enough = max(256, features, 2**22 // max(columns, 1))
-    return 2 ** (enough - 1).bit_length()
+    return max(256, 8 * -(-features // 8), 8 * -(-(2**19) // max(columns, 1)))

@@ -100,7 +100,8 @@ def siglip_loss(
         normalize: Whether to divide vectors by max(‖·‖, 1e-12).
         where: Mask, broadcast to shape (N,). A masked pair is no negative of others, either.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`. Each device
+            gathers the targets of all.
 
     Returns:
         A scalar, or an array of shape (N,) for "none"; in nats.
