@@ -6,6 +6,7 @@ from examples import (
     binary_classification,
     classification,
     language_model,
+    preference,
     quantile_regression,
     regression,
     segmentation,
@@ -19,6 +20,7 @@ EXAMPLES = (
     quantile_regression,
     segmentation,
     language_model,
+    preference,
 )
 
 
