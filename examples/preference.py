@@ -26,9 +26,9 @@ Targets = tuple[np.ndarray, np.ndarray]  # characters (pairs, 2, length), and lo
 
 
 def log_probs(outputs: Outputs, characters: np.ndarray) -> jax.Array:
-    """Returns the log-probabilities of answers, each the sum over its characters but not over the prompt's.
+    """Returns the log-probabilities of answers, summed over their characters, without the prompts.
 
-    The characters have shape `(..., length)`; each follows the position of its hidden features.
+    The characters have shape `(..., length)`; each is the one after the position of the hidden features.
     """
     hidden, kernel = outputs
     is_answer = np.arange(characters.shape[-1]) >= PROMPT - 1
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     alphabet, codes = encode(read_text())
     model = CharacterModel(len(alphabet), WIDTH, tied=True, rngs=nnx.Rngs(arguments.seed))
     print("Training on the text")
-    train(model, codes, arguments)
+    first = train(model, codes, arguments)
 
     keys = jax.random.split(jax.random.key(arguments.seed), 5)
     learned, held_out = split(codes)
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     before = report("before", sample(model, test_prompts, keys[4]), alphabet)
 
     print(f"Tuning on {len(pairs)} pairs of answers, {len(test_pairs)} held out")
-    if arguments.checkpoint:  # after more steps on the text, the reference is another model
-        arguments.checkpoint /= f"tuning_after_{arguments.steps}_steps"
+    if arguments.checkpoint:  # a reference trained for longer needs a tuning of its own
+        arguments.checkpoint /= f"tuning_after_{len(first.losses)}_steps"
     history = fit(
         model,
         optax.adam(learning_rate=3e-4),
@@ -106,7 +106,7 @@ def sample(model: CharacterModel, prompts: jax.Array, key: jax.Array) -> jax.Arr
 
 
 def make_pairs(model: CharacterModel, prompts: jax.Array, alphabet: np.ndarray, key: jax.Array) -> np.ndarray:
-    """Returns two answers to each prompt, as `preferred_first` does."""
+    """Draws two answers to each prompt, and returns what `preferred_first` makes of them."""
     texts = np.asarray(sample(model, jnp.repeat(prompts, 2, axis=0), key))
     return preferred_first(texts.reshape(len(prompts), 2, -1), alphabet)
 
