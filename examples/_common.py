@@ -172,8 +172,9 @@ def fit(
 ) -> History:
     """Trains the model on random batches, as many as `arguments.steps`, on all devices of the mesh if any.
 
-    Afterwards the model has the trained weights. The batch of a step depends on the seed and the step's
-    number alone. So a training that was killed goes on from its newest checkpoint as if nothing had happened.
+    Targets are any tree of arrays. Afterwards the model has the trained weights. The batch of a step
+    depends on the seed and the step's number alone. So a training that was killed goes on from its newest
+    checkpoint as if nothing had happened.
     """
     inputs, targets, test_inputs, test_targets = data
     state = create_train_state(model, optimizer)
