@@ -7,6 +7,7 @@ from examples import (
     classification,
     contrastive,
     language_model,
+    preference,
     quantile_regression,
     regression,
     segmentation,
@@ -21,6 +22,7 @@ EXAMPLES = (
     segmentation,
     contrastive,
     language_model,
+    preference,
 )
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,10 +161,10 @@ class History:
 def fit(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
-    data: tuple[np.ndarray, ...],
+    data: tuple[np.ndarray, Any, np.ndarray, Any],
     *,
     loss: Callable[..., jax.Array],
-    metric: Callable[[np.ndarray, Any], float],
+    metric: Callable[[Any, Any], float],
     batch_size: int,
     arguments: argparse.Namespace,
     fold: int,
@@ -171,8 +172,9 @@ def fit(
 ) -> History:
     """Trains the model on random batches, as many as `arguments.steps`, on all devices of the mesh if any.
 
-    Afterwards the model has the trained weights. The batch of a step depends on the seed and the step's
-    number alone. So a training that was killed goes on from its newest checkpoint as if nothing had happened.
+    Targets are any tree of arrays. Afterwards the model has the trained weights. The batch of a step
+    depends on the seed and the step's number alone. So a training that was killed goes on from its newest
+    checkpoint as if nothing had happened.
     """
     inputs, targets, test_inputs, test_targets = data
     state = create_train_state(model, optimizer)
@@ -188,7 +190,7 @@ def fit(
         for step in range(int(state.step) + 1, arguments.steps + 1):
             random = np.random.default_rng((arguments.seed, step))
             batch = random.choice(len(inputs), batch_size, replace=False)
-            rows = inputs[batch], targets[batch]
+            rows = jax.tree.map(operator.itemgetter(batch), (inputs, targets))
             rows = rows if mesh is None else shard_batch(rows, mesh, "data")
             state, value = train_step(state, *rows, loss=loss)
             losses.append(value)

@@ -8,6 +8,7 @@ In PyTorch: Embedding, two Conv1d over the past, LayerNorm and a linear layer wi
 that of the embedding, with LinearCrossEntropyLoss and Adam(lr=0.01).
 """
 
+import argparse
 import codecs
 import contextlib
 import io
@@ -20,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from examples._common import fit, make_mesh, parse_arguments, save_curves
+from examples._common import History, fit, make_mesh, parse_arguments, save_curves
 from jaxloss import cross_entropy, linear_cross_entropy
 
 LENGTH, BATCH_SIZE, WIDTH = 64, 32, 64
@@ -83,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> float:
         has_devices=True,
     )
     mesh = make_mesh(arguments.devices) if arguments.devices else None
-    characters, codes = np.unique(list(read_text()), return_inverse=True)
-    codes = codes.astype(np.int32)
+    characters, codes = encode(read_text())
     print(f"Text: {len(codes)} characters, {len(characters)} different ones")
     shares = np.bincount(codes) / len(codes)
     print(f"Unigram entropy: {-shares @ np.log(shares):.3f} nats a character")
@@ -95,23 +96,9 @@ def main(argv: Sequence[str] | None = None) -> float:
             f"Loss and gradient of {BATCH_SIZE * LENGTH} positions, {classes} classes: {ours}; plain: {plain}"
         )
 
-    # Batches begin anywhere in the first nine tenths of the text. The last tenth is held out, though
-    # some of its passages stand there, too.
-    end = len(codes) * 9 // 10
-    train = np.lib.stride_tricks.sliding_window_view(codes[:end], LENGTH + 1)
-    test = np.lib.stride_tricks.sliding_window_view(codes[end:], LENGTH + 1)[::LENGTH]
     rngs = nnx.Rngs(arguments.seed)
-    history = fit(
-        CharacterModel(len(characters), WIDTH, tied=not arguments.untied, rngs=rngs),
-        optax.adam(learning_rate=0.01),
-        (train[:, :-1], train[:, 1:], test[:, :-1], test[:, 1:]),
-        loss=criterion,
-        metric=lambda targets, outputs: float(criterion(outputs, targets)),
-        batch_size=BATCH_SIZE,
-        arguments=arguments,
-        fold=1,
-        mesh=mesh,
-    )
+    model = CharacterModel(len(characters), WIDTH, tied=not arguments.untied, rngs=rngs)
+    history = train(model, codes, arguments, mesh)
     save_curves([history], "held-out loss", "Characters of Python's documentation", arguments.plot)
     loss = float(history.metrics[-1])
     print(f"First loss: {history.losses[0]:.3f} nats a character")
@@ -131,6 +118,37 @@ def read_text() -> str:
             import this
         return codecs.decode(this.s, "rot13")
     return "\n".join(topics[name] for name in sorted(topics))
+
+
+def encode(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the different characters of a text, and the number of each of its characters among them."""
+    characters, codes = np.unique(list(text), return_inverse=True)
+    return characters, codes.astype(np.int32)
+
+
+def split(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first nine tenths of a text, and the last, though some passages stand in both."""
+    end = len(codes) * 9 // 10
+    return codes[:end], codes[end:]
+
+
+def train(
+    model: CharacterModel, codes: np.ndarray, arguments: argparse.Namespace, mesh: Mesh | None = None
+) -> History:
+    """Trains the model on passages that begin anywhere in the text but for the part that is held out."""
+    windows, test = (np.lib.stride_tricks.sliding_window_view(part, LENGTH + 1) for part in split(codes))
+    test = test[::LENGTH]
+    return fit(
+        model,
+        optax.adam(learning_rate=0.01),
+        (windows[:, :-1], windows[:, 1:], test[:, :-1], test[:, 1:]),
+        loss=criterion,
+        metric=lambda targets, outputs: float(criterion(outputs, targets)),
+        batch_size=BATCH_SIZE,
+        arguments=arguments,
+        fold=1,
+        mesh=mesh,
+    )
 
 
 def cost(loss: Callable[[Outputs, ArrayLike], jax.Array], positions: int, classes: int) -> str:

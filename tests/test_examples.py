@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from scipy import special
 from sklearn.metrics import r2_score
 
 from examples import (
@@ -22,6 +24,7 @@ from examples import (
     contrastive,
     data_parallel,
     language_model,
+    preference,
     quantile_regression,
     regression,
     segmentation,
@@ -32,7 +35,7 @@ from jaxloss.models import LinearRegression
 from jaxloss.training import Checkpoints, create_train_state, train_step
 
 EXAMPLES = [regression, classification, binary_classification]
-OTHERS = [quantile_regression, segmentation, contrastive, language_model]
+OTHERS = [quantile_regression, segmentation, contrastive, language_model, preference]
 LOSSES = re.compile(
     r"^Initial Loss: (\d+\.\d{4})\nLoss after one optimization step: (\d+\.\d{4})\n", re.MULTILINE
 )
@@ -63,10 +66,9 @@ def test_all_run_one_after_the_other_and_draw_a_plot_each(tmp_path, capsys):
     assert len(re.findall(r"^Held-out loss: \d\.\d{3} nats a character$", output, re.MULTILINE)) == 1
     assert len(re.findall(r"^(?:R²|Accuracy) on held-out \w+: -?\d\.\d{3}$", output, re.MULTILINE)) == 3
     assert len(re.findall(r"^Mean IoU on held-out images, [\w -]+: \d\.\d{3}$", output, re.MULTILINE)) == 4
-    assert (
-        len(re.findall(r"^Nearest neighbour of held-out digits, [\w-]+: \d\.\d{3}$", output, re.MULTILINE))
-        == 4
-    )
+    nearest = r"^Nearest neighbour of held-out digits, [\w-]+: \d\.\d{3}$"
+    assert len(re.findall(nearest, output, re.MULTILINE)) == 4
+    assert len(re.findall(r"^Held-out pairs: loss \d\.\d{3}, margin -?\d\.\d{3}$", output, re.MULTILINE)) == 1
     assert len(re.findall(r"^\w+ interval: covers \d\.\d{3} of the held-out", output, re.MULTILINE)) == 2
     for example in __main__.EXAMPLES:
         name = example.__name__.removeprefix("examples.")
@@ -177,6 +179,59 @@ def test_the_language_model_learns_its_last_kernel_and_sees_sixteen_characters(t
     assert jnp.any(state.params["embedding"]["embedding"][2] != before[2]) == tied
     if not tied:
         assert jnp.all(state.params["output"]["kernel"] != model.output.kernel[...])
+
+
+@pytest.mark.slow
+def test_the_language_model_learns_to_write_upper_case_letters():
+    found = preference.main([])
+    assert found["before"] < 0.04
+    assert found["after"] > 3 * found["before"]
+    assert found["loss"] < 0.55  # at the beginning it is log 2, 0.69
+
+
+def test_answers_with_more_upper_case_letters_are_preferred_whatever_the_prompt():
+    alphabet = np.array(list("Aab"))
+    pairs = np.ones((3, 2, preference.PROMPT + 4), int)
+    pairs[:, :, -3:] = [[[1, 2, 0], [0, 2, 0]], [[1, 0, 2], [0, 2, 1]], [[0, 0, 0], [2, 2, 2]]]
+    pairs[:, 0, : preference.PROMPT] = 0
+    first = preference.preferred_first(pairs, alphabet)
+    np.testing.assert_array_equal(first, [pairs[0, ::-1], pairs[2]])
+
+
+def test_an_answer_has_the_probability_of_its_characters_but_not_of_its_prompt():
+    random = np.random.default_rng(0)
+    hidden, kernel = random.normal(size=(3, 2, 20, 4)), random.normal(size=(4, 5))
+    characters = random.integers(0, 5, (3, 2, 20))
+    log_softmax = np.log(special.softmax(hidden @ kernel, axis=-1))
+    of_characters = np.take_along_axis(log_softmax, characters[..., None], axis=-1)[..., 0]
+    found = preference.log_probs((jnp.asarray(hidden), jnp.asarray(kernel)), characters)
+    np.testing.assert_allclose(found, of_characters[..., preference.PROMPT - 1 :].sum(-1), rtol=1e-5)
+
+
+def test_dpo_begins_at_the_reference_model_and_one_step_prefers_the_chosen_answers():
+    model = language_model.CharacterModel(5, 8, tied=True, rngs=nnx.Rngs(0))
+    pairs = np.random.default_rng(0).integers(0, 5, (8, 2, preference.PROMPT + 8))
+    inputs, targets = preference.with_reference(model, pairs)
+    state = create_train_state(model, optax.sgd(1.0))
+    margins = []
+    for _ in range(2):
+        margins.append(preference.margin(targets, state.apply_fn(state.params, inputs)))
+        state, loss = train_step(state, inputs, targets, loss=preference.criterion)
+    assert margins[0] == 0 < margins[1]
+    assert loss < np.log(2)
+
+
+def test_samples_are_drawn_character_by_character():
+    class Successor(nnx.Module):
+        def __call__(self, characters):
+            return 100 * jnp.eye(7)[(characters + 1) % 7], jnp.eye(7)
+
+    prompts = jnp.asarray(np.random.default_rng(0).integers(0, 7, (3, preference.PROMPT)))
+    samples = np.asarray(preference.sample(Successor(), prompts, jax.random.key(0)))
+    np.testing.assert_array_equal(samples[:, : preference.PROMPT], prompts)
+    assert samples.shape == (3, preference.PROMPT + preference.ANSWER)
+    answers = samples[:, preference.PROMPT - 1 :]
+    np.testing.assert_array_equal(answers[:, 1:], (answers[:, :-1] + 1) % 7)
 
 
 def test_a_python_without_documentation_has_its_zen(monkeypatch, capsys):
