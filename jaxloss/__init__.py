@@ -142,6 +142,7 @@ from jaxloss.losses.robust import general_robust_loss as general_robust_loss
 from jaxloss.losses.robust import log_cosh_loss as log_cosh_loss
 from jaxloss.losses.robust import wing_loss as wing_loss
 from jaxloss.losses.sequence import ctc_loss as ctc_loss
+from jaxloss.losses.transducer import rnnt_loss as rnnt_loss
 from jaxloss.losses.vocabulary import LinearLogProbs as LinearLogProbs
 from jaxloss.losses.vocabulary import linear_cross_entropy as linear_cross_entropy
 from jaxloss.losses.vocabulary import linear_log_probs as linear_log_probs
