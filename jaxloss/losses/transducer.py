@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +22,12 @@ from jaxloss._core.arguments import (
     widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
-from jaxloss._core.classes import ClassAxis, log_normalizer, take_class_in_pass
+from jaxloss._core.classes import ClassAxis
 from jaxloss._core.decorator import compiled
 from jaxloss._core.derivatives import log_add_exp
 from jaxloss._core.reduction import Reduction, reduce_losses
+
+_CLASSES = ClassAxis(3, None)
 
 
 @compiled(static=("blank", "reduction"), sequences=("input_lengths", "target_lengths"))
@@ -154,23 +157,64 @@ def _scores(logits: jax.Array, lattice: _Lattice, blank: int) -> tuple[jax.Array
 
     Behind the sample's own frames come sure blanks, which change nothing.
     """
-    classes, (_, frames, after, _) = ClassAxis(3, None), logits.shape
-    time, label = (jnp.arange(size, dtype=jnp.int32) for size in (frames, after))
+    time, label = (jnp.arange(size, dtype=jnp.int32) for size in logits.shape[1:3])
     in_time = time[None, :, None] < lattice.input_lengths[:, None, None]
     left = lattice.target_lengths[:, None, None] - label[None, None]
-    logits = classes.fill_masked(in_time & (left >= 0), logits)
     (wide,) = widened(logits)
-    shift = classes.max(wide)
-    log_norm = log_normalizer(wide, shift, classes)
-
-    def log_prob(labels: jax.Array) -> jax.Array:
-        log_probs = take_class_in_pass(wide, labels, classes, logits) - shift - log_norm
-        return jnp.maximum(log_probs, _impossible(wide.dtype))
-
+    impossible = _impossible(wide.dtype)
+    # The largest of the logits as they lie in memory, or compilers would write out masked or wide ones.
+    shift = _CLASSES.max(logits).astype(wide.dtype)
+    blanks, labels = _log_probs(wide, shift, lattice.labels[:, None], in_time & (left >= 0), blank)
     return (
-        jnp.where(in_time, log_prob(jnp.full((1, 1, 1), blank)), 0),
-        jnp.where(in_time & (left > 0), log_prob(lattice.labels[:, None]), _impossible(wide.dtype)),
+        jnp.where(in_time, jnp.maximum(blanks, impossible), 0),
+        jnp.where(in_time & (left > 0), jnp.maximum(labels, impossible), impossible),
     )
+
+
+def _log_probs(
+    logits: jax.Array, shift: jax.Array, labels: jax.Array, own: jax.Array, blank: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log-probabilities of the blank and of the label in a sample's own places."""
+    log_norm, *found = _class_sums(logits, shift, labels, own, blank)
+    of_blank, of_label = (logit - shift - log_norm for logit in found)
+    return of_blank, of_label
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _class_sums(
+    logits: jax.Array, shift: jax.Array, labels: jax.Array, own: jax.Array, blank: int
+) -> tuple[jax.Array, ...]:
+    """Returns log Σ exp(logits - shift) over the classes, and the logits of the blank and of the label.
+
+    The gradient computes the probabilities again from the logits: those of the value would be kept, an array
+    of the size of the logits, in float32.
+    """
+    terms = jnp.exp(logits - _CLASSES.expand(shift)), *_picked(logits, labels, blank)
+    zero = jnp.zeros((), logits.dtype)
+    norm, *found = lax.reduce(terms, (zero,) * 3, lambda x, y: tuple(map(jnp.add, x, y)), (3,))
+    return jnp.log(norm), *found
+
+
+def _picked(scores: jax.Array, labels: jax.Array, blank: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores, 0 but for the class of the blank or the label."""
+    of_blank, of_label = (
+        jnp.where(_CLASSES.one_hot(chosen, scores), scores, 0)
+        for chosen in (jnp.full_like(labels, blank), labels)
+    )
+    return of_blank, of_label
+
+
+@_class_sums.defjvp
+def _class_sums_jvp(blank: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    logits, shift, labels, own = primals
+    found = _class_sums(*primals, blank)
+
+    def slopes(logits: jax.Array, log_norm: jax.Array, tangent: jax.Array) -> tuple[jax.Array, ...]:
+        log_probs = logits - _CLASSES.expand(shift) - _CLASSES.expand(log_norm)
+        probs = jnp.exp(jnp.where(_CLASSES.expand(own), log_probs, -jnp.inf))
+        return tuple(map(_CLASSES.sum, (probs * tangent, *_picked(tangent, labels, blank))))
+
+    return found, jax.checkpoint(slopes, prevent_cse=False)(logits, found[0], tangents[0])
 
 
 def _log_likelihood(blanks: jax.Array, labels: jax.Array, lattice: _Lattice) -> jax.Array:
