@@ -19,6 +19,7 @@ from tests.cases import quantile as quantile
 from tests.cases import regression as regression
 from tests.cases import robust as robust
 from tests.cases import sequence as sequence
+from tests.cases import transducer as transducer
 from tests.cases import vocabulary as vocabulary
 
 

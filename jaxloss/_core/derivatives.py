@@ -106,6 +106,11 @@ def _reciprocal_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tu
     return inverse, -inverse * (inverse * tangents[0])
 
 
+def log_zero(dtype: Any) -> float:
+    """Returns a finite number in place of log 0, of which sums stay finite, for `log_add_exp`."""
+    return float(jnp.finfo(dtype).min) / 4
+
+
 @jax.custom_jvp
 def log_add_exp(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns log(exp(x) + exp(y)) of finite numbers."""

@@ -22,7 +22,7 @@ from jaxloss._core.arguments import (
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
-from jaxloss._core.derivatives import log_add_exp
+from jaxloss._core.derivatives import log_add_exp, log_zero
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -189,7 +189,7 @@ def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
     labels = spelling.labels
     scores = _scores(log_probs, labels)
     is_repeat = labels[..., 1:] == labels[..., :-1]
-    impossible = float(jnp.finfo(scores.dtype).min) / 4  # a finite -∞, of which sums stay finite
+    impossible = log_zero(scores.dtype)
     # Nothing is spelt before the first frame; the zeros lie on a mesh as the scores do.
     nothing = jnp.where(_positions(labels, -1) == 0, jnp.zeros_like(jnp.sum(scores, 0)), impossible)
     # Behind the sample's own frames come sure blanks, which change nothing.

@@ -24,7 +24,7 @@ from jaxloss._core.arguments import (
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.classes import ClassAxis
 from jaxloss._core.decorator import compiled
-from jaxloss._core.derivatives import log_add_exp
+from jaxloss._core.derivatives import log_add_exp, log_zero
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 _CLASSES = ClassAxis(3, None)
@@ -147,37 +147,20 @@ def _lattice(
     )
 
 
-def _impossible(dtype: Any) -> float:
-    """Returns a finite -∞, of which sums stay finite."""
-    return float(jnp.finfo(dtype).min) / 4
-
-
 def _scores(logits: jax.Array, lattice: _Lattice, blank: int) -> tuple[jax.Array, jax.Array]:
     """Returns the log-probabilities of the blank and of the label in each place, shape (B, T, U + 1).
 
-    Behind the sample's own frames come sure blanks, which change nothing.
+    Behind the sample's own frames and labels come sure blanks, which change nothing.
     """
     time, label = (jnp.arange(size, dtype=jnp.int32) for size in logits.shape[1:3])
-    in_time = time[None, :, None] < lattice.input_lengths[:, None, None]
     left = lattice.target_lengths[:, None, None] - label[None, None]
-    (wide,) = widened(logits)
-    impossible = _impossible(wide.dtype)
-    # The largest of the logits as they lie in memory, or compilers would write out masked or wide ones.
-    shift = _CLASSES.max(logits).astype(wide.dtype)
-    blanks, labels = _log_probs(wide, shift, lattice.labels[:, None], in_time & (left >= 0), blank)
-    return (
-        jnp.where(in_time, jnp.maximum(blanks, impossible), 0),
-        jnp.where(in_time & (left > 0), jnp.maximum(labels, impossible), impossible),
-    )
-
-
-def _log_probs(
-    logits: jax.Array, shift: jax.Array, labels: jax.Array, own: jax.Array, blank: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probabilities of the blank and of the label in a sample's own places."""
-    log_norm, *found = _class_sums(logits, shift, labels, own, blank)
-    of_blank, of_label = (logit - shift - log_norm for logit in found)
-    return of_blank, of_label
+    own = (time[None, :, None] < lattice.input_lengths[:, None, None]) & (left >= 0)
+    # Of the logits as they are: compilers would write out masked or wide ones.
+    (shift,) = widened(_CLASSES.max(logits))
+    log_norm, *picked = _class_sums(logits, shift, lattice.labels[:, None], own, blank)
+    lowest = log_zero(shift.dtype)
+    blanks, labels = (jnp.maximum(logit - shift - log_norm, lowest) for logit in picked)
+    return jnp.where(own, blanks, 0), jnp.where(own & (left > 0), labels, lowest)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -186,22 +169,20 @@ def _class_sums(
 ) -> tuple[jax.Array, ...]:
     """Returns log Σ exp(logits - shift) over the classes, and the logits of the blank and of the label.
 
-    The gradient computes the probabilities again from the logits: those of the value would be kept, an array
-    of the size of the logits, in float32.
+    Only a sample's own places have derivatives. All three sums are one reduction of the logits as they lie in
+    memory: with a gather, a copy of them is made on a TPU, and with three reductions two on a CPU.
     """
+    (logits,) = widened(logits)
     terms = jnp.exp(logits - _CLASSES.expand(shift)), *_picked(logits, labels, blank)
     zero = jnp.zeros((), logits.dtype)
-    norm, *found = lax.reduce(terms, (zero,) * 3, lambda x, y: tuple(map(jnp.add, x, y)), (3,))
-    return jnp.log(norm), *found
+    norm, *picked = lax.reduce(terms, (zero,) * 3, lambda x, y: tuple(map(jnp.add, x, y)), (3,))
+    return jnp.log(norm), *picked
 
 
-def _picked(scores: jax.Array, labels: jax.Array, blank: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the scores, 0 but for the class of the blank or the label."""
-    of_blank, of_label = (
-        jnp.where(_CLASSES.one_hot(chosen, scores), scores, 0)
-        for chosen in (jnp.full_like(labels, blank), labels)
-    )
-    return of_blank, of_label
+def _picked(scores: jax.Array, labels: jax.Array, blank: int) -> list[jax.Array]:
+    """Returns the scores, 0 for all classes but the blank, and for all but the label."""
+    chosen = jnp.full_like(labels, blank), labels
+    return [jnp.where(_CLASSES.one_hot(index, scores), scores, 0) for index in chosen]
 
 
 @_class_sums.defjvp
@@ -209,33 +190,37 @@ def _class_sums_jvp(blank: int, primals: tuple[Any, ...], tangents: tuple[Any, .
     logits, shift, labels, own = primals
     found = _class_sums(*primals, blank)
 
-    def slopes(logits: jax.Array, log_norm: jax.Array, tangent: jax.Array) -> tuple[jax.Array, ...]:
+    # Going back, the probabilities are computed again: they are as large as the logits, and wider.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def sums(logits: jax.Array, log_norm: jax.Array, tangent: jax.Array) -> tuple[jax.Array, ...]:
+        logits, tangent = widened(logits, tangent)
         log_probs = logits - _CLASSES.expand(shift) - _CLASSES.expand(log_norm)
         probs = jnp.exp(jnp.where(_CLASSES.expand(own), log_probs, -jnp.inf))
         return tuple(map(_CLASSES.sum, (probs * tangent, *_picked(tangent, labels, blank))))
 
-    return found, jax.checkpoint(slopes, prevent_cse=False)(logits, found[0], tangents[0])
+    return found, sums(logits, found[0], tangents[0])
 
 
 def _log_likelihood(blanks: jax.Array, labels: jax.Array, lattice: _Lattice) -> jax.Array:
     """Returns the log-probability of all paths, from the scores of their steps.
 
-    All steps go from one diagonal of equal t + u to the next, whose numbers do not depend on each other. The
-    memory is that of one diagonal for each of them: going back, a step's arithmetic is done again.
+    Every step goes from one diagonal of equal t + u to the next. The memory is that of one diagonal for each
+    step: going back, its arithmetic is done again.
     """
-    impossible = _impossible(blanks.dtype)
-    place = jnp.arange(blanks.shape[2], dtype=jnp.int32)[None]
+    lowest = log_zero(blanks.dtype)
+    label = jnp.arange(blanks.shape[2], dtype=jnp.int32)[None]
 
     def step(before: jax.Array, scores: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        stayed, moved = (before + score for score in scores)
-        moved = jnp.pad(moved[:, :-1], [(0, 0), (1, 0)], constant_values=impossible)
-        return jnp.maximum(log_add_exp(stayed, moved), impossible), None
+        read, emitted = (before + score for score in scores)
+        emitted = jnp.pad(emitted[:, :-1], [(0, 0), (1, 0)], constant_values=lowest)
+        return jnp.maximum(log_add_exp(read, emitted), lowest), None
 
-    start = jnp.where(place == 0, jnp.zeros_like(blanks[:, 0]), impossible) * lattice.validity[:, None]
-    diagonals = _diagonals(blanks, 0), _diagonals(labels, impossible)
+    # The zeros lie on a mesh as the scores do.
+    start = jnp.where(label == 0, jnp.zeros_like(jnp.sum(blanks, 1)), lowest) * lattice.validity[:, None]
+    diagonals = _diagonals(blanks, 0), _diagonals(labels, lowest)
     state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), start, diagonals, unroll=4)
-    total = jnp.sum(jnp.where(place == lattice.target_lengths[:, None], state, 0), -1)
-    return jnp.where(total < impossible / 2, -jnp.inf, total)
+    total = jnp.sum(jnp.where(label == lattice.target_lengths[:, None], state, 0), -1)
+    return jnp.where(total < lowest / 2, -jnp.inf, total)
 
 
 def _diagonals(scores: jax.Array, fill: float) -> jax.Array:
