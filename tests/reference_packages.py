@@ -5,7 +5,7 @@ entries of the catalogue that the package can answer. Arguments name the losses,
 not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
-    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras
+    pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras warprnnt-numba packaging
 """
 
 import functools
@@ -322,6 +322,24 @@ def lovasz_softmax_loss(lovasz, probs, targets, axis=-1, batch=True, classes="pr
     images = [(probs[row], targets[row]) for row in rows]
     found = [lovasz._lovasz_softmax(*image, classes, False, ignore_index).item() for image in images]
     return np.array(found[0] if batch else found)
+
+
+# Sequences.
+
+
+@reference("warprnnt_numba")
+def rnnt_loss(package, logits, targets, input_lengths, target_lengths, blank=0):
+    torch = importlib.import_module("torch")
+    losses = []
+    for scores, labels, frames, count in zip(logits, targets, input_lengths, target_lengths, strict=True):
+        if not count:  # it takes no sample without labels
+            losses.append(np.nan)
+            continue
+        cut = torch.tensor(scores[None, :frames, : count + 1]).float()  # as its sums
+        sizes = (torch.tensor([size], dtype=torch.int32) for size in (frames, count))
+        loss = package.RNNTLossNumba(blank % scores.shape[-1], reduction="none")
+        losses.append(loss(cut.log_softmax(-1), torch.tensor(labels[None, :count]).int(), *sizes).item())
+    return np.array(losses)
 
 
 def main() -> None:
