@@ -332,9 +332,6 @@ def rnnt_loss(package, logits, targets, input_lengths, target_lengths, blank=0):
     torch = importlib.import_module("torch")
     losses = []
     for scores, labels, frames, count in zip(logits, targets, input_lengths, target_lengths, strict=True):
-        if not count:  # it takes no sample without labels
-            losses.append(np.nan)
-            continue
         cut = torch.tensor(scores[None, :frames, : count + 1]).float()  # as its sums
         sizes = (torch.tensor([size], dtype=torch.int32) for size in (frames, count))
         loss = package.RNNTLossNumba(blank % scores.shape[-1], reduction="none")

@@ -290,7 +290,7 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     if loss == "rnnt_loss":
         found["temporaries / input"] = ours["temporaries"] / record["input"], 0.15
         if not is_tpu:  # of 600 diagonals, there and back
-            found["kernels"] = ours["kernels"], 1500
+            found["kernels"] = ours["kernels"], 3000
     if loss == "cross_entropy" and record["size"][-1].isdigit():  # not with an option
         rivals = [peers[name] for name in ("optax", "one-hot") if name in peers]
         if is_tpu:
