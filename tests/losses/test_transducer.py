@@ -97,14 +97,12 @@ def test_long_sequences_are_exact():
 
 
 def test_many_impossible_steps_are_no_nan():
-    logits, targets = np.zeros((2, 30, 3, 3)), jnp.array([[1, 2]] * 2)
-    logits[:, :20, 0, 1] = logits[:, :20, 1:, 0] = logits[:, :20, 1, 2] = -INF  # first there are only blanks
-    logits[1, ..., 0] = -INF  # and here there are none
-    losses, gradient = answer(jnp.asarray(logits), targets, jnp.array([30, 30]), jnp.array([2, 2]))
-    later = jnp.asarray(logits[:1, 20:])
-    np.testing.assert_allclose(
-        losses[0], 20 * np.log(2) + rnnt_loss(later, targets[:1], [10], [2]), rtol=1e-6
-    )
+    logits, targets = np.zeros((2, 30, 7, 4)), jnp.array([[1, 2, 1, 2, 1, 2]] * 2)
+    logits[0, :20, 1:, :3] = logits[0, :20, 0, 1] = -INF  # only blanks at first, 1 class of 3 each,
+    logits[1, ..., :3] = -INF  # and nothing that is needed
+    losses, gradient = answer(jnp.asarray(logits), targets, jnp.array([30, 30]), jnp.array([6, 6]))
+    later = rnnt_loss(logits[:1, 20:], targets[:1], [10], [6])
+    np.testing.assert_allclose(losses[0], 20 * np.log(3) + later, rtol=1e-6)
     assert np.isfinite(gradient[0]).all()
     assert losses[1] == INF
     np.testing.assert_array_equal(gradient[1], 0)
