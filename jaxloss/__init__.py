@@ -173,6 +173,7 @@ from jaxloss.losses.sequence import ctc_loss as ctc_loss
 from jaxloss.losses.sparse import entmax15_loss as entmax15_loss
 from jaxloss.losses.sparse import sparsemax_loss as sparsemax_loss
 from jaxloss.losses.survival import cox_loss as cox_loss
+from jaxloss.losses.transducer import rnnt_loss as rnnt_loss
 from jaxloss.losses.vocabulary import LinearLogProbs as LinearLogProbs
 from jaxloss.losses.vocabulary import linear_cross_entropy as linear_cross_entropy
 from jaxloss.losses.vocabulary import linear_log_probs as linear_log_probs

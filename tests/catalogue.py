@@ -29,6 +29,7 @@ from tests.cases import self_supervised as self_supervised
 from tests.cases import sequence as sequence
 from tests.cases import sparse as sparse
 from tests.cases import survival as survival
+from tests.cases import transducer as transducer
 from tests.cases import vocabulary as vocabulary
 
 

@@ -6,7 +6,7 @@ not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
     pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras entmax coral-pytorch torchsurv rax
-    pip install info-nce-pytorch open_clip_torch lightly pytorch-metric-learning
+    pip install info-nce-pytorch open_clip_torch lightly pytorch-metric-learning warprnnt-numba packaging
 """
 
 import functools
@@ -562,6 +562,21 @@ def dino_loss(losses, logits, targets, student_temperature=0.1, teacher_temperat
         return function(*views, teacher_temp=np.float64(teacher_temperature)).item()
 
     return np.array([of_image(n) for n in range(logits.shape[1])])
+
+
+# Sequences.
+
+
+@reference("warprnnt_numba")
+def rnnt_loss(package, logits, targets, input_lengths, target_lengths, blank=0):
+    torch = importlib.import_module("torch")
+    losses = []
+    for scores, labels, frames, count in zip(logits, targets, input_lengths, target_lengths, strict=True):
+        cut = torch.tensor(scores[None, :frames, : count + 1]).float()  # as its sums
+        sizes = (torch.tensor([size], dtype=torch.int32) for size in (frames, count))
+        loss = package.RNNTLossNumba(blank % scores.shape[-1], reduction="none")
+        losses.append(loss(cut.log_softmax(-1), torch.tensor(labels[None, :count]).int(), *sizes).item())
+    return np.array(losses)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ then "checked N layouts".
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,9 @@ def compare(case: Case, mesh: Mesh, split: bool, label: str, alone: tuple[str, .
         for name, value in compiled(placed).items():
             if not np.allclose(value, expected[name], rtol=1e-5, atol=1e-7, equal_nan=True):
                 print(f"{label}, {way}: {name} is {value}, on one device {expected[name]}")
-        if split and gathers(compiled):
+        # A transducer's sums over classes are gathered, one for each device; of its logits nothing is.
+        size = case.arrays["logits"].shape[-1] if case.loss == "rnnt_loss" else None
+        if split and gathers(compiled, size):
             print(f"{label}, {way}: gathers the classes")
 
 
@@ -186,7 +189,13 @@ def splits(case: Case) -> bool:
     """Whether there are classes, and their axis divides by the mesh."""
     if case.has_layer:
         return case.arrays["kernel"].shape[1] % 2 == 0
-    return case.axis is not None and next(iter(case.arrays.values())).shape[case.axis] % 2 == 0
+    axis = class_axis(case)
+    return axis is not None and next(iter(case.arrays.values())).shape[axis] % 2 == 0
+
+
+def class_axis(case: Case) -> int | None:
+    """Returns the axis of the classes, which one loss has without an option."""
+    return 3 if case.loss == "rnnt_loss" else case.axis
 
 
 def spec(case: Case, name: str, ndim: int, split: bool) -> P:
@@ -197,16 +206,18 @@ def spec(case: Case, name: str, ndim: int, split: bool) -> P:
         axes[case.batch_axis(name)] = BATCH
     if split and case.is_per_class(name):
         axes[-1] = CLASSES
-    elif split and case.axis is not None and ndim == first.ndim:
-        axes[case.axis] = CLASSES
+    elif split and (axis := class_axis(case)) is not None and ndim == first.ndim:
+        axes[axis] = CLASSES
     elif split and name == "targets" and case.arrays[name].dtype.kind == "f":  # probabilities
         axes[-1] = CLASSES
     return P(*axes)
 
 
-def gathers(compiled: Any) -> bool:
-    """Whether a compiled function collects what is split."""
-    return "all-gather" in compiled.as_text()
+def gathers(compiled: Any, size: int | None = None) -> bool:
+    """Whether a compiled function collects what is split, or what has an axis of a size."""
+    results = re.findall(r"= (.*?) all-gather[\w-]*\(", compiled.as_text())
+    shapes = (",".join(re.findall(r"\[([\d,]*)\]", result)) for result in results)
+    return any(size is None or str(size) in shape.split(",") for shape in shapes)
 
 
 if __name__ == "__main__":

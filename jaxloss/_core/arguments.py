@@ -133,6 +133,16 @@ def index_array(name: str, indices: jax.Array) -> jax.Array:
     return indices.astype(limits.dtype)
 
 
+def lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
+    """Returns one length for each sample, in the dtype of indices."""
+    converted = index_array(name, as_array(name, lengths))
+    if converted.shape != samples:
+        raise ValueError(
+            f"{name} must have one length for each sample, shape {samples}, got {converted.shape}"
+        )
+    return converted
+
+
 def exact_labels(name: str, labels: jax.Array) -> tuple[jax.Array, ...]:
     """Returns int32 arrays that are all equal where two labels are: 64-bit ones have two halves."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):

@@ -17,10 +17,12 @@ from jaxloss._core.arguments import (
     index_array,
     integer,
     laid_out_alike,
+    lengths,
     mask,
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
+from jaxloss._core.derivatives import log_add_exp, log_zero
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 
@@ -80,8 +82,8 @@ def ctc_loss(
     """
     log_probs, targets = _log_probs(log_probs, blank), index_array("targets", as_array("targets", targets))
     samples = log_probs.shape[1:-1]
-    input_lengths = _lengths("input_lengths", input_lengths, samples)
-    target_lengths = _lengths("target_lengths", target_lengths, samples)
+    input_lengths = lengths("input_lengths", input_lengths, samples)
+    target_lengths = lengths("target_lengths", target_lengths, samples)
     if samples and targets.ndim == 2:
         log_probs, targets, input_lengths, target_lengths = laid_out_alike(
             [log_probs, targets, input_lengths, target_lengths], [1, 0, 0, 0]
@@ -108,15 +110,6 @@ def _log_probs(log_probs: ArrayLike, blank: int) -> jax.Array:
         raise ValueError(f"blank must be a class in [0, {converted.shape[-1]}), got {blank}")
     is_floating = jnp.issubdtype(converted.dtype, jnp.floating)
     return converted if is_floating else converted.astype(arithmetic_dtype(converted))
-
-
-def _lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
-    converted = index_array(name, as_array(name, lengths))
-    if converted.shape != samples:
-        raise ValueError(
-            f"{name} must have one length for each sample, shape {samples}, got {converted.shape}"
-        )
-    return converted
 
 
 class _Spelling(NamedTuple):
@@ -196,7 +189,7 @@ def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
     labels = spelling.labels
     scores = _scores(log_probs, labels)
     is_repeat = labels[..., 1:] == labels[..., :-1]
-    impossible = float(jnp.finfo(scores.dtype).min) / 4  # a finite -∞, of which sums stay finite
+    impossible = log_zero(scores.dtype)
     # Nothing is spelt before the first frame; the zeros lie on a mesh as the scores do.
     nothing = jnp.where(_positions(labels, -1) == 0, jnp.zeros_like(jnp.sum(scores, 0)), impossible)
     # Behind the sample's own frames come sure blanks, which change nothing.
@@ -205,7 +198,7 @@ def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
 
     def spelt(blanks: jax.Array, ends: jax.Array) -> jax.Array:
         before = jnp.concatenate([jnp.full_like(blanks[..., :1], impossible), ends], -1)
-        return _log_add_exp(blanks, before)
+        return log_add_exp(blanks, before)
 
     def step(
         state: tuple[jax.Array, jax.Array], score: jax.Array
@@ -213,7 +206,7 @@ def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
         blanks, ends = state
         before = spelt(blanks, ends)
         origins = jnp.where(is_repeat, blanks[..., :-1], before[..., :-1])
-        moved = before + score[..., :1], _log_add_exp(ends, origins) + score[..., 1:]
+        moved = before + score[..., :1], log_add_exp(ends, origins) + score[..., 1:]
         return (jnp.maximum(moved[0], impossible), jnp.maximum(moved[1], impossible)), None
 
     # Compiled for the H100, 4 frames at a time take 4.3 kernels each, one at a time 11.
@@ -240,22 +233,6 @@ def _scores_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[ja
     ones = (labels[..., None] == jnp.expand_dims(classes, range(labels.ndim))).astype(scores.dtype)
     tangent = tangents[0].astype(scores.dtype)
     return scores, jnp.einsum("t...c,...sc->t...s", tangent, ones, precision=lax.Precision.HIGHEST)
-
-
-@jax.custom_jvp
-def _log_add_exp(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns log(exp(x) + exp(y)) of finite numbers."""
-    # With right slopes at x = y of its own, too: JAX 0.10 forgets the rule in a scan that is differentiated
-    # in reverse, and then forward.
-    larger = jnp.maximum(x, y)
-    return larger + jnp.log1p(jnp.exp(jnp.minimum(x, y) - larger))
-
-
-# The two slopes add up to 1 in rounding, too: over many frames what is lost would add up.
-_log_add_exp.defjvps(
-    lambda tangent, value, x, y: jax.nn.sigmoid(x - y) * tangent,
-    lambda tangent, value, x, y: jax.nn.sigmoid(y - x) * tangent,
-)
 
 
 def _without_rounding(losses: jax.Array, rounding: jax.Array) -> jax.Array:

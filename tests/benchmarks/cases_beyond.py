@@ -429,3 +429,42 @@ add(
     {"small": (8, 64), "cached": (16, 4096), "large": (64, 16_384)},
     line=_dino,
 )
+
+
+# Transducers.
+
+
+def _transducer(rng, samples, frames, labels, classes):
+    lengths = np.full(samples, frames, np.int32), np.full(samples, labels, np.int32)
+    targets = rng.randint(1, classes, (samples, labels)).astype(np.int32)
+    return normal(rng, samples, frames, labels + 1, classes), targets, *lengths
+
+
+def _rnnt(logits, targets, input_lengths, target_lengths):
+    log_probs = jax.nn.log_softmax(logits)
+    blanks = log_probs[..., 0]
+    labels = jnp.take_along_axis(log_probs[:, :, :-1], targets[:, None, :, None], -1)[..., 0]
+
+    def frame(before, scores):
+        def label(last, score):
+            last = jnp.logaddexp(score[0], last + score[1])
+            return last, last
+
+        # Of the paths that come from the frame before, and of those that have emitted a label in this one.
+        first, *others = (before + scores[0]).T, scores[1].T
+        _, later = jax.lax.scan(label, first[0], (first[1:], *others))
+        return jnp.concatenate([first[:1], later]).T, None
+
+    before = jnp.cumsum(labels[:, 0], 1)
+    start = jnp.pad(before, [(0, 0), (1, 0)])
+    rows = jnp.moveaxis(blanks[:, :-1], 1, 0), jnp.moveaxis(labels[:, 1:], 1, 0)
+    alphas, _ = jax.lax.scan(frame, start, rows)
+    return -jnp.mean(alphas[:, -1] + blanks[:, -1, -1])
+
+
+add(
+    "rnnt_loss",
+    _transducer,
+    {"small": (2, 10, 5, 16), "cached": (4, 50, 10, 256), "large": (8, 200, 40, 512)},
+    line=_rnnt,
+)

@@ -48,6 +48,7 @@ ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do n
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
     **dict.fromkeys(("arcface_loss", "cosface_loss"), ((4096, 512), (512, 250_000), (4096,))),
     "linear_distillation_loss": ((4096, 2048), (2048, 128_256)) * 2,
+    "rnnt_loss": ((8, 500, 101, 1024), (8, 100), (8,), (8,)),
     "adaptive_log_softmax": (
         *((4096, 1024), (4096,), (1024, 5002)),
         *((1024, 256), (256, 20_000), (1024, 64), (64, 75_000)),
@@ -293,6 +294,10 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
         found["MB of temporaries"] = ours["temporaries"] / 2**20, 64
     if loss == "ctc_loss" and not is_tpu:
         found["kernels"] = ours["kernels"], 6000
+    if loss == "rnnt_loss":
+        found["temporaries / input"] = ours["temporaries"] / record["input"], 0.15
+        if not is_tpu:  # of 600 diagonals, there and back
+            found["kernels"] = ours["kernels"], 3000
     if loss == "cross_entropy" and record["size"][-1].isdigit():  # not with an option
         rivals = [peers[name] for name in ("optax", "one-hot") if name in peers]
         if is_tpu:
@@ -304,6 +309,8 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     return found
 
 
-LIMITED = {*ELEMENTWISE, *ROWS, "nll_loss", "cross_entropy", "ctc_loss", "linear_cross_entropy"}
+LIMITED = {*ELEMENTWISE, *ROWS, "nll_loss", "cross_entropy", "ctc_loss", "rnnt_loss"} | {
+    "linear_cross_entropy"
+}
 COMPARED = {"cross_entropy", "linear_cross_entropy"}  # whose limits refer to the plain forms
 BUILD_LIMIT = 1.6  # times the plain form, as the geometric mean over all cases
