@@ -8,7 +8,7 @@ To add a loss:
 3. Add entries to `tests/cases/<family>.py`. If PyTorch has the loss, `python -m tests.torch_oracle` records
    its answers; add a plain formula to `tests/formulas.py`, and extreme points to `tests/situations.py`. If
    not, formula (`beyond_pytorch`) and points (`row`) stand beside the entries, as in
-   `tests/cases/quantile.py`, and `tests/reference_packages.py` holds the formula against a package.
+   `tests/cases/quantile.py`, and `tests/reference_packages` holds the formula against a package.
 4. Add a case to `tests/benchmarks/cases.py` or one beside it and a row to README;
    `python -m tests.certificate` writes the certificate.
 
