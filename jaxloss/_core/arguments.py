@@ -133,7 +133,7 @@ def index_array(name: str, indices: jax.Array) -> jax.Array:
     return indices.astype(limits.dtype)
 
 
-def lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
+def sample_lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
     """Returns one length for each sample, in the dtype of indices."""
     converted = index_array(name, as_array(name, lengths))
     if converted.shape != samples:

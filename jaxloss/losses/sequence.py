@@ -17,8 +17,8 @@ from jaxloss._core.arguments import (
     index_array,
     integer,
     laid_out_alike,
-    lengths,
     mask,
+    sample_lengths,
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
@@ -82,8 +82,8 @@ def ctc_loss(
     """
     log_probs, targets = _log_probs(log_probs, blank), index_array("targets", as_array("targets", targets))
     samples = log_probs.shape[1:-1]
-    input_lengths = lengths("input_lengths", input_lengths, samples)
-    target_lengths = lengths("target_lengths", target_lengths, samples)
+    input_lengths = sample_lengths("input_lengths", input_lengths, samples)
+    target_lengths = sample_lengths("target_lengths", target_lengths, samples)
     if samples and targets.ndim == 2:
         log_probs, targets, input_lengths, target_lengths = laid_out_alike(
             [log_probs, targets, input_lengths, target_lengths], [1, 0, 0, 0]

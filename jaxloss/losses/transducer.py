@@ -17,8 +17,8 @@ from jaxloss._core.arguments import (
     index_array,
     integer,
     laid_out_alike,
-    lengths,
     mask,
+    sample_lengths,
     widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
@@ -84,8 +84,8 @@ def rnnt_loss(
         [
             logits,
             targets,
-            lengths("input_lengths", input_lengths, samples),
-            lengths("target_lengths", target_lengths, samples),
+            sample_lengths("input_lengths", input_lengths, samples),
+            sample_lengths("target_lengths", target_lengths, samples),
         ],
         [0, 0, 0, 0],
     )

@@ -309,8 +309,6 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     return found
 
 
-LIMITED = {*ELEMENTWISE, *ROWS, "nll_loss", "cross_entropy", "ctc_loss", "rnnt_loss"} | {
-    "linear_cross_entropy"
-}
 COMPARED = {"cross_entropy", "linear_cross_entropy"}  # whose limits refer to the plain forms
+LIMITED = {*ELEMENTWISE, *ROWS, *COMPARED, "nll_loss", "ctc_loss", "rnnt_loss"}
 BUILD_LIMIT = 1.6  # times the plain form, as the geometric mean over all cases
