@@ -223,8 +223,8 @@ def arcface_loss(
         >>> import jaxloss
         >>> embeddings = jnp.array([[3.0, 4.0], [1.0, 0.0]])
         >>> kernel = jnp.array([[2.0, 0.0], [0.0, 1.0]])  # columns along the axes
-        >>> jaxloss.arcface_loss(embeddings, kernel, jnp.array([1, 0]), scale=4.0, reduction="none")
-        Array([1.1317, 0.0294], dtype=float32)
+        >>> jaxloss.arcface_loss(embeddings, kernel, jnp.array([1, 0]), scale=4.0)
+        Array(0.5806, dtype=float32)
 
     Differences from other libraries:
         * `margin` is in radians. pytorch_metric_learning takes degrees, and 28.6 by default.
@@ -279,8 +279,8 @@ def cosface_loss(
         >>> import jaxloss
         >>> embeddings = jnp.array([[3.0, 4.0], [1.0, 0.0]])
         >>> kernel = jnp.array([[2.0, 0.0], [0.0, 1.0]])  # columns along the axes
-        >>> jaxloss.cosface_loss(embeddings, kernel, jnp.array([1, 0]), scale=4.0, reduction="none")
-        Array([1.0375, 0.0716], dtype=float32)
+        >>> jaxloss.cosface_loss(embeddings, kernel, jnp.array([1, 0]), scale=4.0)
+        Array(0.5546, dtype=float32)
 
     Source:
         H. Wang et al. (2018), CosFace: Large Margin Cosine Loss for Deep Face Recognition.

@@ -31,7 +31,7 @@ def formula(loss, embeddings, targets, **options):
     """Returns the mean by the formula."""
     with localcontext(formulas.CONTEXT):
         arrays = {"embeddings": decimals(np.float64(embeddings)), "targets": decimals(targets)}
-        losses, weight = formulas.evaluate_batch(loss.__name__, arrays, options)
+        losses, weight, _ = formulas.evaluate_batch(loss.__name__, arrays, options)
         return float(np.sum(losses) / np.sum(weight))
 
 

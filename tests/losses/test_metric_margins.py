@@ -45,7 +45,7 @@ def exact(loss: Any, embeddings: Any, kernel: Any, targets: Any, **options: Any)
             arrays = {"embeddings": row, "kernel": kernel}
             arrays = {name: decimals(np.float64(array)) for name, array in arrays.items()}
             given = {name: float(number) for name, number in zip(options, numbers, strict=True)}
-            found, _ = formulas.evaluate_batch(loss.__name__, {**arrays, "targets": np.array(label)}, given)
+            found, *_ = formulas.evaluate_batch(loss.__name__, {**arrays, "targets": np.array(label)}, given)
             losses.append(float(found))
     return np.array(losses)
 
