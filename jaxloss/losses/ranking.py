@@ -123,7 +123,7 @@ def listmle_loss(
     )
     gaps = log_ratio(largest, ordered[..., :-1]) + log_of_total(total)
     is_left = jnp.take_along_axis(~is_masked, order, -1)[..., 1:]
-    losses = jnp.sum(softplus(fill_masked(is_left, gaps, -jnp.inf)), -1)
+    losses = jnp.sum(softplus(fill_masked(is_left, gaps, -jnp.inf)), -1) * _one_or_nan(targets)
     return reduce_losses(losses, None, any_left(where, scores.shape, [-1]), reduction)
 
 
@@ -178,7 +178,7 @@ def pairwise_logistic_loss(
     losses, pairs = (
         jnp.sum(array, -1) for array in _in_blocks(of_block, (scores, targets, of_items, counts))
     )
-    return reduce_losses(losses, pairs, None, reduction)
+    return reduce_losses(losses * _one_or_nan(targets), pairs, None, reduction)
 
 
 @compiled(static=("reduction",), domains={"temperature": positive})
@@ -259,6 +259,11 @@ def _not_negative(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     is_right = targets >= 0
     targets = checked(targets, is_right, "targets: expected numbers >= 0")
     return targets * one_or_nan(is_right, targets.dtype)
+
+
+def _one_or_nan(targets: jax.Array) -> jax.Array:
+    """Returns 1 for each list, and NaN where a target is NaN, which has no place in an order."""
+    return one_or_nan(~jnp.any(jnp.isnan(targets), -1), targets.dtype)
 
 
 def _largest(scores: jax.Array, where: jax.Array | None) -> jax.Array:

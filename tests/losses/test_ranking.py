@@ -68,6 +68,15 @@ def test_negative_relevance_is_nan(name):
     assert np.isnan(losses).all()
 
 
+@every_loss
+def test_relevance_that_is_not_a_number_is_nan(name):
+    targets = np.where(np.eye(3, 10), np.nan, TARGETS)
+    losses = getattr(jaxloss, name)(
+        SCORES, targets, where=np.array([[True], [True], [False]]), reduction="none"
+    )
+    np.testing.assert_array_equal(np.isnan(losses), [True, True, False])
+
+
 def test_a_cold_rank_is_a_rank():
     loss = jaxloss.approx_ndcg_loss(SCORES[:1], TARGETS[:1], temperature=1e-4)
     gains = 2 ** TARGETS[0].astype(float) - 1
