@@ -71,7 +71,7 @@ def softmax_ranking_loss(
         documentation: rax.softmax_loss.
     """
     scores, targets, where = _lists(scores, targets, where)
-    targets = _not_negative(targets, where)
+    targets = _not_negative(targets)
     if weight is not None:
         of_items = broadcastable("weight", as_array("weight", weight), scores)
         targets = targets * fill_masked(where, of_items).astype(scores.dtype)
@@ -224,7 +224,7 @@ def approx_ndcg_loss(
         Information Retrieval Measures.
     """
     scores, targets, where = _lists(scores, targets, where)
-    targets = _not_negative(targets, where)
+    targets = _not_negative(targets)
     sharpness = 1 / jnp.asarray(temperature, scores.dtype)
     counts = jnp.ones_like(scores, bool) if where is None else jnp.broadcast_to(where, scores.shape)
 
@@ -254,7 +254,7 @@ def _lists(
     return scores, targets, where
 
 
-def _not_negative(targets: jax.Array, where: jax.Array | None) -> jax.Array:
+def _not_negative(targets: jax.Array) -> jax.Array:
     """Returns targets, NaN where they are negative."""
     is_right = targets >= 0
     targets = checked(targets, is_right, "targets: expected numbers >= 0")
