@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxloss import grpo_loss, ppo_loss
+from jaxloss.training import create_train_state, train_step
 
 RNG = np.random.RandomState(0)
 LOG_PROBS, OLD = (jnp.asarray(-3 * RNG.rand(4, 5), jnp.float32) for _ in range(2))
@@ -58,6 +60,26 @@ def test_micro_batches_have_the_mean_of_the_whole(aggregate):
     total, weight = pair(slice(0, 1)) + pair(slice(1, 4))
     whole = grpo_loss(LOG_PROBS, ADVANTAGES, OLD, where=WHERE, aggregate=aggregate)
     np.testing.assert_allclose(total / weight, whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["sequence", "token"])
+def test_a_step_over_micro_batches_is_that_of_the_whole(aggregate):
+    def apply(params, inputs):
+        return inputs * params[None]
+
+    def loss(log_probs, targets, reduction="sum_and_weight"):
+        return grpo_loss(log_probs, **targets, aggregate=aggregate, reduction=reduction)
+
+    targets = {"advantages": ADVANTAGES, "old_log_probs": OLD, "where": jnp.asarray(WHERE)}
+    steps = []
+    for parts in (1, 2, 4):  # of four parts, one has no token
+        state = create_train_state((apply, jnp.ones(5)), optax.sgd(1.0))
+        state, value = train_step(state, LOG_PROBS, targets, loss=loss, micro_batches=parts)
+        steps.append((value, state.params))
+    whole = jax.value_and_grad(lambda params: loss(LOG_PROBS * params, targets, "mean"))(jnp.ones((1, 5)))
+    for value, params in steps:
+        np.testing.assert_allclose(value, whole[0], rtol=1e-6)
+        np.testing.assert_allclose(1 - params, whole[1][0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_those_of_its_tokens():
