@@ -37,10 +37,14 @@ def _entry(item: pytest.Item) -> str:
     return getattr(case, "name", "")
 
 
+# A test of minutes that comes last leaves all processes but one idle.
+_LONGEST = ("test_sharding.py", "test_certificate.py", "test_examples.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has the tests of an entry stand together: they share what is compiled."""
+    """Has the tests of an entry stand together, which share what is compiled, and the longest come first."""
     files = list(dict.fromkeys(item.path for item in items))
-    items.sort(key=lambda item: (files.index(item.path), _entry(item)))
+    items.sort(key=lambda item: (item.path.name not in _LONGEST, files.index(item.path), _entry(item)))
 
 
 _ENTRIES = 0

@@ -44,10 +44,11 @@ def main() -> None:
             if split or kind == AxisType.Explicit or case.name == first[case.loss]:
                 compare(case, mesh, split, f"{case.name}, {'classes' if split else 'batch'} split")
                 checked += 1
-        if case.relates_rows and case.loss != "cox_loss":  # which takes no axis_name
+        may_split_rows = case.relates_rows and case.loss != "cox_loss"
+        if may_split_rows:
             compare_rows(case, mesh)
             checked += 1
-        if case.relates_rows and case.name == first[case.loss] and kind == AxisType.Auto:
+        if may_split_rows and case.name == first[case.loss] and kind == AxisType.Auto:
             compare_unchecked(case, mesh)
             checked += 1
         if case.name == first[case.loss] and case.batched:

@@ -49,7 +49,7 @@ def coral_loss(
         W. Cao et al. (2020), Rank Consistent Ordinal Regression for Neural Networks with Application to Age
         Estimation. coral_pytorch documentation: coral_pytorch.losses.CoralLoss.
     """
-    labels, answers = _questions(logits, targets, where)
+    labels, answers = _answers(logits, targets, where)
     losses = labels.weight * jnp.sum(answers, -1)
     return reduce_losses(losses, None, labels.valid, reduction)
 
@@ -90,15 +90,15 @@ def corn_loss(
         X. Shi, W. Cao and S. Raschka (2023), Deep Neural Networks for Rank-Consistent Ordinal Regression
         Based on Conditional Probabilities. coral_pytorch documentation: coral_pytorch.losses.corn_loss.
     """
-    labels, answers = _questions(logits, targets, where)
+    labels, answers = _answers(logits, targets, where)
     count = answers.shape[-1]
-    is_asked = _index(answers) <= labels.classes[..., None]
+    is_asked = _index(labels, answers) <= labels.classes[..., None]
     losses = labels.weight * jnp.sum(fill_masked(is_asked, answers), -1)
     asked = jnp.minimum(labels.classes + 1, count).astype(losses.dtype)
     return reduce_losses(losses, labels.weight * asked, labels.valid, reduction)
 
 
-def _questions(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[Labels, jax.Array]:
+def _answers(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[Labels, jax.Array]:
     """Returns the labels, and the binary cross-entropy of each question, shape (..., K - 1)."""
     logits, targets = as_array("logits", logits), as_array("targets", targets)
     classes = ClassAxis.of(-1, None, "logits", logits)
@@ -106,10 +106,11 @@ def _questions(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -
     count = logits.shape[-1] + 1
     labels = labels_without_weight(targets, "logits", logits, classes, count, None, where)
     (wide,) = widened(classes.fill_masked(labels.valid, logits))
-    is_above = _index(wide) < labels.classes[..., None]
-    return labels, softplus(jnp.where(is_above, -wide, wide))
+    is_above = _index(labels, wide) < labels.classes[..., None]
+    return labels, softplus(wide * (1 - 2 * is_above.astype(wide.dtype)))
 
 
-def _index(logits: jax.Array) -> jax.Array:
+def _index(labels: Labels, logits: jax.Array) -> jax.Array:
+    """Returns 0 ... K - 2 along the last axis, in the dtype of the labels."""
     shape = [1] * (logits.ndim - 1) + [logits.shape[-1]]
-    return lax.broadcasted_iota(jnp.int32, shape, logits.ndim - 1)
+    return lax.broadcasted_iota(labels.classes.dtype, shape, logits.ndim - 1)

@@ -300,7 +300,7 @@ def _of_batch(
     """Returns a loss of two views, NaN with gradient 0 where fewer than the `least` rows count."""
     first, second = agree(embeddings=matrix("embeddings", embeddings), targets=matrix("targets", targets))
     where, dtype = mask(where, first, [1]), arithmetic_dtype(first, second)
-    if first.dtype != second.dtype:
+    if not first.dtype == second.dtype == jnp.bfloat16:  # of which products stay narrow
         first, second = widened(first, second)
     valid = jnp.ones(first.shape[:1], bool) if where is None else jnp.broadcast_to(where, first.shape[:1])
 
