@@ -73,12 +73,9 @@ def barlow_twins_loss(
         lightly.loss.BarlowTwinsLoss.
     """
 
-    def loss(
-        batch: _Batch, first: jax.Array, second: jax.Array, factor: jax.Array, eps: jax.Array
-    ) -> jax.Array:
-        views = batch.view(first), batch.view(second)
-        scales = [_scale(batch.squares(view) / batch.size, eps) for view in views]
-        correlations = batch.products(*views) / batch.size * scales[0].T * scales[1]
+    def loss(batch: _Batch, first: _View, second: _View, factor: jax.Array, eps: jax.Array) -> jax.Array:
+        scales = [_scale(batch.squares(view) / batch.size, eps) for view in (first, second)]
+        correlations = batch.products(first, second) / batch.size * scales[0].T * scales[1]
         on, off = jnp.diagonal(correlations), _off_diagonal(correlations)
         return jnp.sum(square(1 - on)) + factor * jnp.sum(square(off))
 
@@ -143,18 +140,18 @@ def vicreg_loss(
 
     def loss(
         batch: _Batch,
-        first: jax.Array,
-        second: jax.Array,
+        first: _View,
+        second: _View,
         factor: jax.Array,
         mu: jax.Array,
         nu: jax.Array,
         eps: jax.Array,
     ) -> jax.Array:
-        features, degrees = first.shape[1], jnp.maximum(batch.size - 1, 1)
-        wide = [view.astype(batch.size.dtype) for view in (first, second)]
-        invariance = jnp.sum(batch.sum(square(wide[0] - wide[1]))) / (batch.size * features)
+        features, degrees = first.values.shape[1], jnp.maximum(batch.size - 1, 1)
+        errors = square(first.values - second.values)
+        invariance = jnp.sum(batch.sum(errors)) / (batch.size * features)
         variance, covariance = jnp.zeros_like(invariance), jnp.zeros_like(invariance)
-        for view in (batch.view(first), batch.view(second)):
+        for view in (first, second):
             deviations = power(batch.squares(view) / degrees + eps, 0.5)
             variance += jnp.sum(positive_part(1 - deviations)) / (2 * features)
             covariance += jnp.sum(square(_off_diagonal(batch.products(view, view) / degrees))) / features
@@ -243,8 +240,9 @@ def _of_views(student: jax.Array, teacher: jax.Array) -> list[jax.Array]:
 
 
 class _View(NamedTuple):
-    """The rows of a view, about a shift that cancels in every covariance."""
+    """A view, and its rows about a shift that cancels in every covariance."""
 
+    values: jax.Array  # (N, D), 0 where not valid; in the dtype of arithmetic
     rows: jax.Array  # (N, D), 0 where not valid; in the dtype of products
     wide: jax.Array  # the same in the dtype of arithmetic, in which gradients are added up
     mean: jax.Array  # (1, D): of the rows
@@ -262,18 +260,18 @@ class _Batch(NamedTuple):
         return _of_devices(jnp.sum(array, 0, keepdims=True), self.axis_name)
 
     def view(self, view: jax.Array) -> _View:
-        """Returns a view, 0 where not valid, for products.
+        """Returns a view, given with 0 where not valid.
 
         The shift is the mean, as a constant: a sum of products of data far from 0 would cancel. bfloat16 has
         too few digits to be so far from 0, and its products are narrow only without a shift.
         """
-        wide = view.astype(self.size.dtype)
-        average = self.sum(wide) / self.size
-        if view.dtype == jnp.bfloat16 and wide.dtype == jnp.float32:
-            return _View(view, wide, average)
+        values = view.astype(self.size.dtype)  # once, and its gradient is rounded once
+        average = self.sum(values) / self.size
+        if view.dtype == jnp.bfloat16 and values.dtype == jnp.float32:
+            return _View(values, view, values, average)
         shift = lax.stop_gradient(average)
-        wide = fill_masked(self.valid[:, None], wide - shift)
-        return _View(wide, wide, average - shift)
+        rows = fill_masked(self.valid[:, None], values - shift)
+        return _View(values, rows, rows, average - shift)
 
     def squares(self, view: _View) -> jax.Array:
         """Returns the sum of squared deviations from the mean, of each feature."""
@@ -300,15 +298,15 @@ def _of_batch(
     """Returns a loss of two views, NaN with gradient 0 where fewer than the `least` rows count."""
     first, second = agree(embeddings=matrix("embeddings", embeddings), targets=matrix("targets", targets))
     where, dtype = mask(where, first, [1]), arithmetic_dtype(first, second)
-    if not first.dtype == second.dtype == jnp.bfloat16:  # of which products stay narrow
+    if first.dtype != second.dtype:
         first, second = widened(first, second)
     valid = jnp.ones(first.shape[:1], bool) if where is None else jnp.broadcast_to(where, first.shape[:1])
 
     def of_rows(valid: jax.Array, *views: jax.Array) -> jax.Array:
         count = _of_devices(jnp.sum(valid, dtype=int), axis_name).astype(dtype)
         batch = _Batch(valid, jnp.maximum(count, 1), axis_name)
-        views = tuple(fill_masked(valid[:, None], view) for view in views)
-        found = loss(batch, *views, *(jnp.asarray(option, dtype) for option in options))
+        kept = [batch.view(fill_masked(valid[:, None], view)) for view in views]
+        found = loss(batch, *kept, *(jnp.asarray(option, dtype) for option in options))
         found *= one_or_nan(~jnp.isnan(found), dtype)  # whatever it is, the gradient of every row is NaN, too
         return mean(found, jnp.clip(count - (least - 1), 0, 1))
 
