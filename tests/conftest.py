@@ -38,7 +38,7 @@ def _entry(item: pytest.Item) -> str:
 
 
 # A test of minutes that comes last leaves all processes but one idle.
-_LONGEST = ("test_sharding.py", "test_certificate.py", "test_examples.py")
+_LONGEST = ("test_sharding.py", "test_certificate.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
