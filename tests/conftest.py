@@ -9,7 +9,7 @@ import pytest
 from jaxloss._core import blocks
 
 # Compilation dominates the suite. Without LLVM's optimizer and the emitters of fused loops, with all code in
-# one piece, it takes half of the time. `.ci/run` compares every loss with the truth as XLA compiles by default.
+# one piece, it takes half of the time. `.ci/run` compares all losses with the truth at XLA's default, too.
 _QUICK = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):  # a flag that is gone later
     _QUICK += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
