@@ -299,6 +299,18 @@ def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
     return checked(targets, fill_masked(where, is_sign, True), "targets: expected 1 or -1")
 
 
+def checked_answers(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Returns an array; under `checkify` an unmasked number other than 1 and 0 is an error."""
+    (wide,) = widened(array)
+    is_answer = fill_masked(where, (wide == 0) | (wide == 1), True)
+    return checked(array, is_answer, f"{name}: expected True or False, 1 or 0")
+
+
+def answer_or_nan(targets: jax.Array) -> jax.Array:
+    """Returns targets of 1 and 0, and NaN in place of others."""
+    return targets * one_or_nan((targets == 0) | (targets == 1), targets.dtype)
+
+
 def checked_probabilities(
     name: str, array: jax.Array, where: jax.Array | None, largest: float = 1
 ) -> jax.Array:

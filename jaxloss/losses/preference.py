@@ -22,6 +22,8 @@ from jaxloss._core.arguments import (
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import Domain, compiled, finite, not_negative, positive_and_finite
 from jaxloss._core.derivatives import (
+    answer_or_nan,
+    checked_answers,
     cross_entropy_of_logits,
     derivatives,
     inverse_or_zero,
@@ -278,9 +280,7 @@ def kto_loss(
     log_probs, targets, reference = agree(
         log_probs=log_probs, targets=targets, reference_log_probs=reference_log_probs
     )
-    (wide,) = widened(targets)
-    is_right = fill_masked(mask(where, targets), (wide == 0) | (wide == 1), True)
-    targets = checked(targets, is_right, "targets: expected True or False, 1 or 0")
+    targets = checked_answers("targets", targets, mask(where, targets))
     options = [kl, beta, desirable_weight, undesirable_weight]
     return reduce_elementwise(
         _prospect, [log_probs, targets, reference], options, where=where, reduction=reduction
@@ -360,9 +360,8 @@ def _prospect(
     desirable_weight: jax.Array,
     undesirable_weight: jax.Array,
 ) -> jax.Array:
-    is_right = (targets == 0) | (targets == 1)
     weight = jnp.where(targets == 1, desirable_weight, undesirable_weight)
-    sign = (1 - 2 * targets) * one_or_nan(is_right, targets.dtype)
+    sign = 1 - 2 * answer_or_nan(targets)
     gain = log_ratio(log_probs, reference) - lax.stop_gradient(jnp.maximum(kl, 0))
     return weight * sigmoid(sign * beta * gain)
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxloss._core.arguments import agree, as_array, widened
 from jaxloss._core.classes import (
     ClassAxis,
-    labels_without_weight,
+    class_labels,
     refuse_misfit_of_probabilities,
 )
 from jaxloss._core.decorator import compiled
@@ -127,8 +127,7 @@ def _reduced(
         arrays = agree(logits=logits, targets=targets)
         logits, probs = widened(*(classes.fill_masked(where, array) for array in arrays))
         return reduce_losses(_losses(logits, probs, classes.position, squared), None, where, reduction)
-    count = classes.count(logits)
-    labels = labels_without_weight(targets, "logits", logits, classes, count, ignore_index, where)
+    labels = class_labels(targets, "logits", logits, classes, None, ignore_index, where)
     (logits,) = widened(classes.fill_masked(labels.valid, logits))
     probs = classes.one_hot(labels.classes, logits).astype(logits.dtype)
     losses = labels.weight * _losses(logits, probs, classes.position, squared)

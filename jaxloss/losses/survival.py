@@ -19,7 +19,14 @@ from jaxloss._core.arguments import (
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
-from jaxloss._core.derivatives import cumulative_exponentials, inverse_or_zero, log_of_total, log_ratio
+from jaxloss._core.derivatives import (
+    answer_or_nan,
+    checked_answers,
+    cumulative_exponentials,
+    inverse_or_zero,
+    log_of_total,
+    log_ratio,
+)
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 Ties = Literal["efron", "breslow"]
@@ -77,10 +84,9 @@ def cox_loss(
     where = mask(where, scores)
     scores, times, happened = widened(*(fill_masked(where, array) for array in (scores, times, events)))
     unknown = jnp.isnan(times)
-    is_right = (happened == 0) | (happened == 1)
     times = checked(times, ~unknown, "times: expected numbers")
-    happened = checked(happened, is_right, "events: expected True or False, 1 or 0")
-    weight = happened * one_or_nan(is_right, scores.dtype)
+    happened = checked_answers("events", happened, None)
+    weight = answer_or_nan(happened)
     at_risk = jnp.broadcast_to(jnp.ones(1, bool) if where is None else where, scores.shape)
     of_subjects = functools.partial(_of_subjects, efron=ties == "efron")
     losses = on_automatic_axes(of_subjects, scores, 0)(scores, times, happened == 1, at_risk)
@@ -94,7 +100,7 @@ def _of_subjects(
     """Returns the loss of each subject as if it had an event at its time."""
     size = scores.shape[0]
     order = jnp.lexsort((-times, ~at_risk))  # the longest time first
-    times, happened, kept = times[order], (happened & at_risk)[order], at_risk[order]
+    times, happened, kept = times[order], happened[order], at_risk[order]
     ordered = jnp.where(kept, scores[order], -jnp.inf)
     is_new = (times != jnp.roll(times, 1)) | (kept != jnp.roll(kept, 1))
     group = jnp.cumsum(is_new.at[:1].set(True), dtype=jnp.int32) - 1  # of those with one time
