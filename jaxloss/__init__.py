@@ -1,9 +1,9 @@
 """PyTorch's loss functions for JAX, with the same names, defaults and values, and further losses.
 
 Every loss is a pure jitted function that works under `grad`, `jvp`, `hessian`, `vmap`, `scan` and
-`shard_map`. This page describes what all losses share; `help(jaxloss.huber_loss)` describes one of
-them. The losses need only JAX. `jaxloss.models` needs Flax, and `jaxloss.training` Flax, Optax and
-Orbax, which `pip install "jaxloss[train]"` installs.
+`shard_map`. This page describes what all losses share; `help(jaxloss.huber_loss)` describes a single
+loss. The losses depend only on JAX. `jaxloss.models` also needs Flax, and `jaxloss.training` needs
+Flax, Optax and Orbax; `pip install "jaxloss[train]"` installs them.
 
     >>> import jax, jaxloss
     >>> import jax.numpy as jnp
@@ -16,53 +16,54 @@ Calling a loss
 --------------
     loss(<model output>, targets, *, <options>, where=None, reduction="mean")
 
-The model's output comes first, under a name that says what is expected: `predictions`, `logits` (raw
-scores), `log_probs`, `probs`, `scores`, `embeddings`, `distances` or `hidden`. Then come the targets.
-Options are keyword-only.
+The model's output comes first, and its name says what is expected: `predictions`, `logits` (raw scores),
+`log_probs`, `probs`, `scores`, `embeddings`, `distances` or `hidden`. The targets come second. Options
+are keyword-only.
 
 where: Boolean mask that broadcasts to the shape of `reduction="none"`. Masked elements never affect the
     value or the gradient, even if they are NaN, and do not count in the mean.
 reduction: "mean", "sum", "none" for the loss of each element, or "sum_and_weight" for the pair
-    (sum, weight), where mean == sum / weight: the weight is what the mean of the loss divides by. Pairs
-    add up over micro-batches, devices and hosts to the exact mean. `jaxloss.reduce` reduces custom
-    losses.
-axis, axis_name: Class axis, the last by default, and, inside `jax.shard_map`, the mesh axis that splits
-    the classes. Logits, probabilities, class weights and biases are then the local slices; labels still
-    count over all classes. Of losses that relate rows (contrastive, circle), `axis_name` splits the rows:
-    "sum" and "mean" are then of the rows of all devices, "none" and "sum_and_weight" of the local ones,
-    each of them against all rows. `barlow_twins_loss` and `vicreg_loss` are statistics of all rows: they
-    return a scalar, and take no `reduction`. Where `shard_map` has `check_vma=False`, take gradients outside
-    of it, as of any `psum`. Under `jit`, sharded arrays need no `axis_name`.
+    (sum, weight) with mean == sum / weight. Add these pairs over micro-batches, devices and hosts to get
+    the exact mean. `jaxloss.reduce` reduces custom losses in the same way.
+axis: Class axis. Default: the last axis.
+axis_name: Inside `jax.shard_map`, the mesh axis that shards the classes. Logits, probabilities, class
+    weights and biases are then local shards; labels are indices over all classes. In losses that compare
+    rows, such as `nt_xent_loss`, `clip_loss` and `circle_loss`, it shards the rows, and each local row is
+    compared with the rows of all devices. "mean" and "sum" then reduce over the rows of all devices; "none"
+    and "sum_and_weight" cover the local rows. `barlow_twins_loss` and `vicreg_loss` are statistics of all
+    rows, so they return a scalar and take no `reduction`. If `shard_map` has `check_vma=False`, take
+    gradients outside of it, as for any `psum`. Under `jit`, sharded arrays need no `axis_name`.
 
 Arrays and dtypes
 -----------------
-Arrays are NumPy arrays of any byte order, JAX arrays, Python numbers, `nnx.Variable`, and any object
-with `__jax_array__`. Lists (except of lengths), PyTorch tensors and masked arrays are refused: pass
-`jax.numpy.asarray(x)`, `x.numpy()`, or the mask as `where`. Predictions and targets have equal shapes
-and never broadcast; weights and masks do.
+Arrays may be NumPy arrays of any byte order, JAX arrays, Python numbers, `nnx.Variable`, or any object
+with `__jax_array__`. Lists (except lists of lengths), PyTorch tensors and NumPy masked arrays raise a
+TypeError; pass `jax.numpy.asarray(x)`, `x.numpy()`, or the mask as `where`. Predictions and targets must
+have equal shapes and never broadcast; weights and masks do.
 
 Arithmetic and results are at least float32: bfloat16 and float16 inputs give a float32 loss, and
-float64 stays float64. Integers and booleans become the default float. A gradient has the dtype of its
-input. Matrix products have the precision that `jax.default_matmul_precision` sets.
+float64 stays float64. Integers and booleans are converted to the default float. A gradient has the
+dtype of its input. `jax.default_matmul_precision` sets the precision of matrix products.
 
-Integer targets of a loss over classes are class indices; floating-point targets are probabilities.
+In losses over classes, integer targets are class indices, and floating-point targets are probabilities.
 
 Invalid values
 --------------
-Compiled code cannot raise. A label out of range, or any other input outside the domain that a docstring
-states, gives NaN in the value and in the gradient. Under `jax.experimental.checkify` it is an error
-that names the argument and its domain. The mean over no elements, or over total weight 0, is NaN with
-gradient 0. An empty sum is 0.
+Compiled code cannot raise. An out-of-range label, or any other input outside its documented domain,
+gives NaN in the value and in the gradient. Under `jax.experimental.checkify` it is an error that names
+the argument and its domain. The mean over no elements, or over total weight 0, is NaN with gradient 0.
+An empty sum is 0.
 
 Options
 -------
-Options that are numbers are traced unless they are called static: they can be scheduled, learned or
-swept without compiling again. A Python number outside its domain is a ValueError; an array outside it
-gives NaN, or an error under checkify. Words, booleans, axes, `ignore_index` and static numbers must be
+Numeric options are traced unless documented as static, so they can be scheduled, learned or swept
+without recompiling. A Python number outside its domain raises a ValueError; an array outside it gives
+NaN, or an error under checkify. Strings, booleans, axes, `ignore_index` and static numbers must be
 Python values.
 
-PyTorch's criterion with bound options is a `jax.tree_util.Partial`, which `jit` and `grad` accept as an
-argument. Bind static options with one `functools.partial` inside it; every new one compiles again.
+The counterpart of a PyTorch criterion with bound options is `jax.tree_util.Partial`, which is a pytree:
+`jit` and `grad` accept it as an argument. Bind static options with a `functools.partial` inside it.
+Create that once, as each new one is compiled again.
 
     >>> criterion = jax.tree_util.Partial(jaxloss.cross_entropy, weight=jnp.array([1.0, 2.0, 4.0]))
     >>> criterion(logits, labels)
@@ -72,18 +73,19 @@ Exceptions
 ----------
 TypeError: An argument is not an array of real numbers, labels are not integers, `where` is not boolean,
     or a static option is an array.
-ValueError: Shapes do not fit, an option is outside its domain, or the reduction is unknown.
+ValueError: Shapes do not match, an option is outside its domain, or the reduction is unknown.
 
 Differences from PyTorch
 ------------------------
-* The class axis is the last; PyTorch's (N, C, d1, ...) is `axis=1`.
+* The class axis is the last by default; for PyTorch's (N, C, d1, ...), pass `axis=1`.
 * Predictions and targets never broadcast against each other: (3, 1) with (3,) is an error.
 * bfloat16 and float16 inputs are computed in float32, and the loss is float32.
-* A label out of range gives NaN; PyTorch raises.
+* An out-of-range label gives NaN; PyTorch raises.
 * If a mean divides by 0, its gradient is 0; PyTorch's is NaN in some losses.
-* Labels may have any integer dtype, other targets any integer or boolean one.
-* Losses are differentiable with respect to options and weights, too.
-* `where`, "sum_and_weight" and `axis_name` are additions. `size_average` and `reduce` are left out.
+* Labels may have any integer dtype; other targets may also be integers or booleans.
+* Losses are also differentiable with respect to options and weights.
+* `where`, "sum_and_weight" and `axis_name` are additions. PyTorch's deprecated `size_average` and `reduce`
+  do not exist.
 """
 
 from jaxloss._core.reduction import reduce as reduce

@@ -1,8 +1,8 @@
 """Small Flax NNX models with the initial parameters of their PyTorch counterparts.
 
-By default Flax draws the weights of a layer from a normal distribution and sets its biases to zero. PyTorch
-draws both from the uniform distribution in ±1/√fan_in, and so do these models. Their first losses are
-therefore those of PyTorch: about ln 10 = 2.303 for ten classes and ln 2 = 0.693 for two.
+By default, Flax draws the weights of a layer from a normal distribution and sets its biases to zero. PyTorch
+and these models draw both from the uniform distribution on ±1/√fan_in, so the initial losses match
+PyTorch's: about ln 10 = 2.303 for ten classes and ln 2 = 0.693 for two.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def _linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linea
     def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    # A closure, because a bias initializer gets only the shape of the bias, which lacks the fan-in.
+    # A closure, because a bias initializer receives only the shape of the bias, not the fan-in.
     return nnx.Linear(in_features, out_features, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 
@@ -116,11 +116,11 @@ class BinaryClassifier(_Perceptron):
 class AdaptiveLogSoftmax(nnx.Module):
     """Adaptive softmax layer, PyTorch's `nn.AdaptiveLogSoftmaxWithLoss`.
 
-    An output layer for large vocabularies that is narrower for rare classes. The parameters start as in
-    PyTorch; `params` is the pytree that `jaxloss.adaptive_log_softmax` takes. In `train_step`, a model can
-    end in this layer, with `jaxloss.nll_loss` as its loss. A model that returns `(hidden, layer.params)`,
-    with a loss that passes both to `jaxloss.adaptive_log_softmax`, never holds the log-probabilities of all
-    classes.
+    An output layer for large vocabularies that uses fewer features for rare classes. It is initialized as in
+    PyTorch; `params` is the pytree that `jaxloss.adaptive_log_softmax` takes. For `train_step`, a model can
+    end in this layer, with `jaxloss.nll_loss` as the loss. To avoid holding the log-probabilities of all
+    classes, return `(hidden, layer.params)` from the model and pass both to `jaxloss.adaptive_log_softmax`
+    in the loss.
 
     Args:
         in_features: Number of hidden features.

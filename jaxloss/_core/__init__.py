@@ -1,1 +1,1 @@
-"""What every loss is made of; nothing here is public."""
+"""Private building blocks of the losses."""

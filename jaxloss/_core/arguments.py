@@ -1,6 +1,6 @@
-"""Arguments become arrays that agree: conversion, dtype, shapes, masks.
+"""Conversion and checks of arguments: dtypes, shapes, masks and shardings.
 
-All but `from_host` runs while a loss is traced, and costs nothing per call.
+Everything except `from_host` and `tree_from_host` runs while a loss is traced and costs nothing per call.
 """
 
 import math
@@ -17,10 +17,10 @@ from jax.typing import ArrayLike
 
 
 def from_host(name: str, value: Any) -> Any:
-    """Returns what `jit` reads without changing a number; everything but host arrays comes back as it is.
+    """Converts host arrays so that `jit` reads them without changing a value; leaves other values alone.
 
-    JAX reads the bytes of big-endian arrays as they lie, ignores the mask of a masked array, and takes 64-bit
-    integers modulo 2**32 unless 64-bit types are enabled. Those that do not fit stay 64-bit here.
+    JAX ignores the byte order of big-endian arrays and the mask of masked arrays, and reduces 64-bit integers
+    modulo 2**32 unless 64-bit types are enabled. Integers that do not fit stay 64-bit here.
     """
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array, got a NumPy masked array; pass its mask as where=")
@@ -39,7 +39,7 @@ def from_host(name: str, value: Any) -> Any:
 
 
 def tree_from_host(name: str, tree: Any) -> Any:
-    """Returns `from_host` of every leaf, named by its path."""
+    """Applies `from_host` to every leaf, named by its path."""
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)):
         return tree
     return tree_map_with_path(lambda path, leaf: from_host(name + keystr(path), leaf), tree)
@@ -58,7 +58,7 @@ def as_array(name: str, value: Any) -> jax.Array:
 
 
 def not_an_array(name: str, value: Any) -> TypeError:
-    """Returns the error for a value that is no array, with the call that makes it one."""
+    """Returns the error for a value that is not an array, with the call that converts it."""
     kind = type(value)
     found, remedy = kind.__name__, ""
     if kind.__module__.partition(".")[0] == "torch":
@@ -69,15 +69,15 @@ def not_an_array(name: str, value: Any) -> TypeError:
 
 
 def agree(**arrays: Any) -> list[jax.Array]:
-    """Returns the named arguments as real arrays of one shape, laid out alike on a mesh."""
+    """Returns the named arguments as real arrays of equal shape and sharding."""
     converted = [as_array(name, array) for name, array in arrays.items()]
     if len({array.shape for array in converted}) > 1:
         raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}")
-    return laid_out_as_first_split(converted)
+    return with_common_sharding(converted)
 
 
-def agree_but_for_last_axis(**arrays: Any) -> list[jax.Array]:
-    """Returns an array, and others that lack its last axis with one of size 1; laid out alike on a mesh."""
+def agree_except_last_axis(**arrays: Any) -> list[jax.Array]:
+    """Returns an array, and the others, which lack its last axis, with one of size 1; all sharded alike."""
     first, *others = (as_array(name, array) for name, array in arrays.items())
     if not first.ndim or any(other.shape != first.shape[:-1] for other in others):
         name, *names = arrays
@@ -85,12 +85,13 @@ def agree_but_for_last_axis(**arrays: Any) -> list[jax.Array]:
             f"{_and(names)} must have the shape of {name} without its last axis, "
             f"got {_and(arrays, [first, *others])}"
         )
-    return laid_out_as_first_split([first, *(jnp.expand_dims(other, -1) for other in others)])
+    return with_common_sharding([first, *(jnp.expand_dims(other, -1) for other in others)])
 
 
-def laid_out_as_first_split(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    split = next((array for array in arrays if any(_layout(array)[1])), arrays[0])
-    return [laid_out_as(split, array) for array in arrays]
+def with_common_sharding(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns arrays with the replicated ones sharded like the first sharded one."""
+    split = next((array for array in arrays if any(_shape_and_spec(array)[1])), arrays[0])
+    return [sharded_like(split, array) for array in arrays]
 
 
 def values(**arrays: Any) -> list[jax.Array]:
@@ -99,7 +100,7 @@ def values(**arrays: Any) -> list[jax.Array]:
 
 
 def widened(*arrays: jax.Array) -> list[jax.Array]:
-    """Returns real arrays in the dtype of their arithmetic."""
+    """Returns real arrays in their arithmetic dtype."""
     dtype = arithmetic_dtype(*arrays)
     return [array.astype(dtype) for array in arrays]
 
@@ -107,7 +108,7 @@ def widened(*arrays: jax.Array) -> list[jax.Array]:
 def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
     """Returns float64 if an array has it, else float32: bfloat16 and float16 are too narrow for sums.
 
-    Integers, booleans and Python numbers follow the other arrays; alone they become the default float.
+    Integers, booleans and Python numbers follow the other arrays; without any, they become the default float.
     """
     floating = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
     decisive = [array for array in floating if not jax.typeof(array).weak_type] or floating
@@ -119,7 +120,7 @@ def arithmetic_dtype(*arrays: jax.Array) -> np.dtype:
 def index_array(name: str, indices: jax.Array) -> jax.Array:
     """Returns class indices or lengths as int32, or int64 if 64-bit types are enabled.
 
-    Values beyond that range are clipped to it, where they are no valid index either.
+    Values outside its range are clipped to its limits, which are not valid indices either.
     """
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {indices.dtype}")
@@ -128,13 +129,13 @@ def index_array(name: str, indices: jax.Array) -> jax.Array:
     if own.max > limits.max:
         low = np.asarray(max(own.min, limits.min), indices.dtype)
         high = np.asarray(limits.max, indices.dtype)
-        with jax.enable_x64(True):  # or the comparison itself would be of 32 bits
+        with jax.enable_x64(True):  # otherwise the comparison itself would use 32 bits
             return jnp.clip(indices, low, high).astype(limits.dtype)
     return indices.astype(limits.dtype)
 
 
 def sample_lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
-    """Returns one length for each sample, in the dtype of indices."""
+    """Returns the lengths, one for each sample, in the dtype of indices."""
     converted = index_array(name, as_array(name, lengths))
     if converted.shape != samples:
         raise ValueError(
@@ -144,7 +145,7 @@ def sample_lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> j
 
 
 def exact_labels(name: str, labels: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns int32 arrays that are all equal where two labels are: 64-bit ones have two halves."""
+    """Returns labels as int32 arrays that are all equal where the labels are: 64-bit labels as two halves."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got dtype {labels.dtype}")
     if labels.dtype.itemsize < 8:
@@ -154,23 +155,23 @@ def exact_labels(name: str, labels: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def have_sizes(*arrays: jax.Array) -> bool:
-    """Whether every size is a number, and not a symbol of a program exported for any size."""
+    """Whether all sizes are integers, not the symbolic dimensions of an exported program."""
     return all(type(size) is int for array in arrays for size in array.shape)
 
 
 def broadcastable(name: str, array: jax.Array, like: jax.Array, without: Sequence[int] = ()) -> jax.Array:
-    """Returns `array` with the rank of `like`, each size that of `like` or 1, and laid out like it.
+    """Returns `array` with the rank and sharding of `like`, and with its sizes or 1.
 
-    `without` are the axes of `like` that `array` does not have.
+    `without` lists the axes of `like` that `array` does not have.
     """
-    shape, _ = _layout(like, without)
+    shape, _ = _shape_and_spec(like, without)
     try:
         fits = jnp.broadcast_shapes(array.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(f"{name} must broadcast to shape {shape}, got shape {array.shape}")
-    return laid_out_as(like, array.reshape((1,) * (len(shape) - array.ndim) + array.shape), without)
+    return sharded_like(like, array.reshape((1,) * (len(shape) - array.ndim) + array.shape), without)
 
 
 def mask(where: ArrayLike | None, like: jax.Array, without: Sequence[int] = ()) -> jax.Array | None:
@@ -186,25 +187,25 @@ def mask(where: ArrayLike | None, like: jax.Array, without: Sequence[int] = ()) 
 
 
 def fill_masked(where: jax.Array | None, array: jax.Array, fill: float = 0) -> jax.Array:
-    """Returns `array` with `fill` where the mask is False, so that no arithmetic sees what was there."""
+    """Returns `array` with `fill` at masked elements, which therefore never enter any arithmetic."""
     return array if where is None else jnp.where(where, array, jnp.asarray(fill, array.dtype))
 
 
 def masked_items(
     arrays: Sequence[jax.Array], rank: int, where: ArrayLike | None
 ) -> tuple[list[jax.Array], jax.Array | None]:
-    """Returns arrays, 0 where masked, and the mask of items, which the last axes hold.
+    """Returns arrays with masked items set to 0, and the mask; an item is an array over the last `rank` axes.
 
-    The arrays have the shape of the first but for the last axes, where they may have size 1.
+    The arrays have the shape of the first, except that they may have size 1 along the axes of an item.
     """
     inner = range(arrays[0].ndim - rank, arrays[0].ndim)
     where = mask(where, arrays[0], inner)
-    behind = None if where is None else jnp.expand_dims(where, inner)
-    return [fill_masked(behind, array) for array in arrays], where
+    expanded = None if where is None else jnp.expand_dims(where, inner)
+    return [fill_masked(expanded, array) for array in arrays], where
 
 
 def any_left(where: jax.Array | None, shape: Sequence[int], axes: Sequence[int]) -> jax.Array | None:
-    """Returns where a mask over a shape leaves something along some of its axes; None is everywhere."""
+    """Returns where a mask over `shape` leaves any element along `axes`; None means everywhere."""
     if where is None:
         if math.prod(shape[axis] for axis in axes) != 0:
             return None
@@ -212,37 +213,37 @@ def any_left(where: jax.Array | None, shape: Sequence[int], axes: Sequence[int])
     return jnp.any(where, tuple(axes))
 
 
-def laid_out_as(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) -> jax.Array:
-    """Returns a replicated array of equal rank split over the explicit mesh axes as `like` is.
+def sharded_like(like: jax.Array, array: jax.Array, without: Sequence[int] = ()) -> jax.Array:
+    """Returns a replicated array sharded over explicit mesh axes like `like`, which has the same rank.
 
-    JAX adds arrays of different layouts, but refuses to select between them.
+    JAX adds arrays with different shardings, but refuses to select between them.
     """
-    _, spec = _layout(like, without)
-    if not any(spec) or any(_layout(array)[1]):
+    _, spec = _shape_and_spec(like, without)
+    if not any(spec) or any(_shape_and_spec(array)[1]):
         return array
     spec = [part if size > 1 else None for part, size in zip(spec, array.shape, strict=True)]
     sharding: Any = jax.typeof(like).sharding
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def split_as(like: jax.Array, array: jax.Array) -> jax.Array:
-    """Returns an array of the shape of another one, split over the explicit mesh axes as that one is."""
+def resharded_like(like: jax.Array, array: jax.Array) -> jax.Array:
+    """Returns an array sharded over explicit mesh axes like `like`, which has the same shape."""
     sharding: Any = jax.typeof(like).sharding
     return jax.sharding.reshard(array, sharding) if any(sharding.spec) else array
 
 
-def last_axis_whole(array: jax.Array) -> jax.Array:
-    """Returns an array whose last axis no explicit mesh axis splits."""
+def last_axis_unsharded(array: jax.Array) -> jax.Array:
+    """Returns the array with its last axis not sharded over any explicit mesh axis."""
     sharding: Any = jax.typeof(array).sharding
-    if not _layout(array)[1][-1]:
+    if not _shape_and_spec(array)[1][-1]:
         return array
     spec = PartitionSpec(*sharding.spec[:-1], None)
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
 
 
-def laid_out_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
-    """Returns arrays with replicated ones split along their axis as the first that is split along its own."""
-    parts = [_layout(array)[1][axis] for array, axis in zip(arrays, axes, strict=True)]
+def sharded_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
+    """Returns arrays with replicated ones sharded along their axis like the first one sharded along its."""
+    parts = [_shape_and_spec(array)[1][axis] for array, axis in zip(arrays, axes, strict=True)]
     like, part = next(
         ((array, part) for array, part in zip(arrays, parts, strict=True) if part), (None, None)
     )
@@ -251,7 +252,7 @@ def laid_out_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax
     sharding: Any = jax.typeof(like).sharding
 
     def laid_out(array: jax.Array, axis: int) -> jax.Array:
-        if any(_layout(array)[1]):
+        if any(_shape_and_spec(array)[1]):
             return array
         spec = PartitionSpec(*(part if position == axis else None for position in range(array.ndim)))
         return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
@@ -260,12 +261,12 @@ def laid_out_alike(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax
 
 
 def on_automatic_axes(function: Callable[..., Any], like: jax.Array, *split: int) -> Callable[..., Any]:
-    """Returns a function inside which explicit mesh axes are automatic, as the compiler then adds up.
+    """Makes explicit mesh axes automatic inside a function, so that the compiler places its sums.
 
     Args:
-        function: It returns arrays with an axis for each of `split`.
+        function: Returns arrays with an axis for each of `split`.
         like: An array on the mesh.
-        split: The axes of `like` as which those are split.
+        split: The axes of `like` whose sharding the axes of the results take.
     """
     sharding: Any = jax.typeof(like).sharding
     mesh = sharding.mesh
@@ -273,13 +274,13 @@ def on_automatic_axes(function: Callable[..., Any], like: jax.Array, *split: int
     explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
     if not explicit:
         return function
-    _, parts = _layout(like)
+    _, parts = _shape_and_spec(like)
     out = NamedSharding(mesh, PartitionSpec(*(parts[axis] for axis in split)))
     return jax.sharding.auto_axes(function, axes=explicit, out_sharding=out)
 
 
-def _layout(array: jax.Array, without: Sequence[int] = ()) -> tuple[tuple[int, ...], list[Any]]:
-    """Returns the shape of an array, and for each axis the explicit mesh axes that split it."""
+def _shape_and_spec(array: jax.Array, without: Sequence[int] = ()) -> tuple[tuple[int, ...], list[Any]]:
+    """Returns the shape of an array, and for each axis the explicit mesh axes that shard it."""
     sharding: Any = jax.typeof(array).sharding
     spec = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
     axes = [axis for axis in range(array.ndim) if axis not in without]
@@ -295,13 +296,13 @@ def integer(name: str, value: Any) -> int:
 
 
 def refuse_unknown(name: str, word: Any, known: Any) -> None:
-    """Raises where a word is none of those of a `Literal` type."""
+    """Raises a ValueError unless `word` is a value of the `Literal` type `known`."""
     if word not in get_args(known):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}, got {word!r}")
 
 
 def canonical_axis(axis: int, name: str, shape: tuple[int, ...]) -> int:
-    """Returns an axis of the array called `name`, counted from the front."""
+    """Returns an axis of the array called `name` as a nonnegative integer."""
     axis = integer("axis", axis)
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"axis must be an axis of {name}, got axis={axis} for {name} {shape}")

@@ -1,7 +1,7 @@
-"""Layers over many classes, whose logits are never all held.
+"""Output layers over many classes, computed in blocks so that the logits are never all in memory.
 
 A loop computes the logits in blocks: some classes of all positions, or all classes of some positions. All
-blocks share an operand, the features or the kernel, and its gradient is read and written once per block; the
+blocks share one operand, the features or the kernel, whose gradient is read and written once per block. The
 loop runs over the longer axis, so that this operand is the smaller one. The gradient recomputes the logits.
 """
 
@@ -26,11 +26,11 @@ from jaxloss._core.arguments import (
 from jaxloss._core.classes import ClassAxis, soft_capped
 from jaxloss._core.derivatives import scaled
 
-_UNKNOWN = 2**12  # positions that a program exported for any number of them is sized for
+_UNKNOWN = 2**12  # number of positions assumed in a program exported for any number of them
 
 
 class Layer(NamedTuple):
-    """The last layer of a model, and what it is applied to.
+    """The last layer of a model, and its input.
 
     logits = position_scale · (class_scale · hidden · kernel + bias), soft-capped if there is a cap.
     """
@@ -54,21 +54,21 @@ class Layer(NamedTuple):
 
 Statistics = dict[str, Any]  # arrays of positions, or tuples of them, by name
 
-# Arrays by name; "layers" is a list of those of layers. The axes of positions are the first ones of an array,
-# and that of classes is the last.
+# Arrays by name; "layers" is a list of such dictionaries, one for each layer. In an array, the axes of
+# positions come first and the class axis last.
 Arrays = dict[str, Any]
 _OF_POSITIONS = ("hidden", "wide_hidden", "position_scale", "probs", "labels", "valid", "largest")
 _OF_CLASSES = ("kernel", "wide_kernel", "class_scale", "bias", "probs", "weight")
-_CLASSES = -1  # the axis of blocks that are some of the classes
+_CLASSES = -1  # the axis that is split into blocks of classes
 
 
 class Summary(NamedTuple):
     """How logits become statistics.
 
-    `of_block(arrays, start, first)` returns the statistics of one block, whose classes begin at `start`, and
-    count from `first` on if that is not None. Where the arrays have "largest", it takes these as the largest
-    logits. `joined(parts, over)` returns the statistics of all classes from those of parts, which an axis and
-    devices count.
+    `of_block(arrays, start, first)` returns the statistics of one block, whose classes begin at `start`; if
+    `first` is not None, classes before it do not count. If the arrays have "largest", these are the largest
+    logits. `joined(parts, over)` combines the statistics of parts of the classes, which lie along an axis and
+    over devices.
     """
 
     of_block: Callable[..., Statistics]
@@ -78,22 +78,22 @@ class Summary(NamedTuple):
 def summarized(
     summary: Summary, layers: list[Layer], arrays: Arrays, dtype: Any, axis_name: str | None
 ) -> Statistics:
-    """Returns statistics of the logits of every position, in blocks.
+    """Returns statistics of the logits of every position, computed in blocks.
 
     Args:
-        summary: What they are.
-        layers: The layers that make the logits, of the same positions and classes.
-        arrays: Further arrays that `summary` takes, or None; "valid" says which positions count.
-        dtype: The dtype of arithmetic.
-        axis_name: Inside `jax.shard_map`, the mesh axis that splits the classes.
+        summary: The statistics to compute.
+        layers: The layers that compute the logits, for the same positions and classes.
+        arrays: Further arrays that `summary` takes, or None; "valid" is the mask of positions.
+        dtype: The arithmetic dtype.
+        axis_name: Inside `jax.shard_map`, the mesh axis that shards the classes.
     """
     given: Arrays = {name: array for name, array in arrays.items() if array is not None}
     hidden = layers[0].hidden
     if "valid" in given:
         given["valid"] = jnp.broadcast_to(given["valid"], hidden.shape[:-1])
     given["layers"] = [layer.arrays(dtype) for layer in layers]
-    # Under automatic axes the compiler sums a loop's gradients where they lie; under explicit ones (JAX 0.10
-    # and 0.12) they are gathered first, or have no type that fits.
+    # With automatic axes, the compiler sums a loop's gradients on the devices that hold them. With explicit
+    # axes (JAX 0.10 and 0.12), it gathers them first, or their types do not match.
     of_device: Callable[..., Any] = functools.partial(_of_device, summary)
     found = on_automatic_axes(of_device, hidden, *range(hidden.ndim - 1))(given)
     if axis_name is None:
@@ -106,8 +106,8 @@ def _of_device(summary: Summary, arrays: Arrays) -> Statistics:
     layers = arrays["layers"]
     mesh, devices = _devices([layer[name] for layer in layers for name in ("hidden", "kernel")])
     if devices > 1:
-        # A kernel whose features are split, too, is gathered once and not once a block: 1.3 times the cycles
-        # of all logits on 256 TPU chips, where the compiler's own choice takes 2.3.
+        # A kernel whose features are also sharded is gathered once, not once per block: on 256 TPU chips this
+        # takes 1.3 times the cycles of all logits at once; the compiler's own choice takes 2.3 times.
         gathered = NamedSharding(mesh, PartitionSpec(None, PartitionSpec.UNCONSTRAINED))
         kernels = [lax.with_sharding_constraint(layer["kernel"], gathered) for layer in layers]
         pairs = zip(layers, kernels, strict=True)
@@ -129,23 +129,23 @@ def _in_blocks(summary: Summary, blocks: "_Blocks", arrays: Arrays) -> Statistic
 def _in_blocks_jvp(
     summary: Summary, blocks: "_Blocks", primals: tuple[Arrays], tangents: tuple[Arrays]
 ) -> tuple[Statistics, Statistics]:
-    """Differentiates the sums whose `largest` is known, which needs no maximum of the logits again."""
+    """Differentiates the sums with `largest` given, which avoids computing the maximum again."""
     found = _in_blocks(summary, blocks, *primals)
 
     def sums(arrays: Arrays) -> Statistics:
         parts = _parts(summary, blocks, {**arrays, "largest": found["largest"]})
         return parts if blocks.over_positions else jax.tree.map(lambda part: jnp.sum(part, 0), parts)
 
-    _, moved = jax.jvp(sums, primals, tangents)
-    return found, moved | {"largest": jax.tree.map(jnp.zeros_like, found["largest"])}
+    _, tangent = jax.jvp(sums, primals, tangents)
+    return found, tangent | {"largest": jax.tree.map(jnp.zeros_like, found["largest"])}
 
 
 def _parts(summary: Summary, blocks: "_Blocks", arrays: Arrays) -> Statistics:
     """Returns the statistics of all blocks.
 
-    Gradients flow to the arrays named wide. The operand that all blocks share is wide in dtype, so that its
-    gradient accumulates in the dtype of arithmetic. The wide features are unmasked, so that each block masks
-    its own gradient; to mask that of 65,536 x 4096 features at once took 3 % of the time on a TPU.
+    Gradients flow to the arrays named "wide_...". The operand that all blocks share has the arithmetic dtype,
+    in which its gradient accumulates. The wide features are unmasked, so that each block masks its own
+    gradient; masking the gradient of 65,536 x 4096 features at once took 3 % of the time on a TPU.
     """
     shared = "kernel" if blocks.over_positions else "hidden"
 
@@ -162,13 +162,13 @@ def _parts(summary: Summary, blocks: "_Blocks", arrays: Arrays) -> Statistics:
 
 
 def masked(arrays: Arrays, array: jax.Array) -> jax.Array:
-    """Returns features or probabilities, 0 at positions that do not count."""
+    """Returns features or probabilities with 0 at masked positions."""
     valid = jnp.expand_dims(arrays["valid"], -1) if "valid" in arrays else None
     return fill_masked(valid, array)
 
 
 def logits_of(arrays: Arrays, index: int = 0) -> jax.Array:
-    """Returns the logits that a layer makes in a block."""
+    """Returns the logits of a layer in a block."""
     layer = arrays["layers"][index]
     wide = masked(arrays, layer["wide_hidden"]), layer["wide_kernel"]
     logits = product(layer["hidden"], layer["kernel"], *wide)
@@ -189,7 +189,7 @@ def product(
     """Returns hidden · kernel, in float32 or wider; gradients flow to the wide arguments.
 
     The gradient of the logits is rounded once, to the dtype of the operands. JAX's own rule would multiply
-    float32 with bfloat16, in float32, which takes 1.5 times as long on an H100.
+    float32 by bfloat16 in float32, which takes 1.5 times as long on an H100.
     """
     return jnp.dot(hidden, kernel, preferred_element_type=arithmetic_dtype(hidden))
 
@@ -204,17 +204,17 @@ def _product_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[j
 
 
 class _Blocks(NamedTuple):
-    """How positions or classes are cut into blocks of one size.
+    """How positions or classes are divided into blocks of equal size.
 
-    A block takes a stretch of each segment. A segment lies on one device, however a mesh shards the
-    positions, so no block needs positions of another device. The last block starts early enough to be as
-    large as the others, and what it repeats of the previous block does not count.
+    A block takes a slice of each segment. Each segment lies on one device, however a mesh shards the
+    positions, so no block needs positions of another device. The last block starts early enough to have the
+    same size; elements that it shares with the block before do not count.
     """
 
     axis: int  # of the positions, or _CLASSES
     segments: int
     length: int  # of a segment
-    size: int  # of a block's stretch in each segment
+    size: int  # of a block's slice of each segment
     number: int
 
     @property
@@ -242,16 +242,16 @@ class _Blocks(NamedTuple):
             # With many positions, 2 √classes balances a block's logits with the statistics of all blocks.
             size = max(at_once // max(positions, 1), 2 * math.isqrt(classes))
             if logits <= 2 * features * size:
-                size = classes  # all logits take less than a block's copy of the kernel, and of its gradient
+                size = classes  # all logits take less than a block's copies of the kernel and its gradient
         if logits <= at_once or size >= length:
             return cls(0, 1, 1, 1, 1)
-        size = -(-length // -(-length // size))  # as even as may be
-        step = 128 if size >= 256 else 8 if size >= 64 else 1  # the sides of a TPU's register
+        size = -(-length // -(-length // size))  # as even as possible
+        step = 128 if size >= 256 else 8 if size >= 64 else 1  # a TPU register has 8 x 128 numbers
         size = -(-size // step) * step
         return cls(axis, parts, length, size, -(-length // size))
 
     def map(self, function: Callable[..., Statistics], arrays: Arrays) -> Statistics:
-        """Returns what the function makes of each block: of all positions, or on a new first axis."""
+        """Applies a function to every block; results cover all positions, or stack the blocks of classes."""
         if self.number == 1:
             return function(arrays)
         names = _OF_POSITIONS if self.over_positions else _OF_CLASSES
@@ -268,10 +268,10 @@ class _Blocks(NamedTuple):
         def of_block(index: jax.Array) -> Statistics:
             start = jnp.minimum(index * self.size, self.length - self.size)
 
-            def stretch(array: jax.Array) -> jax.Array:
-                return lax.dynamic_slice_in_dim(array, start, self.size, self._stretch)
+            def sliced(array: jax.Array) -> jax.Array:
+                return lax.dynamic_slice_in_dim(array, start, self.size, self._slice_axis)
 
-            block = cut(stretch, whole)
+            block = cut(sliced, whole)
             if self.over_positions:
                 return function(block)
             overlap = self.number * self.size > self.length
@@ -282,37 +282,37 @@ class _Blocks(NamedTuple):
         return jax.tree.map(self._together, parts) if self.over_positions else parts
 
     @property
-    def _stretch(self) -> int:
-        """The axis of places in a segment."""
+    def _slice_axis(self) -> int:
+        """The axis of the indices within a segment."""
         return self.axis + (self.segments > 1)
 
     def _split(self, array: jax.Array) -> jax.Array:
-        """Returns an array whose axis is one of segments and one of the places in a segment."""
+        """Splits the axis into one of segments and one of the indices within a segment."""
         if self.segments == 1:
             return array
         before, after = array.shape[: self.axis], array.shape[self.axis + 1 :]
         return array.reshape(*before, self.segments, self.length, *after)
 
     def _together(self, parts: jax.Array) -> jax.Array:
-        """Returns numbers of all positions from those of blocks, which the first axis counts."""
-        axis, repeated = self._stretch, self.number * self.size - self.length
+        """Concatenates the results of blocks, which are stacked along the first axis."""
+        axis, repeated = self._slice_axis, self.number * self.size - self.length
         first = parts[:-1] if repeated else parts
         first = jnp.moveaxis(first, 0, axis)
         before, after = first.shape[:axis], first.shape[axis + 2 :]
         whole = first.reshape(*before, first.shape[axis] * self.size, *after)
         if repeated:
-            rest = lax.slice_in_dim(parts[-1], repeated, self.size, axis=axis)
-            whole = jnp.concatenate([whole, rest], axis)
+            last = lax.slice_in_dim(parts[-1], repeated, self.size, axis=axis)
+            whole = jnp.concatenate([whole, last], axis)
         return whole.reshape(*before[: self.axis], self.segments * self.length, *after)
 
 
 def _at_once(platform: str, over_positions: bool, positions: int, classes: int, devices: int) -> int:
-    """Returns how many logits a block has on each device.
+    """Returns the number of logits in a block on each device.
 
-    Times are relative to all logits at once, for 8192 x 4096 x 128256. On a GPU few large products are fast:
-    a sixteenth of the logits takes 0.95 on an H100, and a block of the TPU's size 1.2. On a TPU a block fits
-    into on-chip memory: 1.29, and 1.7 with a block of the GPU's size. Blocks of positions are larger there,
-    since each reads and writes the kernel's gradient. On a CPU a block fits into the cache.
+    Times are relative to all logits at once, for 8192 x 4096 x 128256. A GPU is fast with few large products:
+    blocks of a sixteenth of the logits take 0.95 on an H100, blocks of the TPU's size 1.2. On a TPU, a block
+    fits into on-chip memory: 1.29, compared to 1.7 with blocks of the GPU's size. Blocks of positions are
+    larger there, since each one reads and writes the kernel's gradient. On a CPU, a block fits into the cache.
     """
     if platform == "cpu":
         return 2**20
@@ -324,7 +324,7 @@ def _at_once(platform: str, over_positions: bool, positions: int, classes: int, 
 
 
 def _devices(arrays: list[jax.Array]) -> tuple[Any, int]:
-    """Returns the mesh of the arrays, and over how many of its devices the compiler may spread them."""
+    """Returns the mesh of the arrays, and the number of devices over which the compiler may shard them."""
     shardings: list[Any] = [jax.typeof(array).sharding for array in arrays]
     mesh = max((sharding.mesh for sharding in shardings), key=lambda mesh: mesh.size)
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)

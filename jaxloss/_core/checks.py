@@ -1,8 +1,8 @@
-"""Checks on values, which compiled code cannot raise: free in plain code, named errors under checkify.
+"""Checks on values inside compiled code: errors under checkify, no cost otherwise.
 
-`checkify.debug_check` says the same, but its effect takes every jitted call that contains it off JAX's
-fast dispatch path (5 µs become 60). The primitive here has no effect: it is the identity when compiled, so
-XLA drops the condition as dead code, and only the checkify interpreter reads it.
+`checkify.debug_check` does the same, but its effect takes every jitted call that contains it off JAX's
+fast dispatch path (60 µs instead of 5). The primitive here has no effect: it is the identity when compiled,
+so XLA removes the condition as dead code, and only the checkify interpreter reads it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# checkify's table of rules has no public name; nothing else of JAX's inside is touched in this package.
+# checkify's table of rules has no public name. This package uses no other JAX internals.
 from jax._src.checkify import error_checks
 from jax.experimental import checkify
 from jax.extend.core import Primitive
@@ -21,9 +21,9 @@ from jax.interpreters import ad, batching, mlir
 
 
 def checked(values: jax.Array, valid: jax.Array, expected: str) -> jax.Array:
-    """Returns `values`; under `checkify` a False in `valid` is an error that shows what was expected.
+    """Returns `values`; under `checkify` a False in `valid` is an error with the text `expected`.
 
-    The check lives only as long as what is returned is used, so use that and not the argument.
+    Use the returned array instead of the argument: if it is not used, the check is dead code.
 
     Args:
         values: Any array.
@@ -31,7 +31,7 @@ def checked(values: jax.Array, valid: jax.Array, expected: str) -> jax.Array:
         expected: The argument's name and its domain, such as "targets: expected class indices in [0, 10)".
 
     Returns:
-        `values`, unchanged and of unchanged derivative.
+        `values`, with the same derivative.
     """
     return cast(jax.Array, _checked_p.bind(values, valid, expected=expected))
 
@@ -39,7 +39,7 @@ def checked(values: jax.Array, valid: jax.Array, expected: str) -> jax.Array:
 def one_or_nan(valid: jax.Array, dtype: Any) -> jax.Array:
     """Returns 1 where `valid`, else NaN: a factor that turns value and gradient of invalid input into NaN.
 
-    Made of bits, since `jax.debug_nans` would report a NaN constant even where it is not selected.
+    Built from bits, since `jax.debug_nans` would report a NaN constant even where it is not selected.
     """
     dtype = jnp.dtype(dtype)
     one, nan = (np.asarray(number, dtype).view(f"int{8 * dtype.itemsize}") for number in (1, np.nan))
@@ -64,7 +64,7 @@ def _batched(args: Sequence[Any], dims: Sequence[Any], *, expected: str) -> tupl
 
 
 def _checkified(*args: Any, expected: str) -> tuple[Any, Any]:
-    # What stands before the operands differs between JAX's versions; it is handed on to the rule of `jit`.
+    # The arguments before the operands differ between JAX versions; they are passed on to the rule of `jit`.
     *context, values, valid = args
 
     def check(values: jax.Array, valid: jax.Array) -> jax.Array:

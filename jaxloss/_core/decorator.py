@@ -15,17 +15,17 @@ from jaxloss._core.checks import checked, one_or_nan
 P = ParamSpec("P")
 R = TypeVar("R")
 _NUMBER = (float, int, np.number)
-# Types that `jit` reads as they are. Those of JAX arrays join as they come: to make one here would start a
-# backend. To look a type up costs less per call than isinstance.
+# Types that `jit` reads unchanged. Array types are added at their first use, since creating an array here
+# would start a backend. A set lookup costs less per call than isinstance.
 _READY: set[type] = {bool, int, float, str, type(None)}
 
 
 class Domain(NamedTuple):
-    """The numbers that an option may be: a description, and a test that works on arrays, too."""
+    """The valid values of a numeric option: a description, and a predicate for numbers and arrays."""
 
     description: str
     contains: Callable[[Any], Any]
-    has_arrays: bool = False  # of such numbers
+    has_arrays: bool = False  # whether an array of such numbers is valid, too
 
 
 positive = Domain("a number > 0", lambda number: number > 0)
@@ -42,15 +42,15 @@ def compiled(
     domains: Mapping[str, Domain] | None = None,
     sequences: Collection[str] = (),
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compiles a loss, which stays a plain function with its name, signature, types and docstring.
+    """Compiles a loss but keeps it a plain function with its name, signature, types and docstring.
 
-    A bare `jax.jit` neither pickles nor shows its parameters to editors and type checkers, and it reports a
-    misspelt keyword as an array that it cannot interpret.
+    The result of a bare `jax.jit` cannot be pickled, hides its parameters from editors and type checkers, and
+    reports a misspelt keyword as an array that it cannot interpret.
 
     Args:
-        static: Names of the arguments that Python reads while tracing.
-        domains: What number options may be. A concrete number outside its domain is a ValueError; a traced
-            one becomes NaN, and an error under `checkify`.
+        static: Names of the static arguments.
+        domains: Domains of numeric options. A concrete number outside its domain raises a ValueError; a
+            traced one becomes NaN, or an error under `checkify`.
         sequences: Names of the arguments that may be lists or tuples of integers.
     """
     limits = dict(domains or {})
@@ -95,7 +95,7 @@ def compiled(
 
 
 def _ready(option: str, value: Any, may_be_sequence: bool) -> Any:
-    """Returns an argument as `jit` reads it without changing a number."""
+    """Converts an argument so that `jit` reads it without changing its values."""
     if isinstance(value, jax.Array):
         _READY.add(type(value))
         return value
@@ -106,7 +106,7 @@ def _ready(option: str, value: Any, may_be_sequence: bool) -> Any:
 
 
 def _within(domain: Domain, value: Any, option: str) -> jax.Array:
-    """Returns a traced number, or an array of them, NaN with slope NaN outside its domain."""
+    """Returns a traced number or array, with NaN as value and slope outside the domain."""
     number = jnp.asarray(value)
     is_real = number.dtype == bool or jnp.issubdtype(number.dtype, jnp.number)
     if (number.ndim and not domain.has_arrays) or jnp.iscomplexobj(number) or not is_real:
@@ -130,11 +130,11 @@ def _refuse_outside(domain: Domain, number: Any, name: str, option: str) -> None
 def _refuse_misfit(
     function: Callable[..., Any], static: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Raises a clearer error than JAX's where the call does not fit the function."""
+    """Raises a clearer error than JAX's if the arguments do not match the signature."""
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
     except TypeError:
-        function(*args, **kwargs)  # cannot be called, so Python raises its own message here
+        function(*args, **kwargs)  # the call is invalid, so Python raises its own error here
         raise
     for option, value in bound.arguments.items():
         if option in static:
@@ -142,8 +142,8 @@ def _refuse_misfit(
                 hash(value)
             except TypeError:
                 raise TypeError(
-                    f"{function.__name__}: {option} must be known while tracing, a hashable Python value and "
-                    f"not {type(value).__name__}; bind it with functools.partial"
+                    f"{function.__name__}: {option} is static and must be a hashable Python value, got "
+                    f"{type(value).__name__}; bind it with functools.partial"
                 ) from None
         else:
             for path, leaf in jax.tree.leaves_with_path(value):

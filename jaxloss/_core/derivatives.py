@@ -14,16 +14,16 @@ from jaxloss._core.checks import checked, one_or_nan
 
 Elementwise = Callable[..., jax.Array]
 
-LARGEST_PROBABILITY = 1 + 1e-6  # what softmax may round to
-_SHORTEST = 1e-12  # length below which vectors are not made longer
+LARGEST_PROBABILITY = 1 + 1e-6  # softmax may round up to this
+_SHORTEST = 1e-12  # lower bound of the length that vectors are divided by
 
 
 def derivatives(*partials: Elementwise) -> Callable[[Elementwise], Elementwise]:
     """Gives an elementwise function its partial derivatives in closed form, one for each argument.
 
     All arguments have one dtype. Compiled for the TPU, value and gradient of `binary_cross_entropy`, Poisson
-    and hinge losses then move their inputs and gradients once: 96 to 192 MB where the plain forms move 416 to
-    544.
+    and hinge losses then read their inputs and write their gradients once: 96 to 192 MB, compared to 416 to
+    544 MB for the plain forms.
     """
 
     def decorate(function: Elementwise) -> Elementwise:
@@ -78,11 +78,11 @@ def _length_jvp(
 
 
 def inverse_lengths(vectors: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Returns two factors of the vectors along an axis, whose product is 1 / max(length, 1e-12).
+    """Returns two factors for the vectors along an axis; their product is 1 / max(length, 1e-12).
 
-    The first makes the largest component about 1, so that no square over- or underflows. It is a power of
-    two, by which bfloat16 vectors are multiplied exactly, and has derivative 0. That of a vector of length 0
-    is 0, and with it are all derivatives of the vector's products.
+    The first scales the largest component to about 1, so that no square overflows or underflows. It is a
+    power of two, so that products with bfloat16 vectors are exact, and has derivative 0. For a zero vector it
+    is 0, which makes all derivatives of the vector's products 0.
     """
     largest = jnp.max(jnp.abs(lax.stop_gradient(vectors)), axis, initial=0)
     limits = jnp.finfo(vectors.dtype)
@@ -104,7 +104,7 @@ def _inverse_length(vectors: jax.Array, power: jax.Array, shortest: jax.Array, a
 def _inverse_length_jvp(
     axis: int, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    # In terms of the vectors as they are: scaled ones would be written out for use in both directions.
+    # Uses the unscaled vectors: scaled ones would be written out for use in both directions.
     vectors, power, shortest = primals
     inverse = _inverse_length(*primals, axis)
     to_unit = jnp.where(inverse * shortest < 1, power * inverse, 0)
@@ -114,13 +114,13 @@ def _inverse_length_jvp(
 
 @derivatives(lambda weight, loss: loss, lambda weight, loss: weight)
 def weighted(weight: jax.Array, loss: jax.Array) -> jax.Array:
-    """Returns weight · loss, where an infinite loss of weight 0 is 0."""
+    """Returns weight · loss, and 0 for an infinite loss of weight 0."""
     return weight * jnp.where((weight == 0) & jnp.isinf(loss), 0, loss)
 
 
 @jax.custom_jvp
 def quotient(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns x / y, with derivatives of every order in which no power of y overflows or underflows."""
+    """Returns x / y; no power of y overflows or underflows in its derivatives of any order."""
     return x / y
 
 
@@ -152,9 +152,9 @@ def log_ratio(log_probs: jax.Array, others: jax.Array) -> jax.Array:
 def cumulative_exponentials(
     logits: jax.Array, axis: int, *, reverse: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the largest logit up to each place along an axis, and Σ exp(logits - largest) up to there.
+    """Returns the running maximum along an axis, and the running Σ exp(logits - maximum).
 
-    The largest has derivative 0: a shift that cancels. A logarithm of large sums would be rounded.
+    The maximum has derivative 0, since it is a shift that cancels. A running log-sum-exp would be rounded.
     """
     lowest = jnp.finfo(logits.dtype).min
     largest = jnp.maximum(lax.stop_gradient(logits), lowest)
@@ -179,20 +179,20 @@ def cumulative_exponentials(
 
 
 def log_zero(dtype: Any) -> float:
-    """Returns a finite number in place of log 0, of which sums stay finite, for `log_add_exp`."""
+    """Returns the finite number that `log_add_exp` takes for log 0; its sums stay finite, too."""
     return float(jnp.finfo(dtype).min) / 4
 
 
 @jax.custom_jvp
 def log_add_exp(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns log(exp(x) + exp(y)) of finite numbers."""
-    # With right slopes at x = y of its own, too: JAX 0.10 forgets the rule in a scan that is differentiated
-    # in reverse, and then forward.
+    # This form also has the right slopes at x = y without the rule below, which JAX 0.10 drops in a scan that
+    # is differentiated in reverse mode and then in forward mode.
     larger = jnp.maximum(x, y)
     return larger + jnp.log1p(jnp.exp(jnp.minimum(x, y) - larger))
 
 
-# The two slopes add up to 1 in rounding, too: over many frames what is lost would add up.
+# The two slopes add up to 1 even after rounding, since errors would accumulate over many frames.
 log_add_exp.defjvps(
     lambda tangent, value, x, y: jax.nn.sigmoid(x - y) * tangent,
     lambda tangent, value, x, y: jax.nn.sigmoid(y - x) * tangent,
@@ -207,13 +207,13 @@ def inverse_or_zero(number: jax.Array) -> jax.Array:
 
 @derivatives(inverse_or_zero)
 def log_of_total(total: jax.Array) -> jax.Array:
-    """Returns log(total) for total >= 0, at 0 -∞ with every derivative 0: nothing was added up."""
+    """Returns log(total) for total >= 0; at 0, the sum of no terms, it is -∞ with every derivative 0."""
     return jnp.log(total)
 
 
 @derivatives(lambda scale, number: jnp.where(jnp.isinf(number), 0, number), lambda scale, number: scale)
 def scaled(scale: jax.Array, number: jax.Array) -> jax.Array:
-    """Returns scale · number for scale > 0; an infinite number does not depend on the scale."""
+    """Returns scale · number for scale > 0; infinite numbers have slope 0 in the scale."""
     return scale * number
 
 
@@ -223,14 +223,14 @@ def scaled(scale: jax.Array, number: jax.Array) -> jax.Array:
     lambda weight, prob, loss: weight * prob,
 )
 def weighted_twice(weight: jax.Array, prob: jax.Array, loss: jax.Array) -> jax.Array:
-    """Returns weight · prob · loss, where an infinite loss without weight or probability is 0."""
+    """Returns weight · prob · loss, and 0 for an infinite loss of weight or probability 0."""
     return weighted(weight * prob, loss)
 
 
-# These slopes are arithmetic, NaN for NaN: compilers store the masks of comparisons.
+# These slopes are arithmetic and keep NaN. For comparisons, compilers would store masks.
 @derivatives(lambda gap: 1 - jnp.sign(jnp.maximum(-gap, 0)))
 def clamped_at_zero(gap: jax.Array) -> jax.Array:
-    """Returns max(gap, 0), with slope 1 at 0 as that of PyTorch's `clamp_min`; NaN has slope NaN."""
+    """Returns max(gap, 0), with slope 1 at 0 like PyTorch's `clamp_min`; NaN has slope NaN."""
     return jnp.maximum(gap, 0)
 
 
@@ -241,18 +241,18 @@ def positive_part(gap: jax.Array) -> jax.Array:
 
 
 def _softplus_curve(logits: jax.Array) -> jax.Array:
-    """Returns log(1 + exp(-|logits|)), by which softplus exceeds max(logits, 0)."""
+    """Returns log(1 + exp(-|logits|)), which is softplus(logits) - max(logits, 0)."""
     return jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def _sigmoid_slope(logits: jax.Array) -> jax.Array:
-    odds = jnp.exp(-jnp.abs(logits))  # differentiated at 0 as on one side, which is right: the slope is even
+    odds = jnp.exp(-jnp.abs(logits))  # its one-sided derivative at 0 is right here: the slope is even
     return odds / (1 + odds) ** 2
 
 
 @derivatives(_sigmoid_slope)
 def sigmoid(logits: jax.Array) -> jax.Array:
-    """Returns the sigmoid; in its slope nothing cancels as in sigmoid · (1 - sigmoid)."""
+    """Returns the sigmoid; its slope avoids the cancellation in sigmoid · (1 - sigmoid)."""
     return jax.nn.sigmoid(logits)
 
 
@@ -266,48 +266,48 @@ def softplus(logits: jax.Array) -> jax.Array:
     lambda logits, factor: -factor * sigmoid(-logits) - sigmoid(logits),
     lambda logits, factor: softplus(-logits),
 )
-def _excess_of_yes(logits: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns factor · softplus(-logits) - softplus(logits): by how much a yes costs more than a no."""
+def _slope_in_targets(logits: jax.Array, factor: jax.Array) -> jax.Array:
+    """Returns factor · softplus(-logits) - softplus(logits), the slope of cross-entropy in the targets."""
     wrong = weighted(factor, jnp.maximum(-logits, 0)) - jnp.maximum(logits, 0)
     return wrong + (factor - 1) * _softplus_curve(logits)
 
 
 def _slope_of_cross_entropy(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
-    """(1 - targets) · sigmoid(logits) - factor · targets · sigmoid(-logits), in which nothing cancels."""
-    no, yes, odds = 1 - targets, factor * targets, jnp.exp(-jnp.abs(logits))
-    return jnp.where(logits >= 0, no - yes * odds, no * odds - yes) / (1 + odds)
+    """Returns (1 - targets) · sigmoid(logits) - factor · targets · sigmoid(-logits) without cancellation."""
+    negative, positive, odds = 1 - targets, factor * targets, jnp.exp(-jnp.abs(logits))
+    return jnp.where(logits >= 0, negative - positive * odds, negative * odds - positive) / (1 + odds)
 
 
 @derivatives(
     _slope_of_cross_entropy,
-    lambda logits, targets, factor: _excess_of_yes(logits, factor),
+    lambda logits, targets, factor: _slope_in_targets(logits, factor),
     lambda logits, targets, factor: weighted(targets, softplus(-logits)),
 )
 def cross_entropy_of_logits(logits: jax.Array, targets: jax.Array, factor: jax.Array) -> jax.Array:
     """Returns (1 - targets) · softplus(logits) + factor · targets · softplus(-logits)."""
-    # What has no weight adds nothing, infinite as it may be.
-    no, yes = 1 - targets, factor * targets
-    wrong_yes = jnp.where(no == 0, 0, no * jnp.maximum(logits, 0))
-    wrong_no = jnp.where(yes == 0, 0, yes * jnp.maximum(-logits, 0))
-    return wrong_yes + wrong_no + (no + yes) * _softplus_curve(logits)
+    # A term of weight 0 adds 0 even if the logit is infinite.
+    negative, positive = 1 - targets, factor * targets
+    false_positive = jnp.where(negative == 0, 0, negative * jnp.maximum(logits, 0))
+    false_negative = jnp.where(positive == 0, 0, positive * jnp.maximum(-logits, 0))
+    return false_positive + false_negative + (negative + positive) * _softplus_curve(logits)
 
 
 def checked_signs(targets: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns targets; under `checkify` an unmasked one other than 1 and -1 is an error."""
+    """Returns targets; under `checkify` an unmasked target other than 1 or -1 is an error."""
     (wide,) = widened(targets)
     is_sign = jnp.abs(wide) == 1
     return checked(targets, fill_masked(where, is_sign, True), "targets: expected 1 or -1")
 
 
-def checked_answers(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns an array; under `checkify` an unmasked number other than 1 and 0 is an error."""
+def checked_binary(name: str, array: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Returns an array; under `checkify` an unmasked number other than 1 or 0 is an error."""
     (wide,) = widened(array)
-    is_answer = fill_masked(where, (wide == 0) | (wide == 1), True)
-    return checked(array, is_answer, f"{name}: expected True or False, 1 or 0")
+    is_binary = fill_masked(where, (wide == 0) | (wide == 1), True)
+    return checked(array, is_binary, f"{name}: expected True or False, 1 or 0")
 
 
-def answer_or_nan(targets: jax.Array) -> jax.Array:
-    """Returns targets of 1 and 0, and NaN in place of others."""
+def binary_or_nan(targets: jax.Array) -> jax.Array:
+    """Returns targets of 1 or 0, and NaN in place of others."""
     return targets * one_or_nan((targets == 0) | (targets == 1), targets.dtype)
 
 
@@ -321,5 +321,5 @@ def checked_probabilities(
 
 
 def sign_or_nan(targets: jax.Array) -> jax.Array:
-    """Returns targets of 1 and -1, and NaN in place of others."""
+    """Returns targets of 1 or -1, and NaN in place of others."""
     return targets * one_or_nan(jnp.abs(targets) == 1, targets.dtype)

@@ -1,9 +1,9 @@
-"""What the similarities of every row with all rows say, whose N x N matrix is never held.
+"""Statistics of the similarities of all pairs of rows, without the N x N matrix in memory.
 
-A loop computes the similarities of some rows with all others, and the gradient computes them again. Rows that
-are split over devices meet all others in a copy that is gathered once. On 256 TPU chips, value and gradient
-of `siglip_loss` for 65,536 x 1024 in bfloat16 take 512 MB of temporaries a chip. A ring that passes blocks
-on, in a scan with nested checkpoints, takes none, but 7.7 times the cycles, in 1280 steps of communication.
+A loop computes the similarities of some rows with all others, and the gradient recomputes them. If the rows
+are sharded, each device gathers all rows once. On 256 TPU chips, value and gradient of `siglip_loss` for
+65,536 x 1024 in bfloat16 then take 512 MB of temporaries per chip. A ring that passes blocks on, in a scan
+with nested checkpoints, takes none, but 7.7 times the cycles, in 1280 steps of communication.
 """
 
 import functools
@@ -22,26 +22,26 @@ from jaxloss._core.arguments import (
     exact_labels,
     fill_masked,
     have_sizes,
-    laid_out_as,
     mask,
     on_automatic_axes,
+    sharded_like,
 )
 from jaxloss._core.blocks import product
 from jaxloss._core.classes import ClassAxis
 from jaxloss._core.derivatives import inverse_lengths
 
-_UNKNOWN = 256  # rows of a block in a program that is exported for any number of them
+_UNKNOWN = 256  # rows of a block in a program exported for any number of rows
 
 
 class Rows(NamedTuple):
-    """Vectors, and what says how they relate to others."""
+    """Vectors with the scales, labels and indices that determine their relations."""
 
     vectors: jax.Array  # (N, D), 0 where not valid; in the dtype of products
-    wide: jax.Array  # the same in the dtype of arithmetic, in which gradients are added up
+    wide: jax.Array  # the same in the arithmetic dtype, in which gradients accumulate
     scale: jax.Array  # (N,): the factor of each vector
     labels: tuple[jax.Array, ...]  # (N,) integers: rows with equal labels are positives
-    place: jax.Array  # (N,) integers, of each row another one
-    valid: jax.Array  # (N,) booleans: which rows count
+    place: jax.Array  # (N,) integers: a unique index for each row
+    valid: jax.Array  # (N,) booleans: False for masked rows
 
     @classmethod
     def of(
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
     ) -> "Rows":
         """Returns rows for arithmetic in a dtype.
 
-        By default each row has a label of its own. Under `axis_name` rows are counted over all devices.
+        By default each row has its own label. With `axis_name`, indices are unique over all devices.
         """
         count = vectors.shape[0]
         place = jnp.arange(count, dtype=jnp.int32)
@@ -74,7 +74,7 @@ class Rows(NamedTuple):
         return cls(wide.astype(narrow), wide, scale, (place,) if labels is None else labels, place, valid)
 
     def times(self, factor: jax.Array) -> "Rows":
-        """Returns the rows, with a factor of their similarities."""
+        """Returns the rows with their similarities multiplied by a factor."""
         return self._replace(scale=self.scale * factor)
 
     def gathered(self, axis_name: str | None) -> "Rows":
@@ -84,7 +84,7 @@ class Rows(NamedTuple):
         return jax.tree.map(lambda array: lax.all_gather(array, axis_name, tiled=True), self)
 
     def interleaved(self, others: "Rows") -> "Rows":
-        """Returns these rows, each followed by its partner of the others, with a new place."""
+        """Returns these rows, each followed by its partner from `others`, with new indices."""
         pairs = self._replace(place=2 * self.place), others._replace(place=2 * others.place + 1)
 
         def both(*arrays: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def views(
     normalize: bool,
     axis_name: str | None,
 ) -> tuple[Rows, Rows, jax.Array | None]:
-    """Returns the rows of two views, of one shape (N, D), and the mask of their pairs."""
+    """Returns the rows of two views of equal shape (N, D), and the mask of their pairs."""
     arrays = agree(embeddings=matrix("embeddings", embeddings), targets=matrix("targets", targets))
     where, dtype = mask(where, arrays[0], [1]), arithmetic_dtype(*arrays)
     first, second = (
@@ -133,38 +133,38 @@ def labelled(
             f"targets must have the shape of embeddings without its last axis, {vectors.shape[:1]}, "
             f"got shape {labels.shape}"
         )
-    exact = exact_labels("targets", laid_out_as(vectors, labels, [1]))
+    exact = exact_labels("targets", sharded_like(vectors, labels, [1]))
     where, dtype = mask(where, vectors, [1]), arithmetic_dtype(vectors)
     rows = Rows.of(vectors, dtype, normalize=normalize, where=where, labels=exact, axis_name=axis_name)
     return rows, where
 
 
 class Statistics(NamedTuple):
-    """What the logits of a row, or of a column, with its candidates say.
+    """Statistics of the logits of each row, or column, with its candidates.
 
     The sums are relative to the largest logit, since differences of large logits would be rounded.
     """
 
     largest: jax.Array  # the largest logit, with derivative 0
-    norm: jax.Array  # Σ exp(logits - largest); 0 where there is no candidate
+    normalizer: jax.Array  # Σ exp(logits - largest); 0 where there is no candidate
     gap: jax.Array  # Σ (largest - logits) over the positives
-    positives: jax.Array  # how many there are
+    positives: jax.Array  # number of positives
 
     @property
-    def log_norm(self) -> jax.Array:
-        """The logarithm of the norm, 0 where there is no candidate."""
-        return jnp.log(jnp.where(self.norm == 0, 1, self.norm))
+    def log_normalizer(self) -> jax.Array:
+        """The logarithm of the normalizer, 0 where there is no candidate."""
+        return jnp.log(jnp.where(self.normalizer == 0, 1, self.normalizer))
 
     @property
     def log_sum(self) -> jax.Array:
         """The logarithm of Σ exp(logits), the lowest number where there is no candidate."""
-        return self.largest + self.log_norm
+        return self.largest + self.log_normalizer
 
     @property
     def losses(self) -> jax.Array:
-        """Mean over the positives of -log_softmax(logits), 0 where there is none."""
+        """Mean over the positives of -log_softmax(logits), 0 where there are none."""
         mean_gap = self.gap / jnp.maximum(self.positives, 1)
-        return jnp.where(self.positives > 0, self.log_norm + mean_gap, 0)
+        return jnp.where(self.positives > 0, self.log_normalizer + mean_gap, 0)
 
 
 def statistics(logits: jax.Array, allowed: jax.Array, positive: jax.Array, axis: int = 1) -> Statistics:
@@ -193,9 +193,9 @@ def _softmax_both_ways(
 
 
 def cross_entropies(rows: Rows, others: Rows, *, symmetric: bool, axis_name: str | None) -> jax.Array:
-    """Returns -log_softmax of each row's own partner among all others.
+    """Returns the cross-entropy of each row's partner among all others.
 
-    If `symmetric`, returns the mean of it and of that of each partner's own row among all rows.
+    If `symmetric`, returns its mean with the cross-entropy of each partner's row among all rows.
     """
     function = _softmax_both_ways if symmetric else softmax
     of_rows, of_columns = compare(function, rows, others.gathered(axis_name))
@@ -208,14 +208,14 @@ def cross_entropies(rows: Rows, others: Rows, *, symmetric: bool, axis_name: str
 
 
 def _of_device(whole: Any, rows: Rows, axis_name: str) -> Any:
-    """Returns what arrays of the rows of all devices say of those of this one."""
+    """Returns the part of arrays over the rows of all devices that belongs to this device."""
     count = rows.place.shape[0]
     start = lax.axis_index(axis_name) * count
     return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, count), whole)
 
 
 def inner_products(rows: Rows, others: Rows, each: int) -> jax.Array:
-    """Returns the products of each of N rows with its own among N · each others, of shape (N, each)."""
+    """Returns the products of each of N rows with its own `each` rows of the others, shape (N, each)."""
     wide = others.wide.reshape(rows.wide.shape[0], each, rows.wide.shape[1])
     products = jnp.einsum("nd,nmd->nm", rows.wide, wide) * others.scale.reshape(wide.shape[:2])
     return products * rows.scale[:, None]
@@ -228,16 +228,16 @@ def compare(
     *parameters: jax.Array,
     distinct: bool = False,
 ) -> tuple[Any, Statistics | None]:
-    """Returns what a function says of every row and all others.
+    """Applies a function to the similarities of every row with all others.
 
     Args:
-        function: It takes the similarities of some rows with all others, which of these are candidates, which
-            of them are positives, all of one shape, and the parameters. It returns arrays of its rows, and
-            statistics of the columns or None.
+        function: Takes the similarities of some rows with all others, the mask of candidates and the mask of
+            positives, all of one shape, and the parameters. Returns arrays over its rows, and statistics of
+            the columns or None.
         rows: The rows.
         others: Their candidates.
         parameters: Scalars.
-        distinct: Whether a row is no candidate of its own.
+        distinct: Whether to exclude each row from its own candidates.
     """
     whole: Callable[..., Any] = functools.partial(_compare, function, distinct)
     return on_automatic_axes(whole, rows.vectors, 0)(rows, others, parameters)
@@ -260,7 +260,7 @@ def _compare(
 
 
 def _related(block: Rows, others: Rows, distinct: bool) -> tuple[jax.Array, jax.Array]:
-    """Returns which of the others are candidates of each row of a block, and which are positives."""
+    """Returns the masks of the candidates and of the positives of each row of a block."""
     allowed = block.valid[:, None] & others.valid[None]
     if distinct:
         allowed &= block.place[:, None] != others.place[None]
@@ -271,27 +271,27 @@ def _related(block: Rows, others: Rows, distinct: bool) -> tuple[jax.Array, jax.
 
 
 def joined(parts: Statistics, over: ClassAxis) -> Statistics:
-    """Returns the statistics of all candidates from those of parts, which an axis and devices count."""
+    """Combines the statistics of parts of the candidates, which lie along an axis and over devices."""
     largest = over.max(parts.largest)
     shift = over.expand(largest) - parts.largest
     return Statistics(
         largest,
-        over.sum(parts.norm * jnp.exp(-shift)),
+        over.sum(parts.normalizer * jnp.exp(-shift)),
         over.sum(parts.gap + jnp.where(parts.positives > 0, parts.positives * shift, 0)),
         over.sum(parts.positives),
     )
 
 
 def in_blocks(function: Callable[[Any], tuple[Any, Any]], rows: Any, columns: jax.Array) -> tuple[Any, Any]:
-    """Returns what a function makes of rows in blocks: arrays of rows, and others on a new axis of blocks.
+    """Applies a function to blocks of rows; returns arrays over the rows, and others on a new axis of blocks.
+
+    A block takes every `number`-th row, so that it has the same number of rows on each device, however a mesh
+    shards the rows.
 
     Args:
-        function: It returns arrays of the rows of its block, and any others.
-        rows: Arrays whose first axis is that of the rows; rows of zeros are added to fill the last block.
+        function: Returns arrays over the rows of its block, and any others.
+        rows: Arrays whose first axis is that of the rows; rows of zeros fill the last block.
         columns: The vectors with which a row has logits.
-
-    A block takes every `number`-th row, so that each device has as many of it as of the others, however a
-    mesh splits the rows.
     """
     first = jax.tree.leaves(rows)[0]
     count, known = first.shape[0], have_sizes(first, columns)
@@ -314,10 +314,10 @@ def in_blocks(function: Callable[[Any], tuple[Any, Any]], rows: Any, columns: ja
 
 
 def _at_once(columns: int, features: int) -> int:
-    """Returns how many rows a block has: at least 256, as many as there are features, and 16 MB of logits.
+    """Returns the number of rows in a block: the most of 256, the number of features, and 16 MB of logits.
 
-    Each block reads and writes the gradient of all others, which has as many numbers as the logits of so many
-    rows as there are features. On a TPU, value and gradient of `supervised_contrastive_loss` for 32,768 x 768
-    take 1.7 times the cycles of the plain form with 256 rows, 1.3 with 512, 1.2 with 768 and 1.3 with 1024.
+    Each block reads and writes the gradient of all columns, which is as large as the logits of one row per
+    feature. On a TPU, value and gradient of `supervised_contrastive_loss` for 32,768 x 768 take 1.7 times the
+    cycles of the plain form with 256 rows, 1.3 with 512, 1.2 with 768 and 1.3 with 1024.
     """
     return max(256, 8 * -(-features // 8), 8 * -(-(2**19) // max(columns, 1)))

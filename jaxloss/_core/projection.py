@@ -1,4 +1,4 @@
-"""Statistics of the logits of a last layer, or of two, over many classes."""
+"""Statistics of the logits of one or two output layers over many classes."""
 
 import functools
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from jaxloss._core.derivatives import derivatives, weighted
 def features_and_kernel(
     hidden: ArrayLike, kernel: ArrayLike, name: str = "hidden", kernel_name: str = "kernel"
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns features of shape (..., H) and a kernel of shape (H, V) as arrays, or refuses others."""
+    """Returns features of shape (..., H) and a kernel of shape (H, V) as arrays, or raises an error."""
     hidden, kernel = as_array(name, hidden), as_array(kernel_name, kernel)
     if kernel.ndim != 2 or hidden.shape[-1:] != kernel.shape[:1] or not kernel.shape[1]:
         tied = kernel.ndim == 2 and hidden.shape[-1:] == kernel.shape[1:]
-        hint = "; a tied embedding passes its transpose" if tied else ""
+        hint = "; for a tied embedding, pass its transpose" if tied else ""
         raise ValueError(
             f"{kernel_name} must have shape (H, V), V > 0, for {name} of shape (..., H), got {kernel_name} "
             f"{kernel.shape} and {name} {hidden.shape}{hint}"
@@ -31,24 +31,24 @@ def features_and_kernel(
 
 # Statistics of each position's logits, by name. All are relative to the largest logit, since differences of
 # large logits would be rounded.
-#   largest     the largest logit, with derivative 0: a shift that cancels
-#   norm        Σ exp(logits - largest)
+#   largest     the largest logit, with derivative 0, since it is a shift that cancels
+#   normalizer  Σ exp(logits - largest)
 #   label_gap   largest - logit of the label's class
 #   weight      of the label's class
 #   share       Σ shares
 #   share_gap   Σ shares · (largest - logits)
 #   spread      Σ exp(logits - largest) · (largest - logits)
-# A part of the classes has `label` besides, 1 if the label's class is one of them, else 0.
+# Statistics of a part of the classes also have `label`, 1 if the label's class is one of them, else 0.
 #
-# `statistics_of_others` leaves the label's class out of `largest` and `norm`, which is 0 if there is no other
-# class. A margin may take the label's logit far below the others, whose exponentials relative to it would be
-# 0 where it is the largest. There is `label_logit`, the logit of the label's class, instead of its gap.
+# `statistics_of_others` excludes the label's class from `largest` and `normalizer`, which is 0 if there is no
+# other class: a margin may take the label's logit far below the others, whose exponentials relative to it may
+# be 0. It has `label_logit`, the label's logit, instead of `label_gap`.
 
 
 class _Wanted(NamedTuple):
     shares: bool
     smoothing: float  # share of the uniform distribution in the probabilities
-    classes: int  # how many there are, on all devices
+    classes: int  # number of classes on all devices
     entropy: bool
 
 
@@ -64,19 +64,19 @@ def statistics(
     label_smoothing: float = 0.0,
     entropy: bool = False,
 ) -> Statistics:
-    """Returns statistics of the logits of every position, in blocks.
+    """Returns statistics of the logits of every position, computed in blocks.
 
     Args:
-        layer: What makes the logits. Features are taken for 0 where `valid` is False.
-        dtype: The dtype of arithmetic.
-        axis_name: Inside `jax.shard_map`, the mesh axis that splits the classes.
-        labels: An existing class for each position, counted over all devices, for `label_gap` and `weight`.
-        probs: Probabilities of shape (..., classes), instead of labels, and 0 where `valid` is False.
-            `share` and `share_gap` take the smoothed ones, times the weights, as their shares.
-        valid: Which positions count. Default: all.
+        layer: The layer that computes the logits. Features count as 0 where `valid` is False.
+        dtype: The arithmetic dtype.
+        axis_name: Inside `jax.shard_map`, the mesh axis that shards the classes.
+        labels: A class index in range for each position, over all devices, for `label_gap` and `weight`.
+        probs: Probabilities of shape (..., classes), instead of labels, and 0 where `valid` is False. The
+            shares are then the smoothed probabilities times the weights.
+        valid: Mask of positions. Default: all are valid.
         weight: Weights of the classes.
-        label_smoothing: Share of the uniform distribution. With labels, `share` and `share_gap` are of the
-            weights alone, and there are none without smoothing.
+        label_smoothing: Share of the uniform distribution. With labels, the shares are the weights alone, and
+            `share` and `share_gap` exist only with smoothing.
         entropy: Whether to return `spread`.
     """
     classes = ClassAxis(1, axis_name).count(layer.kernel)
@@ -105,12 +105,12 @@ def divergence(
     """Returns Σ p (log p - log q) for the softmax p of the teacher's logits and q of the student's."""
     summary = Summary(_of_both, _joined_both)
     found = summarized(summary, [student, teacher], {"valid": valid}, dtype, axis_name)
-    norm, teacher_norm = found["norm"]
-    return found["excess"] / teacher_norm + (jnp.log(norm) - jnp.log(teacher_norm))
+    normalizer, teacher_normalizer = found["normalizer"]
+    return found["excess"] / teacher_normalizer + (jnp.log(normalizer) - jnp.log(teacher_normalizer))
 
 
 def _on_device(labels: jax.Array, layer: Layer, axis_name: str | None) -> jax.Array:
-    """Returns labels that count from the first class of this device."""
+    """Returns labels relative to the first class of this device."""
     if axis_name is None:
         return labels
     return labels - lax.axis_index(axis_name).astype(labels.dtype) * layer.kernel.shape[-1]
@@ -119,14 +119,14 @@ def _on_device(labels: jax.Array, layer: Layer, axis_name: str | None) -> jax.Ar
 def _of_block(
     wanted: _Wanted, arrays: Arrays, start: jax.Array | int = 0, first: jax.Array | None = None
 ) -> Statistics:
-    """Returns the statistics of one block, whose classes begin at `start`, and count from `first` on."""
+    """Returns the statistics of a block whose classes begin at `start`; those before `first` do not count."""
     logits = logits_of(arrays)
     classes = ClassAxis(logits.ndim - 1, None)
     largest = arrays["largest"] if "largest" in arrays else _largest(logits)
     gaps = classes.expand(largest) - logits
     place = _places(logits, start)
     new = None if first is None else place >= first
-    found = {"largest": largest, "norm": classes.sum(fill_masked(new, jnp.exp(-gaps)))}
+    found = {"largest": largest, "normalizer": classes.sum(fill_masked(new, jnp.exp(-gaps)))}
     if "labels" in arrays:
         labels = arrays["labels"]
         is_label = place.astype(labels.dtype) == classes.expand(labels)
@@ -148,18 +148,18 @@ def _of_block(
 
 
 def _largest(logits: jax.Array) -> jax.Array:
-    """Returns the largest logit, and a finite number where all are -inf: other blocks have finite ones."""
+    """Returns the largest logit, or a finite number where all are -inf, as other blocks have finite ones."""
     return jnp.maximum(ClassAxis(logits.ndim - 1, None).max(logits), jnp.finfo(logits.dtype).min)
 
 
 def _places(logits: jax.Array, start: jax.Array | int) -> jax.Array:
-    """Returns the number of each class, of which the first is `start`."""
+    """Returns the index of each class; the first one is `start`."""
     row = (*[1] * (logits.ndim - 1), logits.shape[-1])
     return start + lax.broadcasted_iota(jnp.int32, row, logits.ndim - 1)
 
 
 def _shares(wanted: _Wanted, arrays: Arrays, like: jax.Array) -> jax.Array:
-    """Returns the weights of the classes, times their smoothed probabilities if there are any."""
+    """Returns the class weights, times the smoothed probabilities if there are any."""
     shares = jnp.ones((), like.dtype)
     if "probs" in arrays:
         shares = masked(arrays, arrays["probs"]).astype(like.dtype)
@@ -174,17 +174,17 @@ _SUMS = ("label", "label_logit", "weight", "share")
 
 
 def _joined(parts: Statistics, over: ClassAxis) -> Statistics:
-    """Returns the statistics of all classes from those of parts, which an axis and devices count."""
+    """Combines the statistics of parts of the classes, which lie along an axis and over devices."""
     largest = over.max(parts["largest"])
     gaps = over.expand(largest) - parts["largest"]
     scale = jnp.exp(-gaps)
-    joined = {"largest": largest, "norm": over.sum(scale * parts["norm"])}
+    joined = {"largest": largest, "normalizer": over.sum(scale * parts["normalizer"])}
     joined |= {name: over.sum(parts[name]) for name in _SUMS if name in parts}
     for name in ("label", "share"):
         if name in parts:
             joined[f"{name}_gap"] = over.sum(parts[f"{name}_gap"] + weighted(parts[name], gaps))
     if "spread" in parts:
-        joined["spread"] = over.sum(scale * parts["spread"] + parts["norm"] * _moment(gaps))
+        joined["spread"] = over.sum(scale * parts["spread"] + parts["normalizer"] * _moment(gaps))
     return joined
 
 
@@ -194,12 +194,12 @@ def _moment_slope(gaps: jax.Array) -> jax.Array:
 
 @derivatives(_moment_slope)
 def _moment(gaps: jax.Array) -> jax.Array:
-    """Returns gaps · exp(-gaps), 0 at infinity as all its derivatives are."""
+    """Returns gaps · exp(-gaps), 0 with every derivative 0 at infinity."""
     return jnp.where(gaps == jnp.inf, 0, gaps) * jnp.exp(-gaps)
 
 
 def _of_others(arrays: Arrays, start: jax.Array | int = 0, first: jax.Array | None = None) -> Statistics:
-    """Returns what `_of_block` does, of the classes other than the label."""
+    """Does the same as `_of_block`, for the classes other than the label."""
     logits = logits_of(arrays)
     classes = ClassAxis(logits.ndim - 1, None)
     place = _places(logits, start)
@@ -209,18 +209,18 @@ def _of_others(arrays: Arrays, start: jax.Array | int = 0, first: jax.Array | No
     new = None if first is None else place >= first
     return {
         "largest": largest,
-        "norm": classes.sum(fill_masked(new, jnp.exp(others - classes.expand(largest)))),
+        "normalizer": classes.sum(fill_masked(new, jnp.exp(others - classes.expand(largest)))),
         "label_logit": classes.sum(fill_masked(is_label if new is None else is_label & new, logits)),
     }
 
 
-# Of two layers, `largest` and `norm` are pairs, of the student and of the teacher. With the gaps of each,
+# For two layers, `largest` and `normalizer` are pairs (student, teacher). With the gaps of each layer,
 # largest - logits, there is
 #   excess      Σ exp(-gaps of the teacher) · (gaps of the student - gaps of the teacher)
 
 
 def _of_both(arrays: Arrays, start: jax.Array | int = 0, first: jax.Array | None = None) -> Statistics:
-    """Returns what `_of_block` does, of two layers."""
+    """Does the same as `_of_block`, for two layers."""
     logits = [logits_of(arrays, index) for index in range(2)]
     classes = ClassAxis(logits[0].ndim - 1, None)
     largest = arrays["largest"] if "largest" in arrays else tuple(map(_largest, logits))
@@ -228,20 +228,22 @@ def _of_both(arrays: Arrays, start: jax.Array | int = 0, first: jax.Array | None
     new = None if first is None else _places(logits[0], start) >= first
     return {
         "largest": largest,
-        "norm": tuple(classes.sum(fill_masked(new, jnp.exp(-each))) for each in gaps),
+        "normalizer": tuple(classes.sum(fill_masked(new, jnp.exp(-each))) for each in gaps),
         "excess": classes.sum(fill_masked(new, _excess(gaps[1], gaps[0]))),
     }
 
 
 def _joined_both(parts: Statistics, over: ClassAxis) -> Statistics:
-    """Returns what `_joined` does, of two layers."""
+    """Does the same as `_joined`, for two layers."""
     largest = tuple(map(over.max, parts["largest"]))
     shifts = [over.expand(peak) - each for peak, each in zip(largest, parts["largest"], strict=True)]
     scales = [jnp.exp(-shift) for shift in shifts]
-    excess = parts["excess"] + parts["norm"][1] * (shifts[0] - shifts[1])
+    excess = parts["excess"] + parts["normalizer"][1] * (shifts[0] - shifts[1])
     return {
         "largest": largest,
-        "norm": tuple(over.sum(scale * norm) for scale, norm in zip(scales, parts["norm"], strict=True)),
+        "normalizer": tuple(
+            over.sum(scale * norm) for scale, norm in zip(scales, parts["normalizer"], strict=True)
+        ),
         "excess": over.sum(weighted(scales[1], excess)),
     }
 

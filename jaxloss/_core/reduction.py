@@ -1,4 +1,4 @@
-"""The one reducer: what "mean" means, for losses of any kind."""
+"""Reductions of losses: sums, weighted means, and the pairs of sum and weight."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def reduce_elementwise(
     """Reduces an elementwise loss.
 
     Args:
-        loss: The loss of arrays and options of one dtype, finite where all of them are 1.
-        arrays: The first has the shape of the losses, to which the others broadcast, with equal rank.
+        loss: The loss, a function of arrays and options of one dtype that is finite where all of them are 1.
+        arrays: Arrays of equal rank. The first has the shape of the losses; the others broadcast to it.
         options: Scalars.
         weight: Multiplies each loss; broadcasts to the losses.
-        where: Boolean mask that broadcasts to the losses. No arithmetic sees what it hides.
+        where: Boolean mask that broadcasts to the losses. Masked elements never enter any arithmetic.
         reduction: One of `words`.
         words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch.
         is_mean_over_weight: Whether the mean is over the sum of the weights, not the number of losses.
@@ -56,7 +56,8 @@ def reduce_elementwise(
     """
     where = mask(where, arrays[0])
     dtype = arithmetic_dtype(*arrays)
-    # Masked before widened, so that nothing wide is written out. What broadcasts has a sum as its gradient.
+    # Mask before widening, so that nothing wide is written out. Arrays that broadcast are widened first,
+    # since their gradients are sums.
     arrays = [array if array.shape == arrays[0].shape else array.astype(dtype) for array in arrays]
     wide = [fill_masked(where, array, 1).astype(dtype) for array in arrays]
     losses = loss(*wide, *(jnp.asarray(option, dtype).reshape([1] * wide[0].ndim) for option in options))
@@ -78,16 +79,16 @@ def reduce_losses(
 
     Args:
         losses: Weighted losses, of any shape.
-        weight: What each loss adds to the mean's denominator, broadcastable to `losses`; None is 1 each.
-        where: Boolean, broadcastable to `losses`; what it hides is 0 in the sum and in the denominator.
+        weight: The weight of each loss in the mean's denominator, broadcastable to `losses`. Default: 1.
+        where: Boolean, broadcastable to `losses`; masked losses add 0 to the sum and to the denominator.
         reduction: One of `words`.
         words: `Reduction`, or `BatchReduction` for a loss with a mean over the batch.
-        axis_name: Inside `jax.shard_map`, the mesh axis that splits the losses: "mean" and "sum" are of those
-            on all devices.
+        axis_name: Inside `jax.shard_map`, the mesh axis that shards the losses: "mean" and "sum" are over all
+            devices.
 
     Returns:
-        The losses, their mean, their sum, the sum divided by the number of rows of the first axis that the
-        mask does not empty, or the pair (sum, weight) with mean == sum / weight.
+        The losses, their mean, their sum, their sum divided by the number of rows with an unmasked loss
+        (rows along the first axis), or the pair (sum, weight) with mean == sum / weight.
     """
     refuse_unknown("reduction", reduction, words)
     losses = fill_masked(where, losses)
@@ -112,14 +113,14 @@ def reduce_losses(
     lambda total, weight: -total * jnp.square(inverse_or_zero(weight)),
 )
 def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns total / weight; for weight 0 that is NaN, with gradient 0."""
+    """Returns total / weight, which is NaN with gradient 0 for weight 0."""
     return jnp.where(weight == 0, 0, total) / weight
 
 
 def _total_weight(
     shape: tuple[int, ...], dtype: Any, weight: jax.Array | None, where: jax.Array | None
 ) -> jax.Array:
-    """Returns the sum of the weights of what the mask leaves, each broadcastable to `shape`."""
+    """Returns the sum over `shape` of the weights that are not masked."""
     count = math.prod(shape)
     given = [array for array in (weight, where) if array is not None]
     if not given or count == 0:
@@ -128,13 +129,13 @@ def _total_weight(
         added = _count(given[0]).astype(dtype)
     else:
         added = jnp.sum(weight if where is None else jnp.where(where, weight, 0))
-    # What broadcasting repeats is added up once.
+    # Sum before broadcasting, and multiply by the number of repetitions.
     size = math.prod(jnp.broadcast_shapes(*(array.shape for array in given)))
     return added * jnp.asarray(count // size, dtype)
 
 
 def _count(where: jax.Array) -> jax.Array:
-    """Returns how often a mask is True, as an integer: exact where float32 is not, above 2**24."""
+    """Returns the number of True elements, counted in integers: float32 is inexact above 2**24."""
     if have_sizes(where) and where.size >= 2**31:
         return jnp.sum(jnp.sum(where, -1, dtype=int).astype(float))
     return jnp.sum(where, dtype=int)
@@ -162,7 +163,7 @@ def reduce(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Any:
-    """Reduces custom or weighted losses in the same way as every loss in this package.
+    """Reduces custom or weighted losses as every loss in this package does.
 
     mean = Σ weight · loss / Σ weight over the elements that are not masked.
 

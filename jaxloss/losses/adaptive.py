@@ -80,9 +80,9 @@ def adaptive_log_softmax(
         entry = jnp.where(inside, layers.edges[0] + index, entry)
         down, up = layers.tail[index]
         narrowed = features.fill_masked(inside, jnp.dot(hidden, down))
-        surprise = _surprise(narrowed, up, None, jnp.where(inside, labels - first, 0))
-        losses = losses + jnp.where(inside, surprise, 0)
-    losses = losses + _surprise(hidden, layers.kernel, layers.bias, entry)
+        nll = _nll(narrowed, up, None, jnp.where(inside, labels - first, 0))
+        losses = losses + jnp.where(inside, nll, 0)
+    losses = losses + _nll(hidden, layers.kernel, layers.bias, entry)
     return reduce_losses(weight * losses, None, where, reduction)
 
 
@@ -274,10 +274,10 @@ def _edges(cutoffs: Sequence[int], n_classes: int | None = None) -> tuple[int, .
     return tuple(edges.tolist())
 
 
-def _surprise(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labels: jax.Array) -> jax.Array:
+def _nll(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labels: jax.Array) -> jax.Array:
     """Returns -log softmax(hidden · kernel + bias)[label], of many classes some at a time."""
     found = statistics(Layer(hidden, kernel, bias), hidden.dtype, labels=labels)
-    return jnp.log(found["norm"]) + found["label_gap"]
+    return jnp.log(found["normalizer"]) + found["label_gap"]
 
 
 def _logits(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -105,7 +105,7 @@ def _negative(logits: jax.Array) -> jax.Array:
     return -logits
 
 
-def _surprise(logits: jax.Array) -> jax.Array:
+def _negative_log_sigmoid(logits: jax.Array) -> jax.Array:
     return softplus(-logits)
 
 
@@ -115,13 +115,13 @@ def _distance_from_one(logits: jax.Array) -> jax.Array:
 
 _Loss = Callable[[jax.Array], jax.Array]
 _DISCRIMINATOR: dict[str, tuple[_Loss, _Loss]] = {  # of real samples and of generated ones
-    "non_saturating": (_surprise, softplus),
+    "non_saturating": (_negative_log_sigmoid, softplus),
     "hinge": (lambda real: positive_part(1 - real), lambda fake: positive_part(1 + fake)),
     "wasserstein": (_negative, lambda fake: fake),
     "least_squares": (_distance_from_one, square),
 }
 _GENERATOR: dict[str, _Loss] = {
-    "non_saturating": _surprise,
+    "non_saturating": _negative_log_sigmoid,
     "hinge": _negative,
     "wasserstein": _negative,
     "least_squares": _distance_from_one,

@@ -13,11 +13,11 @@ from jaxloss._core.classes import (
     Labels,
     class_labels,
     log_normalizer,
+    nll_over_classes,
     refuse_misfit_of_probabilities,
     smoothed,
     soft_capped,
     take_class_in_pass,
-    uniform_surprise,
     weight_of_classes,
     with_z_loss,
 )
@@ -233,7 +233,7 @@ def _hard_losses(
     own = take_class_in_pass(wide, labels.classes, classes, logits if soft_cap is None else wide)
     losses = weighted(labels.weight, log_norm - (own - shift))
     if label_smoothing:
-        uniform = uniform_surprise(wide, shift, log_norm, weight, classes)
+        uniform = nll_over_classes(wide, shift, log_norm, weight, classes)
         losses = smoothed(losses, uniform, label_smoothing, classes.count(wide))
     return with_z_loss(losses, z_loss, log_norm + shift)
 
@@ -256,9 +256,9 @@ def _soft_losses(
         probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(wide)
     shift = classes.max(wide)
     log_norm = log_normalizer(wide, shift, classes)
-    surprise = classes.expand(log_norm) - (wide - classes.expand(shift))
+    nll = classes.expand(log_norm) - (wide - classes.expand(shift))
     of_classes = weight_of_classes(weight, wide, classes).astype(wide.dtype)
-    losses = classes.sum(weighted_twice(of_classes, probs, surprise))
+    losses = classes.sum(weighted_twice(of_classes, probs, nll))
     return with_z_loss(losses, z_loss, log_norm + shift)
 
 

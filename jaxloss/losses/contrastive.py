@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import as_array, fill_masked, laid_out_as
+from jaxloss._core.arguments import as_array, fill_masked, sharded_like
 from jaxloss._core.decorator import compiled, positive
 from jaxloss._core.derivatives import softplus
 from jaxloss._core.pairs import Rows, compare, cross_entropies, inner_products, labelled, softmax, views
@@ -196,7 +196,7 @@ def _among_given(rows: Rows, positives: Rows, negatives: jax.Array, normalize: b
         others = Rows.of(negatives, dtype, normalize=normalize, labels=())
         found, _ = compare(softmax, rows._replace(labels=()), others)
         return softplus(found.log_sum - positive)
-    negatives = laid_out_as(rows.vectors[:, None], negatives)
+    negatives = sharded_like(rows.vectors[:, None], negatives)
     negatives = fill_masked(rows.valid[:, None, None], negatives)
     others = Rows.of(negatives.reshape(-1, size), dtype, normalize=normalize)
     logits = inner_products(rows, others, negatives.shape[1])

@@ -11,7 +11,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, arithmetic_dtype, laid_out_as_first_split, widened
+from jaxloss._core.arguments import agree, arithmetic_dtype, widened, with_common_sharding
 from jaxloss._core.blocks import Layer
 from jaxloss._core.classes import ClassAxis, log_normalizer, per_class, tempered
 from jaxloss._core.decorator import compiled, fraction, positive, positive_and_finite
@@ -151,9 +151,9 @@ def _divergence(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> j
     """Returns KL(teacher‖student) of scores, from sums that all share one pass."""
     shifts = [classes.expand(classes.max(scores)) for scores in (student, teacher)]
     student, teacher = student - shifts[0], teacher - shifts[1]
-    norms = [classes.sum(jnp.exp(scores)) for scores in (student, teacher)]
+    normalizers = [classes.sum(jnp.exp(scores)) for scores in (student, teacher)]
     total = classes.sum(_relative_entropy(teacher, student))
-    return total / norms[1] + jnp.log(norms[0]) - jnp.log(norms[1])
+    return total / normalizers[1] + jnp.log(normalizers[0]) - jnp.log(normalizers[1])
 
 
 def _divergence_jvp(
@@ -161,8 +161,8 @@ def _divergence_jvp(
 ) -> tuple[jax.Array, jax.Array | float]:
     student, teacher = primals
     divergence = _divergence(student, teacher, classes)
-    norms = _unshared(_log_norms(student, teacher, classes))
-    student, teacher = _log_probs(student, teacher, norms, classes)
+    log_normalizers = _unshared(_log_normalizers(student, teacher, classes))
+    student, teacher = _log_probs(student, teacher, log_normalizers, classes)
     of_student = jnp.exp(student) - jnp.exp(teacher)
     of_teacher = _relative_entropy(teacher, student) - jnp.exp(teacher) * classes.expand(divergence)
     return divergence, _along(tangents, (of_student, of_teacher), classes)
@@ -183,7 +183,7 @@ def _relative_entropy(log_prob: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.exp(log_prob) * jnp.where(log_prob == -jnp.inf, 0, log_prob - other)
 
 
-def _log_norms(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> list[jax.Array]:
+def _log_normalizers(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> list[jax.Array]:
     """Returns log Σ exp(scores) of both."""
     shifts = [classes.max(scores) for scores in (student, teacher)]
     return [
@@ -192,19 +192,19 @@ def _log_norms(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> li
     ]
 
 
-def _unshared(norms: list[jax.Array]) -> list[jax.Array]:
-    """Returns the same norms, so that what is computed from them is computed again.
+def _unshared(log_normalizers: list[jax.Array]) -> list[jax.Array]:
+    """Returns the same log_normalizers, so that what is computed from them is computed again.
 
     Otherwise XLA's GPU backend writes what value and gradient share: 2 GB in float32 where `logits` and
     `targets` are 8192 x 32000 in bfloat16, and 1.8 times the bytes.
     """
-    return lax.optimization_barrier(norms)
+    return lax.optimization_barrier(log_normalizers)
 
 
 def _log_probs(
-    student: jax.Array, teacher: jax.Array, norms: list[jax.Array], classes: ClassAxis
+    student: jax.Array, teacher: jax.Array, log_normalizers: list[jax.Array], classes: ClassAxis
 ) -> tuple[jax.Array, jax.Array]:
-    return student - classes.expand(norms[0]), teacher - classes.expand(norms[1])
+    return student - classes.expand(log_normalizers[0]), teacher - classes.expand(log_normalizers[1])
 
 
 class _Mixed(NamedTuple):
@@ -221,10 +221,10 @@ class _Mixed(NamedTuple):
         student: jax.Array,
         teacher: jax.Array,
         beta: jax.Array,
-        norms: list[jax.Array],
+        log_normalizers: list[jax.Array],
         classes: ClassAxis,
     ) -> _Mixed:
-        student, teacher = _log_probs(student, teacher, norms, classes)
+        student, teacher = _log_probs(student, teacher, log_normalizers, classes)
         # Where both exclude a class, their odds are those of any other class.
         odds = jnp.where((student == -jnp.inf) & (teacher == -jnp.inf), 0, student - teacher)
         beta = beta.reshape([1] * odds.ndim)
@@ -241,7 +241,7 @@ class _Mixed(NamedTuple):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _jensen_shannon(student: jax.Array, teacher: jax.Array, beta: jax.Array, classes: ClassAxis) -> jax.Array:
     """Returns the loss of scores; at the ends of beta the divergence from the mixture has weight 1."""
-    mixed = _Mixed.of(student, teacher, beta, _log_norms(student, teacher, classes), classes)
+    mixed = _Mixed.of(student, teacher, beta, _log_normalizers(student, teacher, classes), classes)
     of_student, of_teacher = mixed.divergences(classes)
     return jnp.where(beta == 1, 1, 1 - beta) * of_student + jnp.where(beta == 0, 1, beta) * of_teacher
 
@@ -250,9 +250,9 @@ def _jensen_shannon_jvp(
     classes: ClassAxis, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array | float]:
     student, teacher, beta = primals
-    norms = _log_norms(student, teacher, classes)
-    of_student, of_teacher = _Mixed.of(student, teacher, beta, norms, classes).divergences(classes)
-    found = _Mixed.of(student, teacher, beta, _unshared(norms), classes)
+    log_normalizers = _log_normalizers(student, teacher, classes)
+    of_student, of_teacher = _Mixed.of(student, teacher, beta, log_normalizers, classes).divergences(classes)
+    found = _Mixed.of(student, teacher, beta, _unshared(log_normalizers), classes)
     # At the ends of beta the mixture is one of the two, and moves with it.
     apart, at_zero, at_one = found.student - found.teacher, beta == 0, beta == 1
     student_slope = found.student * (found.student_gap - classes.expand(of_student))
@@ -371,7 +371,7 @@ def linear_distillation_loss(
         teacher_hidden, teacher_kernel, "teacher_hidden", "teacher_kernel"
     )
     _refuse_misfit(hidden, kernel, teacher_hidden, teacher_kernel)
-    hidden, teacher_hidden = laid_out_as_first_split([hidden, teacher_hidden])
+    hidden, teacher_hidden = with_common_sharding([hidden, teacher_hidden])
     bias = None if bias is None else per_class("bias", bias, kernel)
     teacher_bias = None if teacher_bias is None else per_class("teacher_bias", teacher_bias, teacher_kernel)
     arrays = [hidden, kernel, teacher_hidden, teacher_kernel, bias, teacher_bias]

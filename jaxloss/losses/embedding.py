@@ -15,9 +15,9 @@ from jaxloss._core.arguments import (
     as_array,
     canonical_axis,
     fill_masked,
-    laid_out_as,
     mask,
     masked_items,
+    sharded_like,
     values,
     widened,
 )
@@ -185,7 +185,7 @@ def cosine_embedding_loss(
             f"targets must have the shape of embeddings1 without its last axis, {shape}, "
             f"got shape {targets.shape}"
         )
-    targets = lax.stop_gradient(laid_out_as(embeddings[0], targets, [len(shape)]))
+    targets = lax.stop_gradient(sharded_like(embeddings[0], targets, [len(shape)]))
     targets = fill_masked(rows, checked_signs(targets, rows), 1)
     sign = sign_or_nan(targets.astype(embeddings[0].dtype))
     first, second = embeddings
@@ -321,9 +321,9 @@ def triplet_margin_with_distance_loss(
         raise ValueError(f"distances must have the shape of the first axes of anchors {shape}, got {batch}")
     features = tuple(range(len(batch), len(shape)))
     where = mask(where, arrays[0], features)
-    behind = None if where is None else jnp.expand_dims(where, features)
+    expanded = None if where is None else jnp.expand_dims(where, features)
     # Masked vectors differ from each other and from 0, for distances without a derivative there.
-    triplet = widened(*(fill_masked(behind, array, fill) for fill, array in enumerate(arrays, 1)))
+    triplet = widened(*(fill_masked(expanded, array, fill) for fill, array in enumerate(arrays, 1)))
     return reduce_losses(_triplet_losses(distance, triplet, margin, swap), None, where, reduction)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, as_array, broadcastable, mask, split_as, widened
+from jaxloss._core.arguments import agree, as_array, broadcastable, mask, resharded_like, widened
 from jaxloss._core.checks import one_or_nan
 from jaxloss._core.classes import ClassAxis, class_labels, log_odds_against
 from jaxloss._core.decorator import Domain, compiled, fraction, not_negative
@@ -144,7 +144,7 @@ def softmax_focal_loss(
     (wide,) = widened(logits)
     odds = log_odds_against(wide, labels.classes, classes, logits)
     exponent = broadcastable("gamma", jnp.asarray(gamma, odds.dtype), odds)
-    zeros = split_as(odds, jnp.zeros_like(odds))
+    zeros = resharded_like(odds, jnp.zeros_like(odds))
     losses = weighted(labels.weight, _focal(odds, zeros, exponent))
     return reduce_losses(losses, labels.weight, labels.valid, reduction)
 
@@ -291,18 +291,18 @@ def _excess(logits: jax.Array, clip: jax.Array) -> jax.Array:
     return positive_part(sigmoid(logits) - clip)
 
 
-def _surprise_slope_in_logits(logits: jax.Array, clip: jax.Array) -> jax.Array:
+def _negative_slope_in_logits(logits: jax.Array, clip: jax.Array) -> jax.Array:
     least = sigmoid(-logits)
     share = jnp.where(clip == 0, 1, least / (least + jnp.where(clip == 0, 1, clip)))
     return jnp.where(sigmoid(logits) <= clip, 0, sigmoid(logits) * share)
 
 
-def _surprise_slope_in_clip(logits: jax.Array, clip: jax.Array) -> jax.Array:
+def _negative_slope_in_clip(logits: jax.Array, clip: jax.Array) -> jax.Array:
     return jnp.where(sigmoid(logits) <= clip, 0, -1 / (sigmoid(-logits) + clip))
 
 
-@derivatives(_surprise_slope_in_logits, _surprise_slope_in_clip)
-def _surprise_of_no(logits: jax.Array, clip: jax.Array) -> jax.Array:
+@derivatives(_negative_slope_in_logits, _negative_slope_in_clip)
+def _negative_loss(logits: jax.Array, clip: jax.Array) -> jax.Array:
     """Returns -log q, which is softplus(logits) for clip = 0."""
     excess = _excess(logits, clip)
     log = jnp.where(excess < 0.5, jnp.log1p(-excess), jnp.log(sigmoid(-logits) + clip))
@@ -310,7 +310,7 @@ def _surprise_of_no(logits: jax.Array, clip: jax.Array) -> jax.Array:
 
 
 def _clipped_cross_entropy(logits: jax.Array, targets: jax.Array, clip: jax.Array) -> jax.Array:
-    return weighted(targets, softplus(-logits)) + weighted(1 - targets, _surprise_of_no(logits, clip))
+    return weighted(targets, softplus(-logits)) + weighted(1 - targets, _negative_loss(logits, clip))
 
 
 def _clipped_miss(logits: jax.Array, targets: jax.Array, clip: jax.Array) -> jax.Array:
@@ -328,7 +328,7 @@ def _asymmetric_slope_in_logits(
     is_hard = jnp.sign(_excess(logits, clip))
     growth = sigmoid(logits) * sigmoid(-logits) * ((1 - targets) * is_hard - targets)
     growth *= inverse_or_zero(_clipped_miss(logits, targets, clip))
-    slope = (1 - targets) * _surprise_slope_in_logits(logits, clip) - targets * sigmoid(-logits)
+    slope = (1 - targets) * _negative_slope_in_logits(logits, clip) - targets * sigmoid(-logits)
     focusing = weighted(growth, _clipped_cross_entropy(logits, targets, clip))
     return _asymmetric_focus(logits, targets, gamma, clip) * (gamma * focusing + slope)
 
@@ -338,7 +338,7 @@ def _asymmetric_slope_in_targets(
 ) -> jax.Array:
     growth = sigmoid(-logits) - _excess(logits, clip)
     growth *= inverse_or_zero(_clipped_miss(logits, targets, clip))
-    slope = softplus(-logits) - _surprise_of_no(logits, clip)
+    slope = softplus(-logits) - _negative_loss(logits, clip)
     focusing = weighted(growth, _clipped_cross_entropy(logits, targets, clip))
     return weighted(_asymmetric_focus(logits, targets, gamma, clip), gamma * focusing + slope)
 
@@ -356,7 +356,7 @@ def _asymmetric_slope_in_clip(
     is_hard = jnp.sign(_excess(logits, clip))
     growth = -is_hard * inverse_or_zero(_clipped_miss(logits, targets, clip))
     focusing = weighted(growth, _clipped_cross_entropy(logits, targets, clip))
-    slope = gamma * focusing + _surprise_slope_in_clip(logits, clip)
+    slope = gamma * focusing + _negative_slope_in_clip(logits, clip)
     return weighted(1 - targets, weighted(_asymmetric_focus(logits, targets, gamma, clip), slope))
 
 

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloss._core.arguments import agree, arithmetic_dtype, as_array, fill_masked, laid_out_as, mask, widened
+from jaxloss._core.arguments import (
+    agree,
+    arithmetic_dtype,
+    as_array,
+    fill_masked,
+    mask,
+    sharded_like,
+    widened,
+)
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled, not_negative
 from jaxloss._core.derivatives import derivatives
@@ -196,7 +204,7 @@ def _variances(var: ArrayLike, predictions: jax.Array, targets: jax.Array) -> ja
             f"var must be a number, or of the shape of predictions {shape}, with size 1 on some axes, "
             f"or of that shape without its last axis, got shape {converted.shape}"
         )
-    return laid_out_as(predictions, converted)
+    return sharded_like(predictions, converted)
 
 
 @jax.custom_jvp

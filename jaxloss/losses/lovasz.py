@@ -17,7 +17,7 @@ from jaxloss._core.arguments import (
     fill_masked,
     mask,
     refuse_unknown,
-    split_as,
+    resharded_like,
     widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
@@ -184,7 +184,7 @@ def _steps(errors: jax.Array, true: jax.Array, false: jax.Array) -> jax.Array:
     Sorted and sorted back: a gather would have a scatter as its derivative, and no place on a mesh.
     """
     place = lax.broadcasted_iota(jnp.int32, errors.shape, errors.ndim - 1)
-    true, false, place = (split_as(errors, array) for array in (true, false, place))
+    true, false, place = (resharded_like(errors, array) for array in (true, false, place))
     _, true, false, place = lax.sort((-errors, true, false, place), num_keys=1, is_stable=True)
     size = jnp.sum(true, -1, keepdims=True, dtype=jnp.int32)
     left = (size - jnp.cumsum(true, -1, dtype=jnp.int32)).astype(errors.dtype)

@@ -329,7 +329,7 @@ def _cosines(
         hidden, wide_kernel, position_scale=scale * inverse, class_scale=class_power * class_inverse
     )
     found = statistics_of_others(layer, dtype, labels.classes, labels.valid, axis_name)
-    others = found["largest"] + log_of_total(found["norm"])
+    others = found["largest"] + log_of_total(found["normalizer"])
     return _Cosines(scale, others, found["label_logit"], labels)
 
 

@@ -16,13 +16,13 @@ from jaxloss._core.arguments import (
     as_array,
     fill_masked,
     integer,
-    last_axis_whole,
+    last_axis_unsharded,
     mask,
-    split_as,
+    resharded_like,
     widened,
 )
 from jaxloss._core.checks import one_or_nan
-from jaxloss._core.classes import ClassAxis, is_kept, labels_without_weight, per_class
+from jaxloss._core.classes import ClassAxis, is_not_ignored, labels_without_weight, per_class
 from jaxloss._core.decorator import compiled, not_negative
 from jaxloss._core.derivatives import (
     LARGEST_PROBABILITY,
@@ -170,7 +170,7 @@ def tversky_loss(
     alpha, beta, smooth = (jnp.asarray(number, p.dtype) for number in (alpha, beta, smooth))
     missed = regions.sum(alpha * p * (1 - t) + beta * (1 - p) * t)
     losses = _shortfall(missed, regions.sum(p * t) + smooth)
-    gamma = split_as(losses, jnp.full(losses.shape, jnp.asarray(gamma, losses.dtype)))
+    gamma = resharded_like(losses, jnp.full(losses.shape, jnp.asarray(gamma, losses.dtype)))
     losses = _power(losses, gamma)
     return regions.reduce(losses, weight, include_background, skip_absent, reduction)
 
@@ -266,7 +266,7 @@ class _Regions(NamedTuple):
             probs, true = agree(probs=probs, targets=targets)
             valid = mask(where, probs) if classes is None else classes.mask(where, probs)
             if classes is None and is_integer and ignore_index is not None:
-                kept = is_kept(true, ignore_index)
+                kept = is_not_ignored(true, ignore_index)
                 valid = kept if valid is None else kept & valid
             elif ignore_index is not None and integer("ignore_index", ignore_index) >= 0:
                 raise ValueError(
@@ -318,7 +318,7 @@ class _Regions(NamedTuple):
                 raise ValueError("weight and include_background=False need a class axis, got axis=None")
         elif counted is not None:
             counted = jnp.expand_dims(counted, -1)
-        weights = split_as(losses, jnp.ones_like(losses))
+        weights = resharded_like(losses, jnp.ones_like(losses))
         if weight is not None:
             weights *= per_class("weight", weight, losses).astype(losses.dtype).reshape(_row(losses))
         if skip_absent:
@@ -330,10 +330,10 @@ class _Regions(NamedTuple):
             is_counted = lax.broadcasted_iota(jnp.int32, _row(losses), losses.ndim - 1) > 0
             counted = is_counted if counted is None else counted & is_counted
         if counted is not None:
-            counted = split_as(losses, jnp.broadcast_to(counted, losses.shape))
+            counted = resharded_like(losses, jnp.broadcast_to(counted, losses.shape))
         reduced = reduce_losses(losses * weights, weights, counted, reduction)
         if reduction == "none" and not include_background:
-            return last_axis_whole(reduced)[..., 1:]
+            return last_axis_unsharded(reduced)[..., 1:]
         return reduced
 
 

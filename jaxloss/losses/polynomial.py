@@ -13,9 +13,9 @@ from jaxloss._core.classes import (
     class_labels,
     log_normalizer,
     log_odds_against,
+    nll_over_classes,
     refuse_misfit_of_probabilities,
     smoothed,
-    uniform_surprise,
     weight_of_classes,
 )
 from jaxloss._core.decorator import Domain, compiled, fraction
@@ -147,9 +147,9 @@ def generalized_cross_entropy(
     labels = class_labels(targets, "logits", logits, classes, None, ignore_index, where)
     logits = classes.fill_masked(labels.valid, logits)
     (wide,) = widened(logits)
-    surprise = softplus(log_odds_against(wide, labels.classes, classes, logits))
-    exponent = broadcastable("q", jnp.asarray(q, surprise.dtype), surprise)
-    losses = labels.weight * _bounded(surprise, exponent)
+    nll = softplus(log_odds_against(wide, labels.classes, classes, logits))
+    exponent = broadcastable("q", jnp.asarray(q, nll.dtype), nll)
+    losses = labels.weight * _bounded(nll, exponent)
     return reduce_losses(losses, labels.weight, labels.valid, reduction)
 
 
@@ -167,7 +167,7 @@ def _hard_losses(
     losses, miss = weighted(labels.weight, softplus(odds)), sigmoid(odds)
     if label_smoothing:
         shift, count = classes.max(wide), classes.count(wide)
-        uniform = uniform_surprise(wide, shift, log_normalizer(wide, shift, classes), weight, classes)
+        uniform = nll_over_classes(wide, shift, log_normalizer(wide, shift, classes), weight, classes)
         losses = smoothed(losses, uniform, label_smoothing, count)
         miss = (1 - label_smoothing) * miss + label_smoothing * (1 - 1 / count)
     factor = broadcastable("epsilon", jnp.asarray(epsilon, losses.dtype), losses)
@@ -191,17 +191,17 @@ def _soft_losses(
         probs = (1 - label_smoothing) * probs + label_smoothing / classes.count(wide)
     shift = classes.max(wide)
     log_norm = log_normalizer(wide, shift, classes)
-    surprise = classes.expand(log_norm) - (wide - classes.expand(shift))
-    losses = classes.sum(weighted_twice(of_classes, probs, surprise))
+    nll = classes.expand(log_norm) - (wide - classes.expand(shift))
+    losses = classes.sum(weighted_twice(of_classes, probs, nll))
     factor = broadcastable("epsilon", jnp.asarray(epsilon, losses.dtype), losses)
-    return losses + factor * (of_probs * classes.sum(probs * -jnp.expm1(-surprise)))
+    return losses + factor * (of_probs * classes.sum(probs * -jnp.expm1(-nll)))
 
 
-def _slope_in_q(surprise: jax.Array, q: jax.Array) -> jax.Array:
-    return (weighted(jnp.exp(-q * surprise), surprise) + jnp.expm1(-q * surprise) / q) / q
+def _slope_in_q(nll: jax.Array, q: jax.Array) -> jax.Array:
+    return (weighted(jnp.exp(-q * nll), nll) + jnp.expm1(-q * nll) / q) / q
 
 
-@derivatives(lambda surprise, q: jnp.exp(-q * surprise), _slope_in_q)
-def _bounded(surprise: jax.Array, q: jax.Array) -> jax.Array:
-    """Returns (1 - exp(-q · surprise)) / q."""
-    return -jnp.expm1(-q * surprise) / q
+@derivatives(lambda nll, q: jnp.exp(-q * nll), _slope_in_q)
+def _bounded(nll: jax.Array, q: jax.Array) -> jax.Array:
+    """Returns (1 - exp(-q · nll)) / q."""
+    return -jnp.expm1(-q * nll) / q

@@ -22,8 +22,8 @@ from jaxloss._core.arguments import (
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import Domain, compiled, finite, not_negative, positive_and_finite
 from jaxloss._core.derivatives import (
-    answer_or_nan,
-    checked_answers,
+    binary_or_nan,
+    checked_binary,
     cross_entropy_of_logits,
     derivatives,
     inverse_or_zero,
@@ -214,7 +214,7 @@ def orpo_loss(
     """
 
     def loss(chosen: jax.Array, rejected: jax.Array, beta: jax.Array) -> jax.Array:
-        worse = _surprise_of_odds(*map(_negative_or_nan, (chosen, rejected)))
+        worse = _odds_ratio_loss(*map(_negative_or_nan, (chosen, rejected)))
         return weighted(beta, worse) - chosen
 
     chosen, rejected = agree(chosen=chosen, rejected=rejected)
@@ -280,7 +280,7 @@ def kto_loss(
     log_probs, targets, reference = agree(
         log_probs=log_probs, targets=targets, reference_log_probs=reference_log_probs
     )
-    targets = checked_answers("targets", targets, mask(where, targets))
+    targets = checked_binary("targets", targets, mask(where, targets))
     options = [kl, beta, desirable_weight, undesirable_weight]
     return reduce_elementwise(
         _prospect, [log_probs, targets, reference], options, where=where, reduction=reduction
@@ -361,7 +361,7 @@ def _prospect(
     undesirable_weight: jax.Array,
 ) -> jax.Array:
     weight = jnp.where(targets == 1, desirable_weight, undesirable_weight)
-    sign = 1 - 2 * answer_or_nan(targets)
+    sign = 1 - 2 * binary_or_nan(targets)
     gain = log_ratio(log_probs, reference) - lax.stop_gradient(jnp.maximum(kl, 0))
     return weight * sigmoid(sign * beta * gain)
 
@@ -405,6 +405,6 @@ def _slope_in_rejected(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
 
 
 @derivatives(_slope_in_chosen, _slope_in_rejected)
-def _surprise_of_odds(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+def _odds_ratio_loss(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     """Returns log(1 + odds(q) / odds(p)) of p = exp(chosen) and q = exp(rejected)."""
     return softplus(log_ratio(_log_odds(rejected), _log_odds(chosen)))

@@ -11,13 +11,13 @@ from jax.typing import ArrayLike
 
 from jaxloss._core.arguments import (
     agree,
-    agree_but_for_last_axis,
+    agree_except_last_axis,
     arithmetic_dtype,
     broadcastable,
     fill_masked,
-    laid_out_as,
     mask,
     masked_items,
+    sharded_like,
     widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
@@ -69,7 +69,7 @@ def quantile_loss(
         sklearn.metrics.mean_pinball_loss.
     """
     if jnp.ndim(quantiles):
-        predictions, targets = agree_but_for_last_axis(predictions=predictions, targets=targets)
+        predictions, targets = agree_except_last_axis(predictions=predictions, targets=targets)
     else:
         predictions, targets = agree(predictions=predictions, targets=targets)
     quantiles = jnp.asarray(quantiles, arithmetic_dtype(predictions, targets))
@@ -175,7 +175,7 @@ def crps_ensemble_loss(
         Ferro (2014), Fair Scores for Ensemble Forecasts. scoringrules documentation:
         scoringrules.crps_ensemble.
     """
-    members, targets = agree_but_for_last_axis(predictions=predictions, targets=targets)
+    members, targets = agree_except_last_axis(predictions=predictions, targets=targets)
     if not members.shape[-1]:
         raise ValueError(f"predictions must have at least one member, got predictions {members.shape}")
     (members, targets), where = masked_items([members, targets], 1, where)
@@ -277,7 +277,7 @@ def _slope_of_crps(lead: jax.Array, error: jax.Array, fair: bool) -> jax.Array:
 def _lead(members: jax.Array) -> jax.Array:
     """Returns how many members of an ensemble are smaller than each, less how many are larger."""
     last, size = members.ndim - 1, members.shape[-1]
-    slots = laid_out_as(members, lax.broadcasted_iota(jnp.int32, members.shape, last))
+    slots = sharded_like(members, lax.broadcasted_iota(jnp.int32, members.shape, last))
     ordered, origins = lax.sort((members, slots), num_keys=1)
     is_new = ordered != jnp.roll(ordered, 1, -1)
     first = lax.cummax(jnp.where(is_new, slots, 0), last)

@@ -77,8 +77,8 @@ def softmax_ranking_loss(
         targets = targets * fill_masked(where, of_items).astype(scores.dtype)
     largest = _largest(scores, where)
     total = jnp.sum(fill_masked(where, jnp.exp(scores - largest)), -1, keepdims=True)
-    surprise = log_of_total(total) - (scores - largest)
-    losses = jnp.sum(weighted(targets, fill_masked(where, surprise)), -1)
+    nll = log_of_total(total) - (scores - largest)
+    losses = jnp.sum(weighted(targets, fill_masked(where, nll)), -1)
     return reduce_losses(losses, None, any_left(where, scores.shape, [-1]), reduction)
 
 

@@ -14,9 +14,9 @@ from jaxloss._core.arguments import (
     arithmetic_dtype,
     as_array,
     fill_masked,
-    laid_out_alike,
     mask,
     on_automatic_axes,
+    sharded_alike,
     widened,
 )
 from jaxloss._core.blocks import product
@@ -224,8 +224,8 @@ def dino_loss(
     place = lax.broadcasted_iota(jnp.int32, (views, 1, 1), 0)
     wanted = sum((place != t).astype(probs.dtype) * probs[t : t + 1] for t in range(others))
     counts = others - (place[:, :, 0] < others).astype(probs.dtype)
-    surprise = outputs.sum(weighted(wanted, outputs.expand(shift) - scores))
-    losses = jnp.sum(counts * log_normalizer(scores, shift, outputs) + surprise, 0) / pairs
+    nll = outputs.sum(weighted(wanted, outputs.expand(shift) - scores))
+    losses = jnp.sum(counts * log_normalizer(scores, shift, outputs) + nll, 0) / pairs
     return reduce_losses(losses, None, where, reduction)
 
 
@@ -236,7 +236,7 @@ def _of_views(student: jax.Array, teacher: jax.Array) -> list[jax.Array]:
             "logits and targets must have shapes (S, N, K) and (T, N, K), "
             f"got logits {student.shape} and targets {teacher.shape}"
         )
-    return laid_out_alike([student, teacher], [1, 1])
+    return sharded_alike([student, teacher], [1, 1])
 
 
 class _View(NamedTuple):

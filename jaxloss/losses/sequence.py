@@ -16,9 +16,9 @@ from jaxloss._core.arguments import (
     have_sizes,
     index_array,
     integer,
-    laid_out_alike,
     mask,
     sample_lengths,
+    sharded_alike,
 )
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
@@ -85,7 +85,7 @@ def ctc_loss(
     input_lengths = sample_lengths("input_lengths", input_lengths, samples)
     target_lengths = sample_lengths("target_lengths", target_lengths, samples)
     if samples and targets.ndim == 2:
-        log_probs, targets, input_lengths, target_lengths = laid_out_alike(
+        log_probs, targets, input_lengths, target_lengths = sharded_alike(
             [log_probs, targets, input_lengths, target_lengths], [1, 0, 0, 0]
         )
     where = mask(where, log_probs, [0, log_probs.ndim - 1])

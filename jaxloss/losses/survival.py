@@ -20,8 +20,8 @@ from jaxloss._core.arguments import (
 from jaxloss._core.checks import checked, one_or_nan
 from jaxloss._core.decorator import compiled
 from jaxloss._core.derivatives import (
-    answer_or_nan,
-    checked_answers,
+    binary_or_nan,
+    checked_binary,
     cumulative_exponentials,
     inverse_or_zero,
     log_of_total,
@@ -85,8 +85,8 @@ def cox_loss(
     scores, times, happened = widened(*(fill_masked(where, array) for array in (scores, times, events)))
     unknown = jnp.isnan(times)
     times = checked(times, ~unknown, "times: expected numbers")
-    happened = checked_answers("events", happened, None)
-    weight = answer_or_nan(happened)
+    happened = checked_binary("events", happened, None)
+    weight = binary_or_nan(happened)
     at_risk = jnp.broadcast_to(jnp.ones(1, bool) if where is None else where, scores.shape)
     of_subjects = functools.partial(_of_subjects, efron=ties == "efron")
     losses = on_automatic_axes(of_subjects, scores, 0)(scores, times, happened == 1, at_risk)

@@ -16,9 +16,9 @@ from jaxloss._core.arguments import (
     fill_masked,
     index_array,
     integer,
-    laid_out_alike,
     mask,
     sample_lengths,
+    sharded_alike,
     widened,
 )
 from jaxloss._core.checks import checked, one_or_nan
@@ -80,7 +80,7 @@ def rnnt_loss(
     logits, targets = as_array("logits", logits), index_array("targets", as_array("targets", targets))
     blank = _blank_class(blank, logits, targets)
     samples = logits.shape[:1]
-    logits, targets, input_lengths, target_lengths = laid_out_alike(
+    logits, targets, input_lengths, target_lengths = sharded_alike(
         [
             logits,
             targets,
@@ -157,9 +157,9 @@ def _scores(logits: jax.Array, lattice: _Lattice, blank: int) -> tuple[jax.Array
     own = (time[None, :, None] < lattice.input_lengths[:, None, None]) & (left >= 0)
     # Of the logits as they are: compilers would write out masked or wide ones.
     (shift,) = widened(_CLASSES.max(logits))
-    log_norm, *picked = _class_sums(logits, shift, lattice.labels[:, None], own, blank)
+    log_normalizer, *picked = _class_sums(logits, shift, lattice.labels[:, None], own, blank)
     lowest = log_zero(shift.dtype)
-    blanks, labels = (jnp.maximum(logit - shift - log_norm, lowest) for logit in picked)
+    blanks, labels = (jnp.maximum(logit - shift - log_normalizer, lowest) for logit in picked)
     return jnp.where(own, blanks, 0), jnp.where(own & (left > 0), labels, lowest)
 
 
@@ -175,8 +175,8 @@ def _class_sums(
     (logits,) = widened(logits)
     terms = jnp.exp(logits - _CLASSES.expand(shift)), *_picked(logits, labels, blank)
     zero = jnp.zeros((), logits.dtype)
-    norm, *picked = lax.reduce(terms, (zero,) * 3, lambda x, y: tuple(map(jnp.add, x, y)), (3,))
-    return jnp.log(norm), *picked
+    normalizer, *picked = lax.reduce(terms, (zero,) * 3, lambda x, y: tuple(map(jnp.add, x, y)), (3,))
+    return jnp.log(normalizer), *picked
 
 
 def _picked(scores: jax.Array, labels: jax.Array, blank: int) -> list[jax.Array]:
@@ -192,9 +192,9 @@ def _class_sums_jvp(blank: int, primals: tuple[Any, ...], tangents: tuple[Any, .
 
     # Going back, the probabilities are computed again: they are as large as the logits, and wider.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def sums(logits: jax.Array, log_norm: jax.Array, tangent: jax.Array) -> tuple[jax.Array, ...]:
+    def sums(logits: jax.Array, log_normalizer: jax.Array, tangent: jax.Array) -> tuple[jax.Array, ...]:
         logits, tangent = widened(logits, tangent)
-        log_probs = logits - _CLASSES.expand(shift) - _CLASSES.expand(log_norm)
+        log_probs = logits - _CLASSES.expand(shift) - _CLASSES.expand(log_normalizer)
         probs = jnp.exp(jnp.where(_CLASSES.expand(own), log_probs, -jnp.inf))
         return tuple(map(_CLASSES.sum, (probs * tangent, *_picked(tangent, labels, blank))))
 

@@ -91,15 +91,15 @@ def linear_cross_entropy(
         weight = per_class("weight", weight, problem.layer.kernel)
     labels = problem.labels
     found = problem.statistics(weight=weight, label_smoothing=label_smoothing)
-    log_norm = jnp.log(found["norm"])
+    log_normalizer = jnp.log(found["normalizer"])
     if labels is None:
-        losses = with_z_loss(_share_of_surprise(found), z_loss, log_norm + found["largest"])
+        losses = with_z_loss(_soft_nll(found), z_loss, log_normalizer + found["largest"])
         return reduce_losses(losses, None, problem.valid, reduction)
     counts = labels.weight if weight is None else labels.weight * found["weight"]
-    losses = weighted(counts, _surprise(found))
+    losses = weighted(counts, _nll(found))
     if label_smoothing:
-        losses = smoothed(losses, _share_of_surprise(found), label_smoothing, problem.classes)
-    losses = with_z_loss(losses, z_loss, log_norm + found["largest"])
+        losses = smoothed(losses, _soft_nll(found), label_smoothing, problem.classes)
+    losses = with_z_loss(losses, z_loss, log_normalizer + found["largest"])
     return reduce_losses(losses, counts, labels.valid, reduction)
 
 
@@ -164,10 +164,10 @@ def linear_log_probs(
     problem = _problem(hidden, kernel, targets, bias, soft_cap, ignore_index, where, axis_name)
     labels = problem.labels
     found = problem.statistics(entropy=True)
-    log_norm = jnp.log(found["norm"])
-    surprise = _share_of_surprise(found) if labels is None else weighted(labels.weight, _surprise(found))
-    entropy = log_norm + found["spread"] / found["norm"]
-    results = (-surprise, log_norm + found["largest"], entropy)
+    log_normalizer = jnp.log(found["normalizer"])
+    nll = _soft_nll(found) if labels is None else weighted(labels.weight, _nll(found))
+    entropy = log_normalizer + found["spread"] / found["normalizer"]
+    results = (-nll, log_normalizer + found["largest"], entropy)
     return LinearLogProbs(*(fill_masked(problem.valid, result) for result in results))
 
 
@@ -234,11 +234,11 @@ def _refuse_other_shape(targets: jax.Array, expected: tuple[int, ...]) -> None:
         )
 
 
-def _surprise(found: Statistics) -> jax.Array:
+def _nll(found: Statistics) -> jax.Array:
     """Returns -log p of the label's class."""
-    return jnp.log(found["norm"]) + found["label_gap"]
+    return jnp.log(found["normalizer"]) + found["label_gap"]
 
 
-def _share_of_surprise(found: Statistics) -> jax.Array:
+def _soft_nll(found: Statistics) -> jax.Array:
     """Returns Σ shares · -log p."""
-    return weighted(found["share"], jnp.log(found["norm"])) + found["share_gap"]
+    return weighted(found["share"], jnp.log(found["normalizer"])) + found["share_gap"]

@@ -162,9 +162,9 @@ def test_what_is_no_array_is_refused_by_name(value):
 
 @pytest.mark.parametrize("value", [jnp.float32(0.5), np.ones(2), ["mean"], {"mean": 1}, {1}])
 def test_an_array_for_a_static_argument_is_explained(value):
-    with pytest.raises(TypeError, match="toy_loss: reduction must be known while tracing"):
+    with pytest.raises(TypeError, match="toy_loss: reduction is static and must be a hashable Python value"):
         toy_loss(ONE, ONE, reduction=value)
-    with pytest.raises(TypeError, match=r"share must be known while tracing.*functools\.partial"):
+    with pytest.raises(TypeError, match=r"share is static.*functools\.partial"):
         jax.jit(lambda share: toy_loss(ONE, ONE, share=share))(0.5)
 
 

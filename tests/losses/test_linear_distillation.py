@@ -167,7 +167,7 @@ def test_layers_may_differ_in_dtype():
             {"teacher_kernel": np.ones((9, CLASSES))},
             r"teacher_kernel must have .* for teacher_hidden of shape",
         ),
-        ({"kernel": ARRAYS["kernel"].T}, r"kernel must have .*; a tied embedding passes its transpose"),
+        ({"kernel": ARRAYS["kernel"].T}, r"kernel must have .*; for a tied embedding, pass its transpose"),
         (
             {"teacher_bias": np.ones(7)},
             r"teacher_bias must have one value for each class, shape \(23,\), got",

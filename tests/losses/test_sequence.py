@@ -375,7 +375,7 @@ def test_bad_values_are_nan_without_frames_too(frames):
         ({"input_lengths": (7.0, 5, 6, 0)}, TypeError, "input_lengths must be integers, got dtype float32"),
         ({"blank": 5}, ValueError, r"blank must be a class in \[0, 5\), got 5"),
         ({"blank": -1}, ValueError, r"blank must be a class in \[0, 5\), got -1"),
-        ({"blank": jnp.array(0)}, TypeError, "blank must be known while tracing"),
+        ({"blank": jnp.array(0)}, TypeError, "blank is static and must be a hashable Python value"),
     ],
 )
 def test_wrong_calls_say_what_is_wrong(changed, error, message):

@@ -228,7 +228,7 @@ def test_bad_values_are_nan_and_named(bad, message):
         ({"target_lengths": 3}, ValueError, r"target_lengths must have one length .* \(4,\), got \(\)"),
         ({"blank": 6}, ValueError, r"blank must be a class in \[-6, 6\), got 6"),
         ({"blank": -7}, ValueError, r"blank must be a class in \[-6, 6\), got -7"),
-        ({"blank": jnp.array(0)}, TypeError, "blank must be known while tracing"),
+        ({"blank": jnp.array(0)}, TypeError, "blank is static and must be a hashable Python value"),
         ({"where": jnp.ones((4, 5), bool)}, ValueError, r"where must broadcast to shape \(4,\)"),
     ],
 )
