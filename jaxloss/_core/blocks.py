@@ -312,7 +312,7 @@ def _at_once(platform: str, over_positions: bool, positions: int, classes: int, 
     Times are relative to all logits at once, for 8192 x 4096 x 128256. A GPU is fast with few large products:
     blocks of a sixteenth of the logits take 0.95 on an H100, blocks of the TPU's size 1.2. On a TPU, a block
     fits into on-chip memory: 1.29, compared to 1.7 with blocks of the GPU's size. Blocks of positions are
-    larger there, since each one reads and writes the kernel's gradient. On a CPU, a block fits into the cache.
+    larger there, since each one reads and writes the kernel's gradient. On a CPU, it fits into the cache.
     """
     if platform == "cpu":
         return 2**20

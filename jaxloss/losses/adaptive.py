@@ -1,4 +1,4 @@
-"""The adaptive softmax: a large vocabulary in which rare classes get fewer features than frequent ones."""
+"""The adaptive softmax, an output layer for large vocabularies that uses fewer features for rare classes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def adaptive_log_softmax(
 ) -> jax.Array:
     """Cross-entropy under an adaptive softmax, for many classes of unequal frequency.
 
-    Classes are sorted by decreasing frequency. The head scores the most frequent ones, and each tail as a
-    whole; tail i scores the classes from cutoffs[i] up to the next cutoff, from fewer features.
+    Classes are sorted by decreasing frequency. The head scores the most frequent classes, and each tail as a
+    whole. Tail i scores the classes from cutoffs[i] up to the next cutoff, from fewer features.
 
         loss = -log softmax(hidden · kernel + bias)[y]                  for y < cutoffs[0]
         loss = -log softmax(hidden · kernel + bias)[cutoffs[0] + i]
@@ -54,7 +54,7 @@ def adaptive_log_softmax(
         >>> import jax.numpy as jnp
         >>> cutoffs = (20, 200)
         >>> params = jaxloss.init_adaptive_log_softmax(jax.random.key(0), 64, 1000, cutoffs)
-        >>> hidden = jnp.zeros((2, 64))  # all scores are alike: ln 22 in the head, ln 800 in the last tail
+        >>> hidden = jnp.zeros((2, 64))  # all scores are equal: ln 22 in the head, ln 800 in the last tail
         >>> labels = jnp.array([3, 999])
         >>> jaxloss.adaptive_log_softmax(hidden, params, labels, cutoffs=cutoffs)
         Array(6.4333, dtype=float32)
@@ -62,7 +62,7 @@ def adaptive_log_softmax(
     Differences from PyTorch:
         * A function of its parameters; the module is `jaxloss.models.AdaptiveLogSoftmax`. Kernels have
           shape (in, out), the transpose of PyTorch's; PyTorch's `output` is minus the loss of "none".
-        * Every tail is evaluated at every position, as compiled shapes are fixed.
+        * Every tail is evaluated at every position, since compiled shapes are fixed.
 
     Source:
         E. Grave et al. (2017), Efficient softmax approximation for GPUs. PyTorch documentation:
@@ -92,7 +92,7 @@ def adaptive_log_probs(
 ) -> jax.Array:
     """Log-probabilities of all classes under an adaptive softmax.
 
-    Their `nll_loss` is `adaptive_log_softmax`, which does not hold them all.
+    `nll_loss` of them equals `adaptive_log_softmax`, which does not materialize them.
 
     Args:
         hidden: Input of the last layer, shape (..., H).
@@ -192,7 +192,7 @@ def init_adaptive_log_softmax(
 
     Differences from PyTorch:
         * Kernels have shape (in, out), the transpose of PyTorch's weights.
-        * Tails of width 0, whose classes would all be equally likely, are an error.
+        * A tail of width 0, whose classes would all be equally likely, is an error.
 
     Source:
         PyTorch documentation: torch.nn.AdaptiveLogSoftmaxWithLoss.
@@ -212,8 +212,8 @@ def init_adaptive_log_softmax(
         width = int(in_features // div_value ** (index + 1)) if div_value > 0 else 0
         if width < 1:
             raise ValueError(
-                f"div_value must leave every tail a feature, got {div_value}: tail {index} of "
-                f"in_features={in_features} has none"
+                f"div_value must leave every tail at least one feature, got {div_value}: tail {index} has "
+                f"none for in_features={in_features}"
             )
         down, up = uniform(in_features, in_features, width), uniform(width, width, end - first)
         tail.append({"down": down, "up": up})
@@ -221,7 +221,7 @@ def init_adaptive_log_softmax(
 
 
 class _Layers(NamedTuple):
-    """The parameters of an adaptive softmax in the dtype of arithmetic."""
+    """The parameters of an adaptive softmax in the arithmetic dtype."""
 
     kernel: jax.Array
     bias: jax.Array | None
@@ -232,21 +232,21 @@ class _Layers(NamedTuple):
 def _layers(
     hidden: ArrayLike, params: Mapping[str, Any], cutoffs: Sequence[int]
 ) -> tuple[jax.Array, _Layers]:
-    """Returns arrays of one dtype, or refuses what does not fit together."""
+    """Converts the arrays to one dtype, and checks them."""
     _edges(cutoffs)
     kernel, bias = "params['head']['kernel']", "params['head']['bias']"
     tail = [(f"params['tail'][{i}]['down']", f"params['tail'][{i}]['up']") for i in range(len(cutoffs))]
     found = {f"params{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(params)}
     if found.keys() - {bias} != {kernel, *chain(*tail)}:
         raise ValueError(
-            f"params must hold {', '.join([kernel, *chain(*tail)])}, and may hold {bias}, for "
+            f"params must contain {', '.join([kernel, *chain(*tail)])}, and may contain {bias}, for "
             f"cutoffs={cutoffs}, got {', '.join(found) or 'nothing'}"
         )
     hidden, *converted = values(hidden=hidden, **found)
     arrays = dict(zip(found, converted, strict=True))
     if not hidden.ndim:
         raise ValueError("hidden must have an axis of features, got shape ()")
-    # A shape follows from the others; what is free is the width of each tail and the number of classes.
+    # Only the width of each tail and the number of classes are free; all other sizes follow.
     edges = _edges(cutoffs, int(cutoffs[-1]) + max((1, *arrays[tail[-1][1]].shape[-1:])))
     features, size = hidden.shape[-1], edges[0] + len(tail)
     expected: dict[str, tuple[int, ...]] = {kernel: (features, size), bias: (size,)}
@@ -264,18 +264,18 @@ def _layers(
 
 
 def _edges(cutoffs: Sequence[int], n_classes: int | None = None) -> tuple[int, ...]:
-    """Returns the cutoffs, and the number of classes after them, or refuses what does not rise."""
+    """Returns the cutoffs and the number of classes, if given; raises a ValueError unless they increase."""
     edges = np.asarray(cutoffs)
     if edges.ndim == 1 and n_classes is not None:
         edges = np.append(edges, n_classes)
     if edges.ndim != 1 or edges.dtype.kind != "i" or (np.diff(edges, prepend=0) <= 0).any():
         last = "n_classes - 1" if n_classes is None else n_classes - 1
-        raise ValueError(f"cutoffs must be integers that rise within [1, {last}], got {cutoffs}")
+        raise ValueError(f"cutoffs must be increasing integers in [1, {last}], got {cutoffs}")
     return tuple(edges.tolist())
 
 
 def _nll(hidden: jax.Array, kernel: jax.Array, bias: jax.Array | None, labels: jax.Array) -> jax.Array:
-    """Returns -log softmax(hidden · kernel + bias)[label], of many classes some at a time."""
+    """Returns -log softmax(hidden · kernel + bias)[label], in blocks of classes."""
     found = statistics(Layer(hidden, kernel, bias), hidden.dtype, labels=labels)
     return jnp.log(found["normalizer"]) + found["label_gap"]
 

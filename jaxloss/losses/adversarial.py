@@ -1,4 +1,4 @@
-"""Losses of two networks in turn, one that makes samples and one that tells them from real ones."""
+"""Losses of generative adversarial networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def discriminator_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Loss of the discriminator of a generative adversarial network.
+    """Discriminator loss of a generative adversarial network (GAN).
 
     With r = real, f = fake and softplus(x) = log(1 + exp(x)), the loss by `kind` is
 
@@ -35,9 +35,9 @@ def discriminator_loss(
         "least_squares"     (r - 1)² + f²
 
     Args:
-        real: Logits that the discriminator gives real samples, any shape; larger is more real.
-        fake: Logits that it gives generated samples, of the shape of `real`. Make them of samples that are
-            constants (`jax.lax.stop_gradient`).
+        real: The discriminator's logits for real samples, any shape; larger means more real.
+        fake: The discriminator's logits for generated samples, of the shape of `real`. Apply
+            `jax.lax.stop_gradient` to these samples.
         kind: The variant, static.
         where: Mask, broadcast to the shape of `real`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
@@ -71,7 +71,7 @@ def generator_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Loss of the generator of a generative adversarial network.
+    """Generator loss of a generative adversarial network (GAN).
 
     With f = fake and softplus(x) = log(1 + exp(x)), the loss by `kind` is
 
@@ -80,7 +80,7 @@ def generator_loss(
         "least_squares"              (f - 1)²
 
     Args:
-        fake: Logits that the discriminator gives generated samples, any shape; larger is more real.
+        fake: The discriminator's logits for generated samples, any shape; larger means more real.
         kind: The variant, static.
         where: Mask, broadcast to the shape of `fake`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of samples), "sum", "none" or "sum_and_weight".
@@ -95,7 +95,7 @@ def generator_loss(
         Array(1.0032, dtype=float32)
 
     Source:
-        That of `discriminator_loss`.
+        See `discriminator_loss`.
     """
     refuse_unknown("kind", kind, AdversarialKind)
     return reduce_elementwise(_GENERATOR[kind], agree(fake=fake), where=where, reduction=reduction)
@@ -114,7 +114,7 @@ def _distance_from_one(logits: jax.Array) -> jax.Array:
 
 
 _Loss = Callable[[jax.Array], jax.Array]
-_DISCRIMINATOR: dict[str, tuple[_Loss, _Loss]] = {  # of real samples and of generated ones
+_DISCRIMINATOR: dict[str, tuple[_Loss, _Loss]] = {  # for real and for generated samples
     "non_saturating": (_negative_log_sigmoid, softplus),
     "hinge": (lambda real: positive_part(1 - real), lambda fake: positive_part(1 + fake)),
     "wasserstein": (_negative, lambda fake: fake),

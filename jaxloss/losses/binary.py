@@ -1,4 +1,4 @@
-"""Losses on yes-or-no targets, one or many at each position."""
+"""Losses on binary targets, with one or several labels at each position."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def binary_cross_entropy(
 
     loss = -weight · (targets · log(probs) + (1 - targets) · log(1 - probs))
 
-    Each logarithm is at least -100, so the loss of a confident error is 100, not ∞. Given logits,
+    Each logarithm is at least -100, so the loss of a confident error is 100, not ∞. For logits,
     `binary_cross_entropy_with_logits` is more accurate.
 
     Args:
@@ -95,11 +95,11 @@ def binary_cross_entropy_with_logits(
 
     loss = weight · (pos_weight · targets · softplus(-logits) + (1 - targets) · softplus(logits))
 
-    with softplus(x) = log(1 + exp(x)). This is `binary_cross_entropy` of sigmoid(logits), without its
-    rounding error and its upper bound.
+    with softplus(x) = log(1 + exp(x)). This is `binary_cross_entropy` of sigmoid(logits) without its rounding
+    errors and its upper bound.
 
     Args:
-        logits: Raw scores, any shape; class 1 is more likely above 0.
+        logits: Raw scores, any shape; positive if class 1 is more likely.
         targets: 0 or 1, booleans, or probabilities, of the shape of `logits`.
         weight: Weight of each element, broadcast to the shape of `logits`. Default: 1.
         pos_weight: Weight of the positive term, broadcast to the shape of `logits`: one number, or one for
@@ -119,8 +119,8 @@ def binary_cross_entropy_with_logits(
         Array(0.3778, dtype=float32)
 
     Differences from PyTorch:
-        * Infinite logits have the limit as their loss, 0 if right and ∞ if wrong; PyTorch gives NaN at
-          -inf, and at inf with target 1.
+        * For infinite logits the loss is its limit, 0 if they are right and ∞ if wrong; PyTorch gives NaN
+          at -inf, and at inf with target 1.
 
     Source:
         PyTorch documentation: torch.nn.BCEWithLogitsLoss,
@@ -164,8 +164,8 @@ def soft_margin_loss(
         Array(0.3778, dtype=float32)
 
     Differences from PyTorch:
-        * The loss is stable in both tails: PyTorch overflows to ∞ with gradient NaN for scores that are far
-          wrong, and rounds to 0 for scores that are far right.
+        * The loss is stable in both tails: PyTorch's overflows to ∞ with gradient NaN if a score is very
+          wrong, and rounds to 0 if it is very right.
         * Targets other than 1 and -1 give NaN; PyTorch accepts any number.
 
     Source:
@@ -194,7 +194,7 @@ def multilabel_soft_margin_loss(
     with softplus(x) = log(1 + exp(x)), at a position with logits x and targets t of C independent classes.
 
     Args:
-        logits: Raw scores, any shape with a class axis; a class is more likely than not above 0.
+        logits: Raw scores, any shape with a class axis; positive if a class is more likely than not.
         targets: 0 or 1, booleans, or probabilities, of the shape of `logits`.
         axis: Class axis of `logits` and `targets`.
         weight: Weight of each class, shape (C,), or an array that broadcasts to the shape of `logits`.
@@ -202,7 +202,7 @@ def multilabel_soft_margin_loss(
         where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions, not by any weights, as in PyTorch), "sum",
             "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `logits` without the class axis for "none"; in nats.
@@ -217,8 +217,8 @@ def multilabel_soft_margin_loss(
 
     Differences from PyTorch:
         * The class axis is the last, as in PyTorch; `axis` is an addition.
-        * Infinite logits have the limit as their loss, ∞ if wrong and 0 if right; PyTorch gives NaN for the
-          latter. A class of weight 0 contributes 0.
+        * For infinite logits the loss is its limit, 0 if they are right and ∞ if wrong; PyTorch gives NaN
+          for the former. A class of weight 0 contributes 0.
 
     Source:
         PyTorch documentation: torch.nn.MultiLabelSoftMarginLoss,
@@ -237,7 +237,7 @@ def multilabel_soft_margin_loss(
     return reduce_losses(classes.sum(terms) / classes.count(logits), None, where, reduction)
 
 
-# PyTorch bounds the gradient at probabilities 0 and 1 with a float32 constant, in every dtype.
+# PyTorch bounds the gradient at probabilities 0 and 1 with a float32 constant in every dtype.
 _SMALLEST_VARIANCE = float(np.float32(1e-12))
 
 
@@ -248,7 +248,7 @@ def _variance(probs: jax.Array) -> jax.Array:
 
 
 def _logs(probs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns log(probs) and log(1 - probs), bounded as in PyTorch: nothing costs more than 100."""
+    """Returns log(probs) and log(1 - probs), at least -100 as in PyTorch."""
     return jnp.maximum(jnp.log(probs), -100), jnp.maximum(jnp.log1p(-probs), -100)
 
 
@@ -263,12 +263,12 @@ def _where_probability(targets: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _curvature(probs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the slope of `_pull` in probs, in which nothing cancels: a constant where that is bounded."""
+    """Returns the slope of `_pull` in probs without cancellation; constant where the variance is bounded."""
     variance = _variance(probs)
     is_free = variance > _SMALLEST_VARIANCE
-    yes = jnp.where(is_free, probs, 0.5)
-    no = 1 - yes
-    free = targets / yes / yes + (1 - targets) / no / no  # squares would underflow in its own derivative
+    p = jnp.where(is_free, probs, 0.5)
+    q = 1 - p
+    free = targets / p / p + (1 - targets) / q / q  # squares would underflow in the next derivative
     return _where_probability(targets, jnp.where(is_free, free, 1 / variance))
 
 
@@ -283,14 +283,14 @@ def _from_probs(probs: jax.Array, targets: jax.Array) -> jax.Array:
     return _where_probability(targets, (targets - 1) * log_of_others - targets * log_of_probs)
 
 
-def _wrongness(scores: jax.Array, targets: jax.Array) -> jax.Array:
+def _error_probability(scores: jax.Array, targets: jax.Array) -> jax.Array:
     return sigmoid(-sign_or_nan(targets) * scores)
 
 
 @derivatives(
-    lambda scores, targets: -targets * _wrongness(scores, targets),
+    lambda scores, targets: -targets * _error_probability(scores, targets),
     lambda scores, targets: weighted(
-        jnp.where(scores < 0, 1, -1) * _wrongness(scores, targets), jnp.abs(scores)
+        jnp.where(scores < 0, 1, -1) * _error_probability(scores, targets), jnp.abs(scores)
     ),
 )
 def _soft_margin(scores: jax.Array, targets: jax.Array) -> jax.Array:

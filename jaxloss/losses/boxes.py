@@ -1,4 +1,4 @@
-"""Losses between predicted and true bounding boxes, from how much the two overlap."""
+"""Losses on the overlap of predicted and true bounding boxes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def box_iou_loss(
         reduction: "mean" (divides by the number of boxes), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar, or an array of the shape of `predictions` without its last axis for "none"; without unit.
+        A scalar, or an array of the shape of `predictions` without its last axis for "none"; dimensionless.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,7 +71,7 @@ def generalized_box_iou_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Generalized IoU loss (GIoU), which also moves boxes that do not overlap.
+    """Generalized IoU loss (GIoU), which also has a gradient for boxes that do not overlap.
 
     With iou and U as in `box_iou_loss`, and C the area of the smallest box that encloses both,
 
@@ -87,7 +87,7 @@ def generalized_box_iou_loss(
 
     Returns:
         A scalar, or an array of the shape of `predictions` without its last axis for "none"; in [0, 2],
-        without unit.
+        dimensionless.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,7 +119,7 @@ def distance_box_iou_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Distance IoU loss (DIoU), which also draws the centres of the boxes together.
+    """Distance IoU loss (DIoU), which also penalizes the distance between the centres of the boxes.
 
     With iou as in `box_iou_loss`, d the distance between the centres of the boxes, and c the diagonal of
     the smallest box that encloses both,
@@ -136,7 +136,7 @@ def distance_box_iou_loss(
 
     Returns:
         A scalar, or an array of the shape of `predictions` without its last axis for "none"; in [0, 2],
-        without unit.
+        dimensionless.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,15 +167,15 @@ def complete_box_iou_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Complete IoU loss (CIoU): `distance_box_iou_loss` and a penalty on different aspect ratios.
+    """Complete IoU loss (CIoU): `distance_box_iou_loss` plus a penalty on different aspect ratios.
 
-    With iou, d and c as there, and the widths w and heights h of the boxes,
+    With iou, d and c as in `distance_box_iou_loss`, and the widths w and heights h of the boxes,
 
         v = 4 / π² · (atan(w_t / h_t) - atan(w_p / h_p))²
         alpha = v / (1 - iou + v + eps)
         loss = 1 - iou + d² / (c² + eps) + alpha · v
 
-    No gradient flows through alpha. The angle of a box without height is π/2, that of a point 0.
+    No gradient flows through alpha. The angle of a box with height 0 is π/2, that of a point is 0.
 
     Args:
         predictions: Predicted boxes, shape (..., 4): x1, y1, x2, y2. A box with x1 > x2 or y1 > y2 gives NaN,
@@ -186,7 +186,7 @@ def complete_box_iou_loss(
         reduction: "mean" (divides by the number of boxes), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar, or an array of the shape of `predictions` without its last axis for "none"; without unit.
+        A scalar, or an array of the shape of `predictions` without its last axis for "none"; dimensionless.
 
     Example:
         >>> import jax.numpy as jnp
@@ -197,9 +197,9 @@ def complete_box_iou_loss(
         Array(1.0776, dtype=float32)
 
     Differences from other libraries:
-        * torchvision's function returns unreduced losses by default, and numbers for inverted boxes. Its
-          `eps` does not reach the denominator of the distance.
-        * Value and gradient are finite for boxes without width or height; torchvision's may be NaN.
+        * torchvision's function returns unreduced losses by default, and numbers for inverted boxes. It does
+          not pass its `eps` on to the denominator of the distance.
+        * Value and gradient are finite for boxes with width or height 0; torchvision's may be NaN.
 
     Source:
         Z. Zheng et al. (2020), Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression.
@@ -227,7 +227,7 @@ class _Boxes(NamedTuple):
 def _boxes(
     predictions: ArrayLike, targets: ArrayLike, eps: ArrayLike, where: ArrayLike | None
 ) -> tuple[_Boxes, _Boxes, jax.Array, jax.Array | None]:
-    """Returns both boxes and eps in the dtype of the arithmetic, and the mask."""
+    """Returns both boxes and eps in the arithmetic dtype, and the mask."""
     arrays = agree(predictions=predictions, targets=targets)
     if arrays[0].shape[-1:] != (4,):
         raise ValueError(f"predictions must be boxes of shape (..., 4), got shape {arrays[0].shape}")
@@ -238,9 +238,9 @@ def _boxes(
 
 
 def _split(name: str, boxes: jax.Array, dtype: Any) -> _Boxes:
-    """Returns boxes whose invalid sides are NaN, as then are all of their loss and gradient."""
-    # Columns of size 1 keep the layout of the boxes. Compiled for the TPU, value and gradient of the IoU loss
-    # take 3.6 million cycles for 4 million boxes, where columns without that axis take 5.8 million.
+    """Returns boxes whose invalid sides are NaN, which makes their loss and gradient NaN."""
+    # Columns of size 1 keep the memory layout of the boxes. Compiled for the TPU, value and gradient of the
+    # IoU loss for 4 million boxes take 3.6 million cycles; columns without that axis take 5.8 million.
     columns = lax.split(boxes, [1] * 4, axis=boxes.ndim - 1)
     x1, y1, x2, y2 = (column.astype(dtype) for column in columns)
     return _Boxes(x1, y1, x2, y2, _side(name, x1, x2), _side(name, y1, y2))
@@ -281,8 +281,8 @@ def _enclosing(predicted: _Boxes, true: _Boxes) -> tuple[jax.Array, jax.Array]:
 
 
 def _distance(predicted: _Boxes, true: _Boxes, eps: jax.Array) -> jax.Array:
-    """Returns the squared distance of the centres over that of the corners of the enclosing box."""
-    # Differences first: far from the origin, sums of coordinates have few digits for them.
+    """Returns the squared distance of the centres over the squared diagonal of the enclosing box."""
+    # Differences first: far from the origin, sums of coordinates would lose their digits.
     x = 0.5 * ((predicted.x1 - true.x1) + (predicted.x2 - true.x2))
     y = 0.5 * ((predicted.y1 - true.y1) + (predicted.y2 - true.y2))
     width, height = _enclosing(predicted, true)
@@ -291,7 +291,7 @@ def _distance(predicted: _Boxes, true: _Boxes, eps: jax.Array) -> jax.Array:
 
 def _angle(boxes: _Boxes) -> jax.Array:
     """Returns atan(width / height), 0 with gradient 0 for a point."""
-    # In the unit of the longer side, on which the angle does not depend, no square underflows.
+    # Relative to the longer side, which does not change the angle, no square underflows.
     longer = lax.stop_gradient(jnp.maximum(boxes.width, boxes.height))
     is_point = longer == 0
     unit = jnp.where(is_point, 1, longer)

@@ -1,4 +1,4 @@
-"""Losses over classes: one right class, or one distribution over the classes, at each position."""
+"""Losses over classes, with a class label or a distribution over the classes at each position."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def cross_entropy(
             floating-point class probabilities, of the shape of `logits`.
         axis: Class axis of `logits`, and of probabilities.
         weight: Weight of each class, shape (C,). Default: 1.
-        ignore_index: Label of positions to leave out, any integer; negative if targets are probabilities.
+        ignore_index: Label of positions to ignore, any integer; negative if targets are probabilities.
         label_smoothing: Share s of the uniform distribution, a static number in [0, 1].
-        z_loss: Number >= 0. Adds z_loss · logsumexp(logits)², which keeps logits near 0. Not in PyTorch.
+        z_loss: Number >= 0. Adds z_loss · logsumexp(logits)², which keeps logits small. Not in PyTorch.
         soft_cap: Finite c > 0. Replaces logits by c · tanh(logits / c). Default: none. Not in PyTorch.
         where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
         reduction: "mean", "sum", "none" or "sum_and_weight". The mean divides by Σ weight[y] over the
             labels that are not ignored; for probabilities, by the number of positions.
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `logits` without the class axis for "none"; in nats.
@@ -89,7 +89,7 @@ def cross_entropy(
     classes = ClassAxis.of(axis, axis_name, "logits", logits)
     where = classes.mask(where, logits)
     if weight is not None:
-        (weight,) = widened(as_array("weight", weight))  # once, and its gradient is rounded once
+        (weight,) = widened(as_array("weight", weight))  # converted once, so its gradient is rounded once
     options = (weight, label_smoothing, z_loss, soft_cap)
     if jnp.issubdtype(targets.dtype, jnp.floating):
         refuse_misfit_of_probabilities(targets, logits, ignore_index)
@@ -114,18 +114,18 @@ def nll_loss(
 ) -> jax.Array:
     """Negative log-likelihood of class labels, from log-probabilities.
 
-    loss = weight[y] · -log_probs[y] at a position with label y. Given logits, use `cross_entropy`.
+    loss = weight[y] · -log_probs[y] at a position with label y. For logits, use `cross_entropy`.
 
     Args:
         log_probs: Log-probabilities, as from `jax.nn.log_softmax`, any shape with a class axis.
         targets: Integer class labels in [0, C), of the shape of `log_probs` without the class axis.
         axis: Class axis of `log_probs`.
         weight: Weight of each class, shape (C,). Default: 1.
-        ignore_index: Label of positions to leave out, any integer.
+        ignore_index: Label of positions to ignore, any integer.
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
         reduction: "mean" (divides by Σ weight[y] over the labels that are not ignored), "sum", "none" or
             "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `targets` for "none"; in nats.
@@ -172,13 +172,13 @@ def kl_div(
     is `reduction="batchmean"`; "mean" also divides by C.
 
     Args:
-        log_probs: Log-probabilities, as from `jax.nn.log_softmax`, any shape. Not normalized here.
+        log_probs: Log-probabilities, as from `jax.nn.log_softmax`, any shape. They are not normalized here.
         targets: Probabilities >= 0, or log-probabilities with `log_target=True`, of the shape of
             `log_probs`. Negative probabilities give NaN.
         log_target: Whether `targets` are log-probabilities.
         where: Mask, broadcast to the shape of `log_probs`; see `help(jaxloss)`.
-        reduction: "mean" (divides by the number of elements), "batchmean" (by the size of the first axis,
-            without rows that are fully masked), "sum", "none" or "sum_and_weight".
+        reduction: "mean" (divides by the number of elements), "batchmean" (by the number of rows along the
+            first axis that are not fully masked), "sum", "none" or "sum_and_weight".
 
     Returns:
         A scalar, or an array of the shape of `log_probs` for "none"; in nats.
@@ -192,9 +192,9 @@ def kl_div(
         Array(0.2256, dtype=float32)
 
     Differences from PyTorch:
-        * A target of probability 0 has loss 0, even if its log-probability is -inf; PyTorch gives NaN.
-        * The gradient with respect to a target of probability 0 is its limit; PyTorch gives NaN. It is 0
-          for a log-probability of -inf, else -∞, or ∞ if `log_probs` is -inf.
+        * A target of probability 0 has loss 0, even if `log_probs` is -inf; PyTorch gives NaN.
+        * The gradient with respect to a target of probability 0 is its limit; PyTorch gives NaN. For a
+          log-probability of -inf as the target it is 0; else it is -∞, or ∞ if `log_probs` is -inf.
         * A negative target probability also has gradient NaN. "mean" does not warn.
 
     Source:
@@ -263,7 +263,7 @@ def _soft_losses(
 
 
 def _excess(probs: jax.Array, true_log: jax.Array, log_probs: jax.Array) -> jax.Array:
-    """Returns probs · (true_log - log_probs), where `true_log` is that of `probs`, with 0 · ∞ = 0."""
+    """Returns probs · (true_log - log_probs) for true_log = log(probs), with 0 · ∞ = 0."""
     return jnp.where((probs == 0) & ~jnp.isnan(log_probs), 0, probs * (true_log - log_probs))
 
 

@@ -1,4 +1,4 @@
-"""Contrastive losses: each embedding against all others of the batch."""
+"""Contrastive losses, which compare each embedding with all others in the batch."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def info_nce_loss(
 
         loss_i = log Σ_j exp(z_ij) - z_ii
 
-    The N x N matrix z is never held.
+    The N x N matrix z is never materialized.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
             infinite embedding gives NaN.
         targets: The positive of each embedding, of the shape of `embeddings`.
-        negatives: Embeddings that take the place of the other targets, shape (M, D), or (N, M, D) for
+        negatives: Embeddings that replace the other targets, shape (M, D), or (N, M, D) for separate
             negatives of each embedding. Default: the other targets.
         temperature: A number > 0.
-        symmetric: Whether to return the mean of this loss and that of each target's own embedding among all
-            embeddings. It needs the default negatives.
-        normalize: Whether to use unit vectors.
-        where: Mask, broadcast to shape (N,). A masked pair is no negative of others, either.
+        symmetric: Whether to average this loss with that of each target's own embedding among all embeddings.
+            It needs the default negatives.
+        normalize: Whether to normalize the vectors to unit length.
+        where: Mask, broadcast to shape (N,). A masked pair is not a negative of other pairs, either.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the N rows inside `jax.shard_map`; see `help(jaxloss)`. Negatives of
-            shape (M, D) are used as they are.
+        axis_name: Mesh axis that shards the N rows inside `jax.shard_map`; see `help(jaxloss)`. Negatives of
+            shape (M, D) are not gathered.
 
     Returns:
         A scalar, or an array of shape (N,) for "none"; in nats.
@@ -71,7 +71,7 @@ def info_nce_loss(
     if negatives is None:
         losses = cross_entropies(rows, others, symmetric=symmetric, axis_name=axis_name)
     elif symmetric:
-        raise ValueError("symmetric must be False where negatives are given: they are those of embeddings")
+        raise ValueError("symmetric must be False if negatives are given, since targets have no negatives")
     else:
         given = as_array("negatives", negatives)
         losses = _among_given(rows, others, given, normalize)
@@ -96,17 +96,17 @@ def nt_xent_loss(
 
         loss of v_i = log Σ_{j≠i} exp(z_ij) - z_ip, where v_p is the other view of v_i
 
-    and the loss of a pair is the mean of those of its two views. The 2N x 2N matrix z is never held.
+    and the loss of a pair is the mean of those of its two views. The 2N x 2N matrix z is never materialized.
 
     Args:
         embeddings: Embeddings of one view, shape (N, D). A zero vector stays zero, and all its
             derivatives are 0. An infinite embedding gives NaN.
         targets: Embeddings of the other view, of the shape of `embeddings`.
         temperature: A number > 0.
-        normalize: Whether to use unit vectors.
-        where: Mask, broadcast to shape (N,). A masked pair is no negative of others, either.
+        normalize: Whether to normalize the vectors to unit length.
+        where: Mask, broadcast to shape (N,). A masked pair is not a negative of other pairs, either.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of shape (N,) for "none"; in nats.
@@ -147,17 +147,18 @@ def supervised_contrastive_loss(
 
         loss_i = log Σ_{j≠i} exp(z_ij) - mean_{p∈P(i)} z_ip
 
-    A row without positives has loss 0 and does not count in the mean. The N x N matrix z is never held.
+    A row without positives has loss 0 and does not count in the mean. The N x N matrix z is never
+    materialized.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
             infinite embedding gives NaN.
-        targets: Any integers as labels, shape (N,).
+        targets: Integer labels of any value, shape (N,).
         temperature: A number > 0.
-        normalize: Whether to use unit vectors.
-        where: Mask, broadcast to shape (N,). A masked row is neither positive nor negative of others.
+        normalize: Whether to normalize the vectors to unit length.
+        where: Mask, broadcast to shape (N,). A masked row is neither a positive nor a negative of other rows.
         reduction: "mean" (divides by the number of rows with positives), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of shape (N,) for "none"; in nats.
@@ -184,7 +185,7 @@ def supervised_contrastive_loss(
 
 
 def _among_given(rows: Rows, positives: Rows, negatives: jax.Array, normalize: bool) -> jax.Array:
-    """Returns the cross-entropy of each row's positive among this and the given negatives."""
+    """Returns the cross-entropy of each row's positive among itself and the given negatives."""
     count, size = rows.vectors.shape
     if negatives.shape not in ((*negatives.shape[:1], size), (count, *negatives.shape[1:2], size)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Distillation losses: how far a student's distribution over classes is from that of its teacher."""
+"""Distillation losses: divergences between the class distributions of a student and its teacher."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def distillation_loss(
 
     Args:
         logits: The student's raw scores, any shape with a class axis.
-        targets: The teacher's raw scores, of the shape of `logits`. They have a gradient, too: for a fixed
-            teacher pass `jax.lax.stop_gradient(targets)`.
+        targets: The teacher's raw scores, of the shape of `logits`. Gradients flow to them, too: for a fixed
+            teacher, pass `jax.lax.stop_gradient(targets)`.
         axis: Class axis.
-        temperature: A number > 0. The factor temperature² keeps the size of gradients.
+        temperature: A number > 0. The factor temperature² preserves the scale of the gradients.
         where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `logits` without the class axis for "none"; in nats.
@@ -58,9 +58,9 @@ def distillation_loss(
         Array(0.4402, dtype=float32)
 
     Differences from PyTorch:
-        * The mean is that of "batchmean" in `kl_div`, whose "mean" also divides by the number of classes.
-        * A class that both exclude by a logit of -inf contributes 0, with gradient 0; PyTorch gives NaN.
-          Where only the student excludes it the loss is ∞, and its gradient in `targets` is NaN.
+        * "mean" corresponds to "batchmean" of `kl_div`, whose "mean" also divides by the number of classes.
+        * A class that both exclude by a logit of -inf contributes 0 with gradient 0; PyTorch gives NaN. If
+          only the student excludes it, the loss is ∞ and its gradient with respect to `targets` is NaN.
 
     Source:
         G. Hinton, O. Vinyals, J. Dean (2015), Distilling the Knowledge in a Neural Network. PyTorch
@@ -94,15 +94,15 @@ def jensen_shannon_loss(
 
     Args:
         logits: The student's raw scores, any shape with a class axis.
-        targets: The teacher's raw scores, of the shape of `logits`. They have a gradient, too: for a fixed
-            teacher pass `jax.lax.stop_gradient(targets)`.
+        targets: The teacher's raw scores, of the shape of `logits`. Gradients flow to them, too: for a fixed
+            teacher, pass `jax.lax.stop_gradient(targets)`.
         axis: Class axis.
-        beta: Weight of the teacher, a number in [0, 1]. The loss jumps at 0 and 1, where its derivative with
-            respect to `beta` is 0.
+        beta: Weight of the teacher, a number in [0, 1]. The loss is discontinuous at 0 and 1, where its
+            derivative with respect to `beta` is 0.
         temperature: A number > 0.
         where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `logits` without the class axis for "none"; in nats.
@@ -115,9 +115,9 @@ def jensen_shannon_loss(
         Array(0.0620, dtype=float32)
 
     Differences from other libraries:
-        * A class that both exclude by a logit of -inf contributes 0, with gradient 0; TRL gives NaN. If one
-          excludes it, the loss is finite for 0 < beta < 1. Where the loss is infinite, the gradient in the
-          logits of the first argument of KL is NaN.
+        * A class that both exclude by a logit of -inf contributes 0 with gradient 0; TRL gives NaN. If one
+          excludes it, the loss is finite for 0 < beta < 1. Where the loss is infinite, the gradient with
+          respect to the logits of the first argument of KL is NaN.
         * There is no factor temperature², as in TRL.
 
     Source:
@@ -148,7 +148,7 @@ def _scores(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _divergence(student: jax.Array, teacher: jax.Array, classes: ClassAxis) -> jax.Array:
-    """Returns KL(teacher‖student) of scores, from sums that all share one pass."""
+    """Returns KL(teacher‖student) of scores, from sums that share one pass."""
     shifts = [classes.expand(classes.max(scores)) for scores in (student, teacher)]
     student, teacher = student - shifts[0], teacher - shifts[1]
     normalizers = [classes.sum(jnp.exp(scores)) for scores in (student, teacher)]
@@ -172,7 +172,7 @@ _divergence.defjvp(_divergence_jvp, symbolic_zeros=True)
 
 
 def _along(tangents: tuple[Any, ...], slopes: tuple[jax.Array, ...], classes: ClassAxis) -> jax.Array | float:
-    """Returns Σ slopes · tangents, over the classes and the arrays that have a tangent; others may be ∞."""
+    """Returns Σ slopes · tangents over the classes and the arrays with a tangent; other slopes may be ∞."""
     pairs = zip(slopes, tangents, strict=True)
     terms = [slope * tangent for slope, tangent in pairs if not isinstance(tangent, SymbolicZero)]
     return classes.sum(functools.reduce(jnp.add, terms)) if terms else 0.0
@@ -193,10 +193,10 @@ def _log_normalizers(student: jax.Array, teacher: jax.Array, classes: ClassAxis)
 
 
 def _unshared(log_normalizers: list[jax.Array]) -> list[jax.Array]:
-    """Returns the same log_normalizers, so that what is computed from them is computed again.
+    """Returns the same numbers behind a barrier, so that the gradient recomputes what depends on them.
 
-    Otherwise XLA's GPU backend writes what value and gradient share: 2 GB in float32 where `logits` and
-    `targets` are 8192 x 32000 in bfloat16, and 1.8 times the bytes.
+    Otherwise XLA's GPU backend stores what value and gradient share: 2 GB in float32 for `logits` and
+    `targets` of 8192 x 32000 in bfloat16, and it moves 1.8 times the bytes.
     """
     return lax.optimization_barrier(log_normalizers)
 
@@ -208,7 +208,7 @@ def _log_probs(
 
 
 class _Mixed(NamedTuple):
-    """Probabilities, and how far their logarithms are above that of the mixture: 0 without probability."""
+    """Probabilities, and their logarithms minus that of the mixture, 0 for probability 0."""
 
     student: jax.Array
     teacher: jax.Array
@@ -225,7 +225,7 @@ class _Mixed(NamedTuple):
         classes: ClassAxis,
     ) -> _Mixed:
         student, teacher = _log_probs(student, teacher, log_normalizers, classes)
-        # Where both exclude a class, their odds are those of any other class.
+        # Where both exclude a class, the difference would be NaN.
         odds = jnp.where((student == -jnp.inf) & (teacher == -jnp.inf), 0, student - teacher)
         beta = beta.reshape([1] * odds.ndim)
         gaps = _gap_to_mixture(-odds, 1 - beta), _gap_to_mixture(odds, beta)
@@ -234,7 +234,7 @@ class _Mixed(NamedTuple):
         return cls(*probs, student_gap, teacher_gap)
 
     def divergences(self, classes: ClassAxis) -> tuple[jax.Array, jax.Array]:
-        """Returns those of student and teacher from the mixture."""
+        """Returns the divergences of student and teacher from the mixture."""
         return classes.sum(self.student * self.student_gap), classes.sum(self.teacher * self.teacher_gap)
 
 
@@ -253,23 +253,23 @@ def _jensen_shannon_jvp(
     log_normalizers = _log_normalizers(student, teacher, classes)
     of_student, of_teacher = _Mixed.of(student, teacher, beta, log_normalizers, classes).divergences(classes)
     found = _Mixed.of(student, teacher, beta, _unshared(log_normalizers), classes)
-    # At the ends of beta the mixture is one of the two, and moves with it.
+    # At beta 0 and 1, the mixture is one of the two and varies with it.
     apart, at_zero, at_one = found.student - found.teacher, beta == 0, beta == 1
     student_slope = found.student * (found.student_gap - classes.expand(of_student))
     teacher_slope = found.teacher * (found.teacher_gap - classes.expand(of_teacher))
     student_slope = jnp.where(at_zero, apart, jnp.where(at_one, 1, 1 - beta) * student_slope)
     teacher_slope = jnp.where(at_one, -apart, jnp.where(at_zero, 1, beta) * teacher_slope)
-    moved = _along(tangents[:2], (student_slope, teacher_slope), classes)
+    tangent = _along(tangents[:2], (student_slope, teacher_slope), classes)
     if not isinstance(tangents[2], SymbolicZero):
-        moved += jnp.where(at_zero | at_one, 0, of_teacher - of_student) * tangents[2]
-    return _jensen_shannon(*primals, classes), moved
+        tangent += jnp.where(at_zero | at_one, 0, of_teacher - of_student) * tangents[2]
+    return _jensen_shannon(*primals, classes), tangent
 
 
 _jensen_shannon.defjvp(_jensen_shannon_jvp, symbolic_zeros=True)
 
 
 def _parts(odds: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns beta, 1 - beta and 1, the second times exp(odds), over the larger of 1 and exp(odds)."""
+    """Returns beta, (1 - beta) · exp(odds) and exp(odds) - 1, each divided by max(1, exp(odds))."""
     small = jnp.exp(-jnp.abs(odds))
     own, other = jnp.where(odds > 0, small, 1), jnp.where(odds > 0, 1, small)
     return beta * own, (1 - beta) * other, other - own
@@ -323,29 +323,29 @@ def linear_distillation_loss(
     reduction: Reduction = "mean",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Distillation loss of two linear layers' outputs, without holding their logits.
+    """Distillation loss between two linear layers' outputs, without materializing their logits.
 
     With p = softmax((teacher_hidden · teacher_kernel + teacher_bias) / temperature) and
     q = softmax((hidden · kernel + bias) / temperature) at each position,
 
         loss = temperature² · Σ_c p[c] · (log p[c] - log q[c])
 
-    Logits are computed in blocks, and again for the gradient, so that they are never all held. If a layer's
-    features and kernel are bfloat16, so are the factors of its products; the sums are float32. Gradients flow
-    to the teacher, too: `jax.lax.stop_gradient` freezes it.
+    Logits are computed in blocks and recomputed for the gradient, so they are never all in memory. If a
+    layer's features and kernel are bfloat16, its products have bfloat16 operands and float32 sums. Gradients
+    flow to the teacher, too; apply `jax.lax.stop_gradient` to freeze it.
 
     Args:
         hidden: Input of the student's last layer, shape (..., H).
         kernel: Weights of the student's last layer, shape (H, V) for V classes.
         teacher_hidden: Input of the teacher's last layer, shape (..., G), for the same positions.
         teacher_kernel: Weights of the teacher's last layer, shape (G, V).
-        bias: Bias of the student's last layer, shape (V,). Default: none. A class of bias -inf in both layers
-            adds nothing.
+        bias: Bias of the student's last layer, shape (V,). Default: none. A class with bias -inf in both
+            layers contributes 0.
         teacher_bias: Bias of the teacher's last layer, shape (V,). Default: none.
         temperature: Finite number > 0, by which the logits of both are divided.
         where: Mask, broadcast to the shape of `hidden` without its last axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `hidden` without its last axis for "none"; in nats.
@@ -360,8 +360,8 @@ def linear_distillation_loss(
         Array(10.7246, dtype=float32)
 
     Differences from other libraries:
-        * The mean is over positions, as "batchmean" of `torch.nn.functional.kl_div`, whose "mean" divides by
-          the number of classes, too.
+        * "mean" corresponds to "batchmean" of `torch.nn.functional.kl_div`, whose "mean" also divides by the
+          number of classes.
 
     Source:
         G. Hinton, O. Vinyals and J. Dean (2015), Distilling the Knowledge in a Neural Network.
@@ -387,10 +387,10 @@ def linear_distillation_loss(
 def _refuse_misfit(
     hidden: jax.Array, kernel: jax.Array, teacher_hidden: jax.Array, teacher_kernel: jax.Array
 ) -> None:
-    """Raises where student and teacher differ in their positions or classes."""
+    """Raises a ValueError if student and teacher differ in their positions or classes."""
     if teacher_hidden.shape[:-1] != hidden.shape[:-1]:
         raise ValueError(
-            "teacher_hidden must have the shape of hidden but for its last axis, got teacher_hidden "
+            "teacher_hidden must have the shape of hidden except for the last axis, got teacher_hidden "
             f"{teacher_hidden.shape} and hidden {hidden.shape}"
         )
     if teacher_kernel.shape[1] != kernel.shape[1]:

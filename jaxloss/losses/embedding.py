@@ -53,8 +53,8 @@ def pairwise_distance(
     """Distance between pairs of vectors under a p-norm.
 
     distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1/p) along `axis`: the maximum for p = ∞, the
-    number of nonzero components for p = 0. For equal vectors or components, possible with eps = 0, the
-    gradient is 0; for equal vectors the second derivatives are, too.
+    number of nonzero components for p = 0. The gradient is 0 for components that are equal, which is possible
+    with eps = 0; for equal vectors, second derivatives are 0, too.
 
     Args:
         x1: Vectors along one axis of an array of any shape.
@@ -97,7 +97,7 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: Arra
 
     similarity = x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps)) along `axis`
 
-    It is 0 if a vector is 0, unless `eps` is 0, too. As in PyTorch, derivatives ignore the two bounds.
+    It is 0 for a zero vector, unless `eps` is also 0. As in PyTorch, derivatives ignore the two bounds.
 
     Args:
         x1: Vectors along one axis of an array of any shape.
@@ -159,7 +159,7 @@ def cosine_embedding_loss(
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar, or an array of the shape of `targets` for "none"; without unit.
+        A scalar, or an array of the shape of `targets` for "none"; dimensionless.
 
     Example:
         >>> import jax.numpy as jnp
@@ -279,7 +279,7 @@ def triplet_margin_with_distance_loss(
         positives: Representations of items similar to the anchors, of the shape of `anchors`.
         negatives: Representations of items dissimilar to the anchors, of the shape of `anchors`.
         distance_function: JAX function d of two such arrays, of shape (N, ...), that returns N distances.
-            Static: reuse one function object, as each new one is compiled. Default: `pairwise_distance`.
+            Static: reuse one function object, as each new one recompiles. Default: `pairwise_distance`.
         margin: Required gap between the two distances, a number > 0 in their unit.
         swap: Whether to use the smaller of the two negative distances, as above.
         where: Mask, broadcast to the shape of the distances; see `help(jaxloss)`.
@@ -301,7 +301,7 @@ def triplet_margin_with_distance_loss(
 
     Differences from PyTorch:
         * If both distances are infinite, value and gradient are NaN; PyTorch's gradient is 0 or NaN.
-        * The distance function receives 16-bit inputs in float32.
+        * The distance function receives 16-bit inputs as float32.
 
     Source:
         V. Balntas et al. (2016), Learning Local Feature Descriptors with Triplets and Shallow Convolutional
@@ -322,13 +322,13 @@ def triplet_margin_with_distance_loss(
     features = tuple(range(len(batch), len(shape)))
     where = mask(where, arrays[0], features)
     expanded = None if where is None else jnp.expand_dims(where, features)
-    # Masked vectors differ from each other and from 0, for distances without a derivative there.
+    # Masked vectors differ from each other and from 0, where some distances have no derivative.
     triplet = widened(*(fill_masked(expanded, array, fill) for fill, array in enumerate(arrays, 1)))
     return reduce_losses(_triplet_losses(distance, triplet, margin, swap), None, where, reduction)
 
 
 def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Array], jax.Array | None]:
-    """Returns masked embeddings of one shape in the dtype of their arithmetic, and the mask of their rows."""
+    """Returns masked embeddings of equal shape in their arithmetic dtype, and the mask of their rows."""
     arrays = agree(**embeddings)
     if not arrays[0].ndim:
         raise ValueError(f"{' and '.join(embeddings)} must have an axis of features, got shape ()")
@@ -337,7 +337,7 @@ def _rows(where: ArrayLike | None, **embeddings: ArrayLike) -> tuple[list[jax.Ar
 
 
 def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
-    """Returns the p-norm along an axis, with slope 0 in a component that is 0, and where all are."""
+    """Returns the p-norm along an axis, with slope 0 in zero components."""
     if p == 0:
         return jnp.sum((vectors != 0).astype(vectors.dtype), axis)
     if p == 1:
@@ -348,14 +348,14 @@ def _norm(vectors: jax.Array, p: float, axis: int) -> jax.Array:
     largest = jnp.max(magnitudes, axis, initial=0)
     if p == jnp.inf:
         return largest
-    # In this unit powers neither overflow nor all underflow; both it and its reciprocal are finite.
+    # In this unit, no power overflows and not all underflow; the unit and its reciprocal are finite.
     smallest = float(jnp.finfo(largest.dtype).tiny)
     unit = lax.stop_gradient(jnp.clip(largest, smallest, 1 / smallest))
     return unit * power(jnp.sum(power(magnitudes / jnp.expand_dims(unit, axis), p), axis), 1 / p)
 
 
 def _cosine(x: jax.Array, y: jax.Array, x_length: jax.Array, y_length: jax.Array, axis: int) -> jax.Array:
-    """Returns x·y / x_length / y_length, NaN for a length that overflows."""
+    """Returns x·y / x_length / y_length, NaN if a length overflows."""
     cosine = jnp.sum(x * y, axis)
     for norm in (x_length, y_length):
         cosine = quotient(cosine, norm * one_or_nan(norm < jnp.inf, norm.dtype))

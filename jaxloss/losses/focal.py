@@ -1,4 +1,4 @@
-"""Losses that give less weight to elements that are already classified well."""
+"""Focal losses, which down-weight elements that are already classified well."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def sigmoid_focal_loss(
         loss = alpha_t · (1 - p_t)^gamma · (t · softplus(-logits) + (1 - t) · softplus(logits))
 
     Args:
-        logits: Raw scores, any shape; class 1 is more likely above 0.
+        logits: Raw scores, any shape; positive if class 1 is more likely.
         targets: 0 or 1, booleans, or probabilities in [0, 1], of the shape of `logits`.
-        alpha: Weight of class 1, a number in [0, 1]; class 0 has weight 1 - alpha. None weighs both by 1.
+        alpha: Weight of class 1, a number in [0, 1]; class 0 has weight 1 - alpha. None: both have weight 1.
         gamma: Focusing exponent, a number >= 0. With 0 the loss is alpha_t · cross-entropy.
         where: Mask, broadcast to the shape of `logits`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
@@ -64,8 +64,8 @@ def sigmoid_focal_loss(
         * torchvision's function returns unreduced losses by default, and its alpha=-1 is `alpha=None` here.
         * 1 - p_t is never computed by subtraction, so confident predictions keep their precision in every
           dtype, and value and gradient are finite for gamma < 1; torchvision gives 0 or NaN there.
-        * Infinite logits have the limit as their loss, 0 if right and ∞ if wrong; torchvision gives NaN at
-          -inf, and at inf with target 1. Where the loss is infinite, its second derivative is NaN.
+        * For infinite logits the loss is its limit, 0 if they are right and ∞ if wrong; torchvision gives
+          NaN at -inf, and at inf with target 1. Where the loss is infinite, its second derivative is NaN.
 
     Source:
         T.-Y. Lin et al. (2017), Focal Loss for Dense Object Detection. torchvision documentation:
@@ -110,11 +110,11 @@ def softmax_focal_loss(
         axis: Class axis of `logits`.
         gamma: Focusing exponent, a number >= 0. With 0 the loss is `cross_entropy`.
         weight: Weight of each class, shape (C,). Default: 1.
-        ignore_index: Label of positions to leave out, any integer.
+        ignore_index: Label of positions to ignore, any integer.
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
         reduction: "mean" (divides by Σ weight[y] over the labels that are not ignored), "sum", "none" or
             "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `targets` for "none"; in nats.
@@ -178,12 +178,12 @@ def asymmetric_loss(
     A negative with p <= clip has loss and derivatives 0.
 
     Args:
-        logits: Raw scores, any shape; class 1 is more likely above 0.
+        logits: Raw scores, any shape; positive if class 1 is more likely.
         targets: 0 or 1, booleans, or probabilities in [0, 1], of the shape of `logits`.
         gamma_neg: Focusing exponent of negatives, a number >= 0.
         gamma_pos: Focusing exponent of positives, a number >= 0.
-        clip: Probability up to which a negative is easy, a number in [0, 1).
-        stop_focus_gradient: Whether `focus` is a constant to differentiation, the original's default.
+        clip: Probability up to which a negative is discarded, a number in [0, 1).
+        stop_focus_gradient: Whether to stop the gradient through `focus`, as the original does by default.
         where: Mask, broadcast to the shape of `logits`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -199,8 +199,8 @@ def asymmetric_loss(
 
     Differences from other libraries:
         * The original sums over the elements, and timm divides by the number of rows.
-        * The logarithms have no lower bound: a wrong logit of -30 costs 30 with gradient -1, not 18.4 with
-          gradient 0. Where the loss is infinite, its second derivative is NaN.
+        * The logarithms have no lower bound: a wrong logit of -30 has loss 30 and gradient -1, not 18.4 and
+          0. Where the loss is infinite, its second derivative is NaN.
 
     Source:
         T. Ridnik et al. (2021), Asymmetric Loss for Multi-Label Classification.
@@ -229,7 +229,7 @@ def _soft(targets: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _miss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns 1 - p_t, without subtraction."""
+    """Returns 1 - p_t without subtraction."""
     return (1 - targets) * sigmoid(logits) + targets * sigmoid(-logits)
 
 
@@ -244,7 +244,7 @@ def _slope_in_targets(logits: jax.Array, targets: jax.Array) -> jax.Array:
     is_soft, soft = _soft(targets)
     ratio = (sigmoid(-logits) - sigmoid(logits)) / _miss(logits, soft)
     sign = 1 - 2 * targets
-    # Beyond the bound, what this is multiplied by has vanished.
+    # Beyond the bound, the factor that multiplies this is 0.
     return jnp.where(is_soft, ratio, sign * jnp.expm1(jnp.minimum(-sign * logits, 80)))
 
 
@@ -280,14 +280,14 @@ def _focal_slope_in_gamma(logits: jax.Array, targets: jax.Array, gamma: jax.Arra
     return weighted(_log_of_miss(logits, targets), _focal(logits, targets, gamma))
 
 
-# With 0 · ∞ = 0: where the loss is infinite its focus no longer changes.
+# With 0 · ∞ = 0, since the focus is constant where the loss is infinite.
 @derivatives(_focal_slope_in_logits, _focal_slope_in_targets, _focal_slope_in_gamma)
 def _focal(logits: jax.Array, targets: jax.Array, gamma: jax.Array) -> jax.Array:
     return weighted(_focus(logits, targets, gamma), _cross_entropy(logits, targets))
 
 
 def _excess(logits: jax.Array, clip: jax.Array) -> jax.Array:
-    """Returns 1 - q, by how much sigmoid(logits) is above `clip`."""
+    """Returns 1 - q, the excess of sigmoid(logits) over `clip`."""
     return positive_part(sigmoid(logits) - clip)
 
 
@@ -314,7 +314,7 @@ def _clipped_cross_entropy(logits: jax.Array, targets: jax.Array, clip: jax.Arra
 
 
 def _clipped_miss(logits: jax.Array, targets: jax.Array, clip: jax.Array) -> jax.Array:
-    """Returns 1 - p · t - q · (1 - t), without subtraction but that of `clip`."""
+    """Returns 1 - p · t - q · (1 - t), in which only `clip` is subtracted."""
     return targets * sigmoid(-logits) + (1 - targets) * _excess(logits, clip)
 
 

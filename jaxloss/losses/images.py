@@ -47,8 +47,8 @@ def ssim_loss(
         max_val: Range of the values, a number > 0: 1 for images in [0, 1], 255 for images of bytes.
         window_size: Size of the window in pixels, a static odd integer, at most H and W.
         sigma: Standard deviation of the window in pixels, a number > 0.
-        k1: Number >= 0 that steadies the quotient of the means. If it is 0, black windows give NaN.
-        k2: Number >= 0 that steadies the quotient of the variances. If it is 0, flat windows give NaN.
+        k1: Number >= 0 that stabilizes the quotient of the means. With 0, black windows give NaN.
+        k2: Number >= 0 that stabilizes the quotient of the variances. With 0, constant windows give NaN.
         where: Mask of images, broadcast to shape (N,); see `help(jaxloss)`.
         reduction: "mean" (divides by the number of images), "sum", "none" or "sum_and_weight".
 
@@ -75,7 +75,7 @@ def ssim_loss(
         for k in (k1, k2)
     )
     sigma = jnp.asarray(sigma, predictions.dtype)
-    # Of sum and difference: what is 0 for equal images is 0 exactly, and nothing cancels in float32.
+    # From sum and difference: the loss of equal images is exactly 0, and nothing cancels in float32.
     sum_mean, sum_variance = _moments(predictions + targets, window_size, sigma)
     mean, variance = _moments(predictions - targets, window_size, sigma)
     unlike_means = quotient(2 * mean * mean, sum_mean * sum_mean + mean * mean + 2 * luminance)
@@ -98,13 +98,13 @@ def _check_sizes(shape: tuple[int, ...], window_size: int) -> None:
 
 def _moments(images: jax.Array, window_size: int, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns mean and variance in the window at each position."""
-    # A variance does not depend on the origin, but near the values less of it cancels.
+    # The variance does not depend on the origin, but an origin near the values reduces cancellation.
     origin = lax.stop_gradient(jnp.mean(images, (1, 2), keepdims=True))
     rows, columns = (_windows(images.shape[axis], window_size, sigma) for axis in (1, 2))
 
     def mean(images: jax.Array) -> jax.Array:
-        # Compiled for the TPU, convolutions take twenty times the cycles of these products. At its default
-        # precision they would have the digits of bfloat16.
+        # Compiled for the TPU, convolutions take twenty times the cycles of these products. At the TPU's
+        # default precision, the products would be as inexact as bfloat16.
         along_rows = jnp.einsum("nhwc,hi->niwc", images, rows, precision="highest")
         return jnp.einsum("niwc,wj->nijc", along_rows, columns, precision="highest")
 

@@ -1,4 +1,4 @@
-"""Losses of predicted distributions over numbers: how unlikely they make the true values."""
+"""Negative log-likelihoods of values under predicted distributions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def poisson_nll_loss(
         loss = exp(predictions) - targets · predictions         if predictions are log-rates (the default)
         loss = predictions - targets · log(predictions + eps)   if they are rates (log_input=False)
 
-    The term log(targets!) is left out, as it does not depend on the predictions. `full` adds Stirling's
+    The term log(targets!) is omitted, since it does not depend on the predictions. `full` adds Stirling's
     approximation of it, targets · log(targets) - targets + log(2π · targets) / 2, where targets > 1.
 
     Args:
@@ -47,7 +47,7 @@ def poisson_nll_loss(
         targets: Counts, of the shape of `predictions`. They need not be integers.
         log_input: Whether `predictions` are log-rates.
         full: Whether to add Stirling's approximation.
-        eps: Number >= 0 that keeps the logarithm of a rate of 0 finite. Not used for log-rates.
+        eps: Number >= 0 that keeps the logarithm of rate 0 finite. Not used for log-rates.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -106,8 +106,8 @@ def gaussian_nll_loss(
         var: Predicted variances >= 0, in the unit of `targets`, squared: of the shape of `predictions`,
             with size 1 on any of its axes, without its last axis, or a single number.
         full: Whether to add the constant.
-        eps: Lower bound on the variance, a number >= 0 without derivative; with 0, variances of 0 give NaN.
-            The gradient with respect to `var` is taken at v, so that variances below the bound can grow.
+        eps: Lower bound on the variance, a number >= 0 that receives no gradient. With 0, variances of 0 give
+            NaN. The gradient with respect to `var` is taken at v, so that variances below the bound can grow.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -137,7 +137,7 @@ def gaussian_nll_loss(
     (wide,) = widened(var)
     valid = (wide >= 0) & (jnp.maximum(wide, jnp.asarray(eps, wide.dtype)) > 0)
     used = mask(where, predictions)
-    if used is not None:  # a variance is, if it holds for any element that counts
+    if used is not None:  # a variance is used if it applies to any unmasked element
         used = jnp.any(used, [axis for axis, size in enumerate(var.shape) if size == 1], keepdims=True)
     valid = fill_masked(used, valid, True)
     var = checked(var, valid, "var: expected variances >= 0, and > 0 where eps is 0")
@@ -149,7 +149,7 @@ def gaussian_nll_loss(
 
 
 def _times_log(counts: jax.Array, logs: jax.Array) -> jax.Array:
-    """Returns counts · logs: 0 for no counts even at -∞, and finite at ∞, where what grows faster is ∞."""
+    """Returns counts · logs, 0 for count 0 at -∞, and finite at ∞, where the rate itself makes the loss ∞."""
     return jnp.where((counts == 0) & (logs == -jnp.inf), 0, counts * jnp.minimum(logs, 1000))
 
 
@@ -162,7 +162,7 @@ def _from_log_rates(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _log_slope(predictions: jax.Array, targets: jax.Array, eps: jax.Array) -> jax.Array:
-    """Returns the slope of -targets · log(predictions + eps) in predictions and in eps: 0 for no counts."""
+    """Returns the slope of -targets · log(predictions + eps) in predictions and eps, 0 for count 0."""
     rates = predictions + eps
     invalid = rates < 0
     quotient = targets / jnp.where(invalid | (targets == 0) & (rates == 0), 1, rates)
@@ -190,7 +190,7 @@ def _stirling(counts: jax.Array) -> jax.Array:
 
 
 def _variances(var: ArrayLike, predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the variances with the rank of the predictions, each size theirs or 1."""
+    """Returns the variances with the rank of the predictions, and with their sizes or 1."""
     converted, shape = as_array("var", var), predictions.shape
     if not converted.ndim:
         dtype = arithmetic_dtype(predictions, targets, converted)
@@ -201,15 +201,15 @@ def _variances(var: ArrayLike, predictions: jax.Array, targets: jax.Array) -> ja
         size not in (1, whole) for size, whole in zip(converted.shape, shape, strict=True)
     ):
         raise ValueError(
-            f"var must be a number, or of the shape of predictions {shape}, with size 1 on some axes, "
-            f"or of that shape without its last axis, got shape {converted.shape}"
+            f"var must be a number, have the shape of predictions, {shape}, where any size may be 1, "
+            f"or have that shape without its last axis, got shape {converted.shape}"
         )
     return sharded_like(predictions, converted)
 
 
 @jax.custom_jvp
 def _floored(var: jax.Array, eps: jax.Array) -> jax.Array:
-    """max(var, eps), through which the gradient passes as if there were no bound; NaN if not positive."""
+    """Returns max(var, eps) with the gradient of var alone; NaN if not positive."""
     bounded = jnp.maximum(var, eps)
     return bounded * one_or_nan((var >= 0) & (bounded > 0), var.dtype)
 

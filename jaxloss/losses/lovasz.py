@@ -54,10 +54,10 @@ def lovasz_hinge_loss(
     keep the order of the pixels.
 
     Args:
-        logits: Raw scores of N images, shape (N, ...); a pixel is in the region above 0. A mesh with
-            `Explicit` axes may split only N, and nothing with `batch`: sorting gathers the pixels.
+        logits: Raw scores of N images, shape (N, ...); positive inside the region. A mesh with `Explicit`
+            axes may shard only N, and nothing with `batch`: sorting gathers the pixels.
         targets: 0 or 1, or booleans, of the shape of `logits`.
-        batch: Whether the pixels of all images are those of one.
+        batch: Whether to treat all images as one image.
         where: Mask of the pixels, broadcast to the shape of `logits`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of images with an unmasked pixel), "sum", "none" or
             "sum_and_weight".
@@ -114,13 +114,13 @@ def lovasz_softmax_loss(
     of the pixels.
 
     Args:
-        probs: Probabilities in [0, 1] of N images, shape (N, ..., C). A mesh with `Explicit` axes may split
+        probs: Probabilities in [0, 1] of N images, shape (N, ..., C). A mesh with `Explicit` axes may shard
             only the classes, and N without `batch`: sorting gathers the pixels.
         targets: Integer class labels in [0, C), of the shape of `probs` without the class axis.
         axis: Class axis of `probs`.
-        batch: Whether the pixels of all images are those of one.
+        batch: Whether to treat all images as one image.
         classes: "present" averages over the classes that have a true pixel, "all" over all of them.
-        ignore_index: Label of pixels to leave out, any integer.
+        ignore_index: Label of pixels to ignore, any integer.
         where: Mask of the pixels, broadcast to the shape of `targets`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of images with an unmasked pixel), "sum", "none" or
             "sum_and_weight".
@@ -153,35 +153,35 @@ def lovasz_softmax_loss(
     is_probability = (predicted >= 0) & (predicted <= LARGEST_PROBABILITY)
     errors = absolute(true.astype(predicted.dtype) - predicted)
     errors *= one_or_nan(is_probability, predicted.dtype) * class_axis.expand(labels.weight)
-    kept = 1 if batch else 2
+    leading = 1 if batch else 2
     valid = jnp.broadcast_to(on_classes, probs.shape)
     errors, true, valid = (
-        _rows(jnp.moveaxis(array, class_axis.position, kept - 1), kept) for array in (errors, true, valid)
+        _rows(jnp.moveaxis(array, class_axis.position, leading - 1), leading)
+        for array in (errors, true, valid)
     )
     losses = _extension(errors, true, valid)
     counted = jnp.any(true, -1) if classes == "present" else jnp.ones_like(losses, bool)
     number = jnp.maximum(jnp.sum(counted, -1), 1).astype(losses.dtype)
-    losses = (
-        jnp.sum(losses * counted.astype(losses.dtype), -1) / number
-    )  # NaN in a class that is absent is not hidden
+    # A product, so that NaN of an absent class is not hidden.
+    losses = jnp.sum(losses * counted.astype(losses.dtype), -1) / number
     return reduce_losses(losses, None, jnp.any(valid, (-2, -1)), reduction)
 
 
-def _rows(array: jax.Array, kept: int) -> jax.Array:
-    """Returns an array of which all axes but the first few are one."""
-    return array.reshape(*array.shape[:kept], math.prod(array.shape[kept:]))
+def _rows(array: jax.Array, leading: int) -> jax.Array:
+    """Flattens all axes of an array except the leading ones."""
+    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
 
 
 def _extension(errors: jax.Array, true: jax.Array, valid: jax.Array) -> jax.Array:
-    """Returns the Lovász extension of the Jaccard loss, at errors >= 0 of the pixels of each row."""
+    """Returns the Lovász extension of the Jaccard loss for the errors >= 0 of the pixels of each row."""
     steps = _steps(lax.stop_gradient(errors), true & valid, ~true & valid)
     return jnp.sum(weighted(steps, errors), -1)
 
 
 def _steps(errors: jax.Array, true: jax.Array, false: jax.Array) -> jax.Array:
-    """Returns by how much the Jaccard loss grows when each pixel becomes wrong, the largest error first.
+    """Returns how much each pixel increases the Jaccard loss, if pixels become wrong by decreasing error.
 
-    Sorted and sorted back: a gather would have a scatter as its derivative, and no place on a mesh.
+    Sorts and sorts back: a gather would have a scatter as its derivative, and no rule for sharded arrays.
     """
     place = lax.broadcasted_iota(jnp.int32, errors.shape, errors.ndim - 1)
     true, false, place = (resharded_like(errors, array) for array in (true, false, place))
@@ -190,7 +190,7 @@ def _steps(errors: jax.Array, true: jax.Array, false: jax.Array) -> jax.Array:
     left = (size - jnp.cumsum(true, -1, dtype=jnp.int32)).astype(errors.dtype)
     union = (size + jnp.cumsum(false, -1, dtype=jnp.int32)).astype(errors.dtype)
     before = union - false.astype(union.dtype)
-    # A pixel of the region leaves the intersection, another one joins the union: 1 where that was empty.
+    # A true pixel leaves the intersection; a false one joins the union, with step 1 if that was empty.
     joined = jnp.where(before == 0, 1, left / jnp.maximum(union, 1) / jnp.maximum(before, 1))
     steps = jnp.where(true, 1 / jnp.maximum(union, 1), jnp.where(false, joined, 0))
     _, steps = lax.sort((place, steps), num_keys=1)

@@ -1,4 +1,4 @@
-"""Losses that want right classes, or the first of a pair, to lead by a margin."""
+"""Margin losses: hinge losses on classes, distances and pairs of scores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def multi_margin_loss(
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions, not by Σ weight[y], as in PyTorch), "sum",
             "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `targets` for "none"; in the unit of `scores`, to the power p.
@@ -59,9 +59,9 @@ def multi_margin_loss(
 
     Differences from PyTorch:
         * `scores` may have any number of axes besides the class axis.
-        * A score of NaN gives NaN; PyTorch leaves its class out. A class of weight 0 contributes 0, even if
+        * A score of NaN gives NaN; PyTorch ignores its class. A class of weight 0 contributes 0, even if
           its margin is infinite.
-        * The mean over an empty batch is NaN; PyTorch's is undefined. There are second derivatives.
+        * The mean over an empty batch is NaN; PyTorch's is undefined. Second derivatives exist.
 
     Source:
         K. Crammer and Y. Singer (2001), On the Algorithmic Implementation of Multiclass Kernel-based Vector
@@ -98,9 +98,9 @@ def multilabel_margin_loss(
     at a position with C classes, of which those in the list T are true. The gradient at the kink is 0.
 
     Args:
-        scores: Raw scores, shape (..., C). A mesh with `Explicit` axes must not split the classes.
-        targets: Integers of the shape of `scores`: for each position its true classes in any order, each in
-            [0, C), terminated by -1 if there are fewer than C. Entries after the first -1 are not read. A
+        scores: Raw scores, shape (..., C). A mesh with `Explicit` axes must not shard the classes.
+        targets: Integers of the shape of `scores`: for each position the list of true classes in [0, C), in
+            any order, terminated by -1 if there are fewer than C. Entries after the first -1 are not read. A
             class that is listed twice counts twice.
         where: Mask, broadcast to the shape of `scores` without its last axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions), "sum", "none" or "sum_and_weight".
@@ -113,14 +113,14 @@ def multilabel_margin_loss(
         >>> import jax.numpy as jnp
         >>> import jaxloss
         >>> scores = jnp.array([[0.1, 0.2, 0.4, 0.8]])
-        >>> targets = jnp.array([[3, 0, -1, 1]])  # classes 3 and 0 are right
+        >>> targets = jnp.array([[3, 0, -1, 1]])  # classes 3 and 0 are true
         >>> jaxloss.multilabel_margin_loss(scores, targets)
         Array(0.85, dtype=float32)
 
     Differences from PyTorch:
         * `scores` may have any number of axes before the class axis.
         * Entries after the first -1 may hold anything; PyTorch raises if they are out of range.
-        * A score of NaN gives NaN if it is compared with another class; PyTorch leaves it out.
+        * A score of NaN gives NaN if it is compared with another class; PyTorch ignores it.
         * The mean over an empty batch is NaN; PyTorch's is undefined. Second derivatives exist and are 0.
 
     Source:
@@ -157,7 +157,7 @@ def hinge_embedding_loss(
     Args:
         distances: Distance of each pair, any shape, as from `pairwise_distance`.
         targets: 1 for similar and -1 for dissimilar pairs, of the shape of `distances`.
-        margin: Distance from which dissimilar pairs have loss 0, a finite number.
+        margin: Distance at and beyond which dissimilar pairs have loss 0, a finite number.
         where: Mask, broadcast to the shape of `distances`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -243,15 +243,15 @@ def hinge_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Hinge loss of binary classification, as of support vector machines.
+    """Hinge loss for binary classification, as in support vector machines.
 
     loss = max(0, margin - targets · scores), squared if `squared`, with slope 0 at the kink.
 
     Args:
-        scores: Raw scores, any shape; class 1 is more likely above 0.
+        scores: Raw scores, any shape; positive if class 1 is more likely.
         targets: 1 or -1, of the shape of `scores`.
-        margin: Score beyond which a right answer costs nothing, a number > 0.
-        squared: Whether the loss is the square of the hinge, static.
+        margin: Score beyond which a correct prediction has loss 0, a number > 0.
+        squared: Whether to square the hinge, static.
         where: Mask, broadcast to the shape of `scores`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -266,7 +266,7 @@ def hinge_loss(
 
     Differences from other libraries:
         * Targets other than -1 and 1 give NaN; Keras takes 0 for -1, and Optax multiplies by any number.
-        * Optax's slope at the kink is half of that beside it.
+        * Optax's slope at the kink is half the slope of the linear part.
 
     Source:
         C. Cortes and V. Vapnik (1995), Support-Vector Networks. scikit-learn documentation:
@@ -279,12 +279,12 @@ def hinge_loss(
 
 
 def _active(gap: jax.Array, slope: jax.Array) -> jax.Array:
-    """Returns the slope of max(gap, 0) times `slope`: at 0, too, as in PyTorch. NaN stays NaN."""
+    """Returns `slope` where gap >= 0, including 0 as in PyTorch, and 0 elsewhere. NaN stays NaN."""
     return jnp.where(gap < 0, 0, slope) * one_or_nan(~jnp.isnan(gap), gap.dtype)
 
 
 def _embedding_gap(distances: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.Array:
-    # Similar pairs are pulled together at any distance.
+    # Similar pairs have slope 1 at any distance.
     sign = sign_or_nan(targets)
     return jnp.where(sign > 0, sign, sign * (distances - margin))
 
@@ -317,7 +317,7 @@ def _hinge_gap(scores: jax.Array, targets: jax.Array, margin: jax.Array) -> jax.
 
 
 def _missing(gap: jax.Array, slope: jax.Array) -> jax.Array:
-    """Returns `slope` where there is a gap, and 0 elsewhere. NaN stays NaN."""
+    """Returns `slope` where gap > 0, and 0 elsewhere. NaN stays NaN."""
     return jnp.where(gap > 0, slope, 0) * one_or_nan(~jnp.isnan(gap), gap.dtype)
 
 
@@ -337,7 +337,7 @@ def _squared_hinge(scores: jax.Array, targets: jax.Array, margin: jax.Array) -> 
 def _label_lists(
     targets: jax.Array, classes: ClassAxis, where: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns existing labels, how many come before the end, and whether these were in range."""
+    """Returns labels in range, the length of each list, and whether all listed labels were in range."""
     count = targets.shape[-1]
     targets = index_array("targets", targets)
     slots = lax.broadcasted_iota(jnp.int32, targets.shape, classes.position)
@@ -352,27 +352,27 @@ def _label_lists(
 
 @custom_vmap
 def _over_pairs(scores: jax.Array, labels: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum of the hinges over all pairs of a right and a wrong class, and its slope in the scores.
+    """Returns the sum of the hinges over all pairs of a true and another class, and its slope in the scores.
 
-    It takes one right class at a time, as many as the longest list has: in memory for all pairs, a batch of
-    512 with 100 classes would be a hundred times as large.
+    It loops over the entries of the longest list. For a batch of 512 with 100 classes, all pairs at once
+    would take a hundred times the memory of the scores.
     """
     classes = ClassAxis(scores.ndim - 1, None)
     longest = jnp.max(length, initial=0)
 
-    def right(slot: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    def true_class(slot: int | jax.Array) -> tuple[jax.Array, jax.Array]:
         return lax.dynamic_index_in_dim(labels, slot, -1, keepdims=False), slot < length
 
     def marked(slot: int | jax.Array) -> jax.Array:
-        label, listed = right(slot)
+        label, listed = true_class(slot)
         return classes.one_hot(label, scores) & classes.expand(listed)
 
-    is_right = lax.fori_loop(1, longest, lambda slot, found: found | marked(slot), marked(0))
+    is_true = lax.fori_loop(1, longest, lambda slot, found: found | marked(slot), marked(0))
 
     def hinges(slot: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-        label, listed = right(slot)
+        label, listed = true_class(slot)
         excess = 1 - classes.expand(take_class(scores, label, classes, scores)) + scores
-        missing = jnp.where(~is_right & classes.expand(listed), jnp.maximum(excess, 0), 0)
+        missing = jnp.where(~is_true & classes.expand(listed), jnp.maximum(excess, 0), 0)
         slope = jnp.where(missing > 0, 1, missing)  # NaN stays NaN
         pull = jnp.where(classes.one_hot(label, scores), classes.expand(classes.sum(slope)), 0)
         return classes.sum(missing), slope - pull
@@ -384,7 +384,7 @@ def _over_pairs(scores: jax.Array, labels: jax.Array, length: jax.Array) -> tupl
 def _over_pairs_of_a_batch(
     size: int, are_batched: list[bool], *arrays: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[bool, bool]]:
-    # One loop for all: that of each would go on for as long, and has no rule in checkify.
+    # One loop for the whole batch: a batched loop would run as long, and checkify has no rule for it.
     whole = (
         array if is_batched else jnp.broadcast_to(array, (size, *array.shape))
         for array, is_batched in zip(arrays, are_batched, strict=True)
@@ -394,7 +394,7 @@ def _over_pairs_of_a_batch(
 
 @jax.custom_jvp
 def _linear(value: jax.Array, slope: jax.Array, scores: jax.Array) -> jax.Array:
-    """Returns `value` as a function of the scores that is linear, with this slope, about where they are."""
+    """Returns `value` with the constant derivative `slope` in the scores."""
     return value
 
 

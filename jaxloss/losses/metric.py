@@ -1,4 +1,4 @@
-"""Losses that learn a metric: similarities of embeddings agree with their labels."""
+"""Metric learning losses, on the similarities of labelled embeddings."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def circle_loss(
         loss_i = log(1 + Σ_{p∈P(i)} exp(-gamma a_ip (s_ip - 1 + margin))
                        · Σ_{n∈N(i)} exp(gamma b_in (s_in - margin)))
 
-    where a_ip = max(1 + margin - s_ip, 0) and b_in = max(s_in + margin, 0) are constants to all derivatives.
+    where a_ip = max(1 + margin - s_ip, 0) and b_in = max(s_in + margin, 0) are constants in all derivatives.
     A row without positives or without negatives has loss 0 and does not count in the mean. The N x N matrix s
-    is never held.
+    is never materialized.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
             infinite embedding gives NaN.
-        targets: Any integers as labels, shape (N,).
-        margin: Relaxation of the optimum, where positives have similarity 1 and negatives 0: a finite number.
+        targets: Integer labels of any value, shape (N,).
+        margin: Relaxation of the optimum, similarity 1 of positives and 0 of negatives; a finite number.
         gamma: Factor of the exponents, a finite number > 0.
-        normalize: Whether to use unit vectors.
-        where: Mask, broadcast to shape (N,). A masked row is neither positive nor negative of others.
-        reduction: "mean" (divides by the number of rows that count), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`.
+        normalize: Whether to normalize the vectors to unit length.
+        where: Mask, broadcast to shape (N,). A masked row is neither a positive nor a negative of other rows.
+        reduction: "mean" (divides by the number of rows with both), "sum", "none" or "sum_and_weight".
+        axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of shape (N,) for "none".
@@ -119,19 +119,19 @@ def multi_similarity_loss(
         loss_i = log(1 + Σ_{p∈P(i)} exp(-alpha (s_ip - base))) / alpha
                + log(1 + Σ_{n∈N(i)} exp(beta (s_in - base))) / beta
 
-    The N x N matrix s is never held.
+    The N x N matrix s is never materialized.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
             infinite embedding gives NaN.
-        targets: Any integers as labels, shape (N,).
+        targets: Integer labels of any value, shape (N,).
         alpha: Factor of the exponents of positives, a finite number > 0.
         beta: Factor of the exponents of negatives, a finite number > 0.
-        base: Similarity from which exponents are counted, a finite number.
-        normalize: Whether to use unit vectors.
-        where: Mask, broadcast to shape (N,). A masked row is neither positive nor negative of others.
+        base: Similarity at which the exponents are 0, a finite number.
+        normalize: Whether to normalize the vectors to unit length.
+        where: Mask, broadcast to shape (N,). A masked row is neither a positive nor a negative of other rows.
         reduction: "mean" (divides by the number of rows), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of shape (N,) for "none".
@@ -145,7 +145,7 @@ def multi_similarity_loss(
 
     Source:
         X. Wang et al. (2019), Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning,
-        without its choice of pairs.
+        without its pair mining.
     """
     rows, where = labelled(embeddings, targets, where, normalize=normalize, axis_name=axis_name)
     options = tuple(jnp.asarray(option, rows.wide.dtype) for option in (alpha, beta, base))
@@ -201,19 +201,19 @@ def arcface_loss(
         z_y = scale · cos(θ_y + margin)  if θ_y <= π - margin, else scale · (cos θ_y - margin · sin margin)
         loss = log Σ_c exp(z_c) - z_y
 
-    Logits are computed in blocks, as in `linear_cross_entropy`, so that they are never all held; nor is a
-    kernel of unit vectors. At θ_y = 0 and θ_y = π the angle has no derivative, and that of sin θ_y is 0.
+    Logits are computed in blocks, as in `linear_cross_entropy`; neither they nor the normalized kernel are
+    materialized. At θ_y = 0 and θ_y = π the angle has no derivative, and that of sin θ_y is 0.
 
     Args:
         embeddings: Embeddings, shape (..., D). A zero vector stays zero, and all its derivatives are 0. An
             infinite embedding gives NaN.
-        kernel: A vector for each of C classes, shape (D, C). They need not be unit vectors.
+        kernel: Vectors of C classes, shape (D, C). They need not have unit length.
         targets: Integer class labels in [0, C), of the shape of `embeddings` without its last axis.
         margin: Angle in [0, π/2], in radians.
         scale: Finite number > 0 that multiplies the cosines.
         where: Mask, broadcast to the shape of `embeddings` without its last axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of embeddings), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `embeddings` without its last axis for "none"; in nats.
@@ -257,19 +257,19 @@ def cosface_loss(
         z_c = scale · cos θ_c  for c ≠ y,  z_y = scale · (cos θ_y - margin)
         loss = log Σ_c exp(z_c) - z_y
 
-    Logits are computed in blocks, as in `linear_cross_entropy`, so that they are never all held; nor is a
-    kernel of unit vectors.
+    Logits are computed in blocks, as in `linear_cross_entropy`; neither they nor the normalized kernel are
+    materialized.
 
     Args:
         embeddings: Embeddings, shape (..., D). A zero vector stays zero, and all its derivatives are 0. An
             infinite embedding gives NaN.
-        kernel: A vector for each of C classes, shape (D, C). They need not be unit vectors.
+        kernel: Vectors of C classes, shape (D, C). They need not have unit length.
         targets: Integer class labels in [0, C), of the shape of `embeddings` without its last axis.
-        margin: Number >= 0, by which the label's cosine is reduced.
+        margin: Number >= 0 that is subtracted from the label's cosine.
         scale: Finite number > 0 that multiplies the cosines.
         where: Mask, broadcast to the shape of `embeddings` without its last axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of embeddings), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `embeddings` without its last axis for "none"; in nats.
@@ -290,7 +290,7 @@ def cosface_loss(
 
 
 class _Cosines(NamedTuple):
-    """What scaled cosines of embeddings and classes say."""
+    """Statistics of the scaled cosines of embeddings and classes."""
 
     scale: jax.Array
     others: jax.Array  # log Σ exp over the classes other than the label; -∞ if there are none
@@ -298,7 +298,7 @@ class _Cosines(NamedTuple):
     labels: Labels
 
     def reduced(self, label_logit: jax.Array, reduction: str) -> Any:
-        """Returns the reduced cross-entropy of these logits, with another one of the label."""
+        """Returns the reduced cross-entropy, with `label_logit` as the label's logit."""
         losses = softplus(self.others - label_logit) * self.labels.weight
         return reduce_losses(losses, None, self.labels.valid, reduction)
 
@@ -311,14 +311,14 @@ def _cosines(
     where: ArrayLike | None,
     axis_name: str | None,
 ) -> _Cosines:
-    """Returns the scaled cosines, or refuses what does not fit together."""
+    """Checks the arguments, and returns statistics of the scaled cosines."""
     embeddings, kernel = features_and_kernel(embeddings, kernel, "embeddings")
     targets = as_array("targets", targets)
     dtype, count = arithmetic_dtype(embeddings, kernel), ClassAxis(1, axis_name).count(kernel)
     scale, features = jnp.asarray(scale, dtype), ClassAxis(embeddings.ndim - 1, None)
     where = features.mask(where, embeddings)
     labels = labels_without_weight(targets, "embeddings", embeddings, features, count, None, where)
-    # Gradients are added up in the dtype of arithmetic, in which terms along the vectors cancel.
+    # Gradients accumulate in the arithmetic dtype, since their terms along the vectors cancel.
     wide, wide_kernel = features.fill_masked(labels.valid, embeddings).astype(dtype), kernel.astype(dtype)
     power, inverse = inverse_lengths(wide, features.position)
     class_power, class_inverse = inverse_lengths(wide_kernel, 0)
@@ -345,5 +345,5 @@ def _sine_slope(cosine: jax.Array) -> jax.Array:
 
 @derivatives(_sine_slope)
 def _sine(cosine: jax.Array) -> jax.Array:
-    """Returns the sine of an angle in [0, π] with a cosine, with every derivative 0 where it is 0."""
+    """Returns the sine of the angle in [0, π] with this cosine; where it is 0, every derivative is 0."""
     return jnp.sqrt(jnp.maximum((1 - cosine) * (1 + cosine), 0))

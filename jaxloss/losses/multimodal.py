@@ -1,4 +1,4 @@
-"""Losses of pairs from two encoders, such as images and texts."""
+"""Losses for pairs of embeddings from two encoders, such as images and texts."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def clip_loss(
 
         loss_i = ½ (log Σ_j exp(z_ij) - z_ii) + ½ (log Σ_j exp(z_ji) - z_ii)
 
-    The N x N matrix z is never held.
+    The N x N matrix z is never materialized.
 
     Args:
         embeddings: Embeddings, usually unit vectors, shape (N, D). With `normalize` a zero vector
             stays zero, and all its derivatives are 0. An infinite embedding gives NaN.
         targets: Embeddings of the other modality, of the shape of `embeddings`.
         logit_scale: Factor of the logits, a finite number: the exponential of the parameter that CLIP learns.
-        logit_bias: Finite number that is added to the logits, where it cancels. Default: 0.
+        logit_bias: Finite number that is added to the logits; it cancels in the loss. Default: 0.
         normalize: Whether to divide vectors by max(‖·‖, 1e-12).
-        where: Mask, broadcast to shape (N,). A masked pair is no negative of others, either.
+        where: Mask, broadcast to shape (N,). A masked pair is not a negative of other pairs, either.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of shape (N,) for "none"; in nats.
@@ -83,25 +83,25 @@ def siglip_loss(
     reduction: Reduction = "mean",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """SigLIP loss: whether an embedding and a target belong together, asked of each two in the batch.
+    """SigLIP loss: sigmoid cross-entropy of all pairs of an embedding and a target in the batch.
 
     With x and y the rows of `embeddings` and `targets` and z_ij = logit_scale · x_i · y_j + logit_bias,
 
         loss_i = log(1 + exp(-z_ii)) + Σ_{j≠i} log(1 + exp(z_ij))
 
-    The N x N matrix z is never held.
+    The N x N matrix z is never materialized.
 
     Args:
         embeddings: Embeddings, usually unit vectors, shape (N, D). With `normalize` a zero vector
             stays zero, and all its derivatives are 0. An infinite embedding gives NaN.
         targets: Embeddings of the other modality, of the shape of `embeddings`.
-        logit_scale: Factor of the logits, a finite number: the exponential of what SigLIP learns.
-        logit_bias: Finite number that is added to the logits. SigLIP learns it, from -10.
+        logit_scale: Factor of the logits, a finite number: the exponential of SigLIP's learned parameter.
+        logit_bias: Finite number that is added to the logits. SigLIP learns it, starting from -10.
         normalize: Whether to divide vectors by max(‖·‖, 1e-12).
-        where: Mask, broadcast to shape (N,). A masked pair is no negative of others, either.
+        where: Mask, broadcast to shape (N,). A masked pair is not a negative of other pairs, either.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the rows inside `jax.shard_map`; see `help(jaxloss)`. Each device
-            gathers the targets of all.
+        axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`. Each device
+            gathers all targets.
 
     Returns:
         A scalar, or an array of shape (N,) for "none"; in nats.

@@ -1,4 +1,4 @@
-"""Losses of classes that have an order."""
+"""Losses for ordinal regression, in which the classes are ordered."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def coral_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """CORAL loss of ordered classes: one question "is it above class k?" for each k.
+    """CORAL loss for ordinal regression: binary cross-entropy of y > k for each threshold k.
 
     With softplus(x) = log(1 + exp(x)) and K classes,
 
         loss = Σ_k softplus(-logits[k]) over k < y + Σ_k softplus(logits[k]) over k >= y, for a label y
 
     Args:
-        logits: Raw scores of the questions for k = 0 ... K - 2, shape (..., K - 1). In CORAL they differ by
-            biases alone.
+        logits: Raw scores of y > k for k = 0 ... K - 2, shape (..., K - 1). In CORAL they differ only in
+            their biases.
         targets: Integer class labels in [0, K), of the shape of `logits` without its last axis.
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of labels), "sum", "none" or "sum_and_weight".
@@ -49,8 +49,8 @@ def coral_loss(
         W. Cao et al. (2020), Rank Consistent Ordinal Regression for Neural Networks with Application to Age
         Estimation. coral_pytorch documentation: coral_pytorch.losses.CoralLoss.
     """
-    labels, answers = _answers(logits, targets, where)
-    losses = labels.weight * jnp.sum(answers, -1)
+    labels, terms = _terms(logits, targets, where)
+    losses = labels.weight * jnp.sum(terms, -1)
     return reduce_losses(losses, None, labels.valid, reduction)
 
 
@@ -62,19 +62,20 @@ def corn_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """CORN loss of ordered classes, whose questions are conditional: "if above class k - 1, above class k?".
+    """CORN loss for ordinal regression: binary cross-entropy of y > k given y > k - 1, for each threshold k.
 
     With softplus(x) = log(1 + exp(x)) and K classes,
 
         loss = Σ_k softplus(-logits[k]) over k < y, + softplus(logits[y]) if y < K - 1, for a label y
 
-    which are the min(y + 1, K - 1) questions that a label answers.
+    which are the min(y + 1, K - 1) thresholds k whose condition y > k - 1 holds.
 
     Args:
-        logits: Raw scores of the questions for k = 0 ... K - 2, shape (..., K - 1).
+        logits: Raw scores of y > k given y > k - 1, for k = 0 ... K - 2, shape (..., K - 1).
         targets: Integer class labels in [0, K), of the shape of `logits` without its last axis.
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
-        reduction: "mean" (divides by the number of questions answered), "sum", "none" or "sum_and_weight".
+        reduction: "mean" (divides by the number of such thresholds over all labels), "sum", "none" or
+            "sum_and_weight".
 
     Returns:
         A scalar, or an array of the shape of `targets` for "none"; in nats.
@@ -90,16 +91,16 @@ def corn_loss(
         X. Shi, W. Cao and S. Raschka (2023), Deep Neural Networks for Rank-Consistent Ordinal Regression
         Based on Conditional Probabilities. coral_pytorch documentation: coral_pytorch.losses.corn_loss.
     """
-    labels, answers = _answers(logits, targets, where)
-    count = answers.shape[-1]
-    is_asked = _index(labels, answers) <= labels.classes[..., None]
-    losses = labels.weight * jnp.sum(fill_masked(is_asked, answers), -1)
-    asked = jnp.minimum(labels.classes + 1, count).astype(losses.dtype)
-    return reduce_losses(losses, labels.weight * asked, labels.valid, reduction)
+    labels, terms = _terms(logits, targets, where)
+    count = terms.shape[-1]
+    applies = _index(labels, terms) <= labels.classes[..., None]
+    losses = labels.weight * jnp.sum(fill_masked(applies, terms), -1)
+    applicable = jnp.minimum(labels.classes + 1, count).astype(losses.dtype)
+    return reduce_losses(losses, labels.weight * applicable, labels.valid, reduction)
 
 
-def _answers(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[Labels, jax.Array]:
-    """Returns the labels, and the binary cross-entropy of each question, shape (..., K - 1)."""
+def _terms(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[Labels, jax.Array]:
+    """Returns the labels, and the binary cross-entropy of each threshold, shape (..., K - 1)."""
     logits, targets = as_array("logits", logits), as_array("targets", targets)
     classes = ClassAxis.of(-1, None, "logits", logits)
     where = classes.mask(where, logits)

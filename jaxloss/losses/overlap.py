@@ -1,4 +1,4 @@
-"""Losses on the overlap of a predicted and a true region, one for each class of each image."""
+"""Losses on the overlap of predicted and true regions, one for each class of each image."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def dice_loss(
         axis: Class axis of `probs`, or None for one class.
         smooth: Number >= 0 that is added to numerator and denominator.
         squared: Whether to square the probabilities in the denominator (V-Net).
-        batch: Whether to sum over all images as well.
-        include_background: Whether class 0 counts; if not, the losses do not have it.
+        batch: Whether to sum over all images, too.
+        include_background: Whether the losses include class 0.
         skip_absent: Whether classes without a true pixel have weight 0.
         weight: Weight of each class, shape (C,). Default: 1.
-        ignore_index: Integer target of pixels to leave out.
+        ignore_index: Integer target of pixels to ignore.
         where: Mask of the pixels, broadcast to shape (N, ...); see `help(jaxloss)`.
         reduction: "mean" (divides by the sum of the weights), "sum", "none" or "sum_and_weight". An image
             whose pixels are all masked has loss and weight 0.
@@ -87,9 +87,9 @@ def dice_loss(
         Array(0.3704, dtype=float32)
 
     Differences from other libraries:
-        * For a class without a true pixel, this loss and MONAI's are near 1, Keras's is 1, and that of
-          segmentation-models-pytorch is 0, which its mean still counts.
-        * Weights divide the mean, too; MONAI's only multiply.
+        * For a class without a true pixel, this loss and MONAI's are near 1, Keras's is 1, and
+          segmentation-models-pytorch's is 0, which still counts in its mean.
+        * The mean divides by the weights; MONAI's does not.
 
     Source:
         F. Milletari et al. (2016), V-Net. MONAI documentation: monai.losses.DiceLoss.
@@ -122,7 +122,7 @@ def tversky_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Tversky loss: an overlap that weighs false positives and false negatives. Also focal Tversky loss.
+    """Tversky loss with weights for false positives and false negatives; with gamma, focal Tversky loss.
 
     With tp = Σ p · t, fp = Σ p · (1 - t) and fn = Σ (1 - p) · t over the pixels of an image, for each class,
 
@@ -140,16 +140,16 @@ def tversky_loss(
         beta: Weight of false negatives, a number >= 0.
         gamma: Exponent >= 0 of each loss. Below 1, the gradient at loss 0 is 0.
         smooth: Number >= 0 that is added to numerator and denominator.
-        batch: Whether to sum over all images as well.
-        include_background: Whether class 0 counts; if not, the losses do not have it.
+        batch: Whether to sum over all images, too.
+        include_background: Whether the losses include class 0.
         skip_absent: Whether classes without a true pixel have weight 0.
         weight: Weight of each class, shape (C,). Default: 1.
-        ignore_index: Integer target of pixels to leave out.
+        ignore_index: Integer target of pixels to ignore.
         where: Mask of the pixels, broadcast to shape (N, ...); see `help(jaxloss)`.
         reduction: "mean" (divides by the sum of the weights), "sum", "none" or "sum_and_weight".
 
     Returns:
-        What `dice_loss` returns.
+        As in `dice_loss`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -186,7 +186,7 @@ def generalized_dice_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Generalized dice loss, in which small regions count as much as large ones.
+    """Generalized dice loss, in which small regions have as much weight as large ones.
 
     With sums over the pixels of an image, and w[c] = 1 / (Σ t[c])²,
 
@@ -200,7 +200,7 @@ def generalized_dice_loss(
             the shape of `probs`.
         axis: Class axis of `probs`.
         smooth: Number >= 0 that is added to numerator and denominator.
-        batch: Whether to sum over all images as well.
+        batch: Whether to sum over all images, too.
         where: Mask of the pixels, broadcast to shape (N, ...); see `help(jaxloss)`.
         reduction: "mean" (divides by the number of images with an unmasked pixel), "sum", "none" or
             "sum_and_weight".
@@ -235,11 +235,11 @@ def generalized_dice_loss(
 
 
 class _Regions(NamedTuple):
-    """Predicted and true regions, and how to add up their pixels."""
+    """Predicted and true regions, and sums over their pixels."""
 
     predicted: jax.Array  # probabilities, 0 where masked
     true: jax.Array  # likewise
-    valid: jax.Array | None  # which pixels are not masked, broadcastable to (N, ...)
+    valid: jax.Array | None  # mask of pixels, broadcastable to (N, ...)
     axis: int | None  # of the classes
     batch: bool
 
@@ -266,8 +266,8 @@ class _Regions(NamedTuple):
             probs, true = agree(probs=probs, targets=targets)
             valid = mask(where, probs) if classes is None else classes.mask(where, probs)
             if classes is None and is_integer and ignore_index is not None:
-                kept = is_not_ignored(true, ignore_index)
-                valid = kept if valid is None else kept & valid
+                counted = is_not_ignored(true, ignore_index)
+                valid = counted if valid is None else counted & valid
             elif ignore_index is not None and integer("ignore_index", ignore_index) >= 0:
                 raise ValueError(
                     f"ignore_index={ignore_index} needs integer labels, got targets {true.shape} of dtype "
@@ -284,9 +284,9 @@ class _Regions(NamedTuple):
         return self._over_pixels(jnp.sum, array)
 
     def validity(self) -> jax.Array:
-        """Returns NaN where a pixel is no probability, else 1, of the shape of a sum.
+        """Returns NaN for a region with a pixel outside [0, 1], else 1, in the shape of a sum.
 
-        Of sums and not of pixels, whose gradient would then read a mask of them.
+        It multiplies sums instead of pixels, whose gradient would then read a mask of pixels.
         """
         valid = (self.predicted >= 0) & (self.predicted <= LARGEST_PROBABILITY)
         valid &= (self.true >= 0) & (self.true <= 1)
@@ -299,7 +299,7 @@ class _Regions(NamedTuple):
         return jnp.moveaxis(reduced, 0, -1) if image else reduced
 
     def seen(self) -> jax.Array | None:
-        """Returns whether an image, or the batch, has a pixel that is not masked; None is all of them."""
+        """Returns whether each image, or the batch, has an unmasked pixel; None means that all have."""
         shape = [size for axis, size in enumerate(self.predicted.shape) if axis != self.axis]
         return any_left(self.valid, shape, range(not self.batch, len(shape)))
 
@@ -311,7 +311,7 @@ class _Regions(NamedTuple):
         skip_absent: bool,
         reduction: str,
     ) -> jax.Array:
-        """Reduces the losses of the regions, NaN where a pixel is no probability."""
+        """Reduces the losses of the regions, which become NaN if a pixel is outside [0, 1]."""
         losses, counted = losses * self.validity(), self.seen()
         if self.axis is None:
             if weight is not None or not include_background:
@@ -326,7 +326,7 @@ class _Regions(NamedTuple):
         if not include_background:
             if losses.shape[-1] == 1:
                 raise ValueError("include_background=False needs a second class, got one class")
-            # Masked, since a split axis cannot be cut.
+            # Masked, since a sharded axis cannot be sliced.
             is_counted = lax.broadcasted_iota(jnp.int32, _row(losses), losses.ndim - 1) > 0
             counted = is_counted if counted is None else counted & is_counted
         if counted is not None:
@@ -338,7 +338,7 @@ class _Regions(NamedTuple):
 
 
 def _row(losses: jax.Array) -> tuple[int, ...]:
-    """Returns the shape of a number for each class that broadcasts to the losses."""
+    """Returns the shape in which one number for each class broadcasts to the losses."""
     return (*[1] * (losses.ndim - 1), losses.shape[-1])
 
 
@@ -349,29 +349,29 @@ def _of_labels(
     where: ArrayLike | None,
     ignore_index: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the regions of labels, NaN for pixels out of range, and which pixels are not masked."""
+    """Returns the regions of labels, NaN at out-of-range labels, and the mask of valid pixels."""
     mask, count = classes.mask(where, probs), classes.count(probs)
     labels = labels_without_weight(targets, "probs", probs, classes, count, ignore_index, mask)
     true = classes.one_hot(labels.classes, probs).astype(labels.weight.dtype)
-    # Added: XLA makes a selection of a product with a converted boolean, and NaN times 0 would be 0.
+    # Added: XLA turns a product with a converted boolean into a select, in which NaN · 0 would be 0.
     return true + classes.expand(labels.weight - 1), labels.valid
 
 
-def _slope_in_missed(missed: jax.Array, kept: jax.Array) -> jax.Array:
-    inverse = inverse_or_zero(missed + kept)
-    return kept * inverse * inverse
+def _slope_in_missed(missed: jax.Array, hits: jax.Array) -> jax.Array:
+    inverse = inverse_or_zero(missed + hits)
+    return hits * inverse * inverse
 
 
-def _slope_in_kept(missed: jax.Array, kept: jax.Array) -> jax.Array:
-    inverse = inverse_or_zero(missed + kept)
+def _slope_in_hits(missed: jax.Array, hits: jax.Array) -> jax.Array:
+    inverse = inverse_or_zero(missed + hits)
     return -missed * inverse * inverse
 
 
-# The square of a tiny sum, in the derivative of a quotient, would underflow.
-@derivatives(_slope_in_missed, _slope_in_kept)
-def _shortfall(missed: jax.Array, kept: jax.Array) -> jax.Array:
-    """Returns 1 - kept / (kept + missed); of nothing that is 0 with gradient 0."""
-    total = kept + missed
+# In the derivative of a quotient, the square of a tiny sum would underflow.
+@derivatives(_slope_in_missed, _slope_in_hits)
+def _shortfall(missed: jax.Array, hits: jax.Array) -> jax.Array:
+    """Returns 1 - hits / (hits + missed), 0 with gradient 0 where both are 0."""
+    total = hits + missed
     return missed / jnp.where(total == 0, 1, total)
 
 
@@ -385,7 +385,7 @@ def _power_slope_in_exponent(base: jax.Array, exponent: jax.Array) -> jax.Array:
 
 @derivatives(_power_slope, _power_slope_in_exponent)
 def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Returns base ** exponent, at 0 with 0⁰ = 1 and otherwise 0, for exponents below 0, too."""
+    """Returns base ** exponent; base 0 gives 1 for exponent 0, else 0, even for negative exponents."""
     power = jnp.where(base > 0, base, 1) ** exponent
     power = jnp.where(base > 0, power, (exponent == 0).astype(base.dtype))
     power = jnp.where(exponent == 1, base, power)

@@ -1,4 +1,4 @@
-"""Losses of policies that are trained on the advantages of their own actions."""
+"""Policy gradient losses: PPO, and GRPO with its variants."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def ppo_loss(
 
         loss = -min(r · A, clip(r, 1 - epsilon, 1 + epsilon_high) · A)
 
-    A clipped ratio has gradient 0 however large it is, at the ends of the interval, too.
+    A clipped ratio has gradient 0, also at the ends of the interval.
 
     Args:
         log_probs: Log-probabilities of the actions or tokens, any shape; in nats.
         advantages: Their advantages, of the shape of `log_probs`.
-        old_log_probs: Their log-probabilities under the policy that drew them, of the same shape. Where both
-            are -∞ the ratio is 1, with gradient 0.
+        old_log_probs: Their log-probabilities under the policy that sampled them, of the same shape. Where
+            both are -∞, the ratio is 1 with gradient 0.
         epsilon: How far a ratio may fall below 1, a number in [0, 1].
         epsilon_high: How far it may rise above 1, a number >= 0. Default: `epsilon`.
         where: Mask, broadcast to the shape of `log_probs`; see `help(jaxloss)`.
@@ -108,22 +108,22 @@ def grpo_loss(
     Args:
         log_probs: Log-probabilities of the tokens, shape (B, T), in nats; see `linear_log_probs`.
         advantages: Advantages of the sequences, shape (B,), or of the tokens, shape (B, T).
-        old_log_probs: Log-probabilities under the policy that drew the tokens, shape (B, T). Default:
-            `log_probs`, as constants. Where both are -∞ the ratio is 1, with gradient 0.
+        old_log_probs: Log-probabilities under the policy that sampled the tokens, shape (B, T). Default:
+            `log_probs`, as constants. Where both are -∞, the ratio is 1 with gradient 0.
         reference_log_probs: Log-probabilities under the reference model, shape (B, T). Default: none; then
             `beta` must be 0, or the loss is NaN.
         epsilon: How far a ratio may fall below 1, a number in [0, 1].
         epsilon_high: How far it may rise above 1, a number >= 0. Default: `epsilon`.
         beta: Weight of the divergence from the reference model, a number >= 0.
-        kind: "clip", as above, or "cispo", whose first term is -min(r, 1 + epsilon_high) · A · log_probs with
-            a ratio that has no derivative. Static.
+        kind: "clip", as above, or "cispo", whose first term is -min(r, 1 + epsilon_high) · A · log_probs
+            without gradient through the ratio. Static.
         level: "token", or "sequence" for the geometric mean of a sequence's ratios (GSPO). Static.
-        aggregate: What the mean is over: each "sequence", which counts with the mean of its tokens (GRPO);
-            each "token" (BNPO, DAPO); or "length", `max_length` for each sequence (Dr. GRPO). Static.
+        aggregate: "sequence" averages the token means of the sequences (GRPO), "token" averages over all
+            tokens (BNPO, DAPO), "length" divides by `max_length` for each sequence (Dr. GRPO). Static.
         max_length: A number > 0, for "length". Default: T.
         where: Mask of the tokens, broadcast to shape (B, T); see `help(jaxloss)`.
-        reduction: "mean" (divides by the number of sequences that have a token, of tokens, or of such
-            sequences times `max_length`), "sum", "none" or "sum_and_weight".
+        reduction: "mean" (divides by the number of sequences with a token, by the number of tokens, or by the
+            number of such sequences times `max_length`), "sum", "none" or "sum_and_weight".
 
     Returns:
         A scalar, or the losses of the tokens, shape (B, T), for "none".
@@ -136,7 +136,7 @@ def grpo_loss(
         Array(-0.25, dtype=float32)
 
     Differences from other libraries:
-        * TRL counts a sequence without tokens as 0, and its `epsilon_high` of "cispo" is the cap itself.
+        * TRL counts a sequence without tokens as 0, and its `epsilon_high` for "cispo" is the cap itself.
 
     Source:
         Z. Shao et al. (2024), DeepSeekMath. TRL documentation: GRPOTrainer, which cites the variants.
@@ -169,11 +169,11 @@ def grpo_loss(
 
 
 def _clipped(log_ratios: jax.Array, advantages: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Returns exp(log_ratios), clipped where that makes its product with the advantage smaller."""
+    """Returns exp(log_ratios), clipped where this makes its product with the advantage smaller."""
     ratios = jnp.exp(lax.stop_gradient(log_ratios))
     too_low, too_high = (ratios <= low) & (advantages <= 0), (ratios >= high) & (advantages >= 0)
-    kept = jnp.exp(jnp.where(too_low | too_high, 0, log_ratios))
-    return jnp.where(too_low, low, jnp.where(too_high, high, kept))
+    unclipped = jnp.exp(jnp.where(too_low | too_high, 0, log_ratios))
+    return jnp.where(too_low, low, jnp.where(too_high, high, unclipped))
 
 
 def _of_tokens(
@@ -197,7 +197,7 @@ def _of_tokens(
 
 
 def _divergence(arrays: dict[str, jax.Array], beta: jax.Array) -> jax.Array:
-    """Returns beta · (exp(d) - d - 1), of the log-probabilities under the reference above the model's, d."""
+    """Returns beta · (exp(d) - d - 1) for d = reference_log_probs - log_probs."""
     if "reference_log_probs" not in arrays:
         beta = checked(beta, beta == 0, "beta: expected 0 without reference_log_probs")
         return beta * one_or_nan(beta == 0, beta.dtype)
@@ -214,7 +214,7 @@ def _excess_of_exponential(number: jax.Array) -> jax.Array:
 
 
 def _lengths(tokens: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Returns how many tokens each sequence has, in the dtype of the tokens."""
+    """Returns the number of tokens in each sequence, in the dtype of the tokens."""
     counted = jnp.ones((1, 1), bool) if where is None else where
     return jnp.sum(jnp.broadcast_to(counted, tokens.shape), 1, dtype=tokens.dtype)
 

@@ -1,4 +1,4 @@
-"""Cross-entropies with powers of the probability of the right class."""
+"""Cross-entropies with powers of the probability of the true class."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def poly_cross_entropy(
 
         loss = Σ_c weight[c] · t[c] · -log p[c] + epsilon · w · Σ_c t[c] · (1 - p[c])
 
-    where w is the weight of the label, weight[y], or that of the given probabilities, Σ_c weight[c] · t[c].
+    where w is weight[y] for a label, or Σ_c weight[c] · t[c] with the unsmoothed t for probabilities.
 
     Args:
         logits: Raw scores, any shape with a class axis.
@@ -59,12 +59,12 @@ def poly_cross_entropy(
         axis: Class axis of `logits`, and of probabilities.
         epsilon: Factor of the second term, a number >= -1. With 0 the loss is `cross_entropy`.
         weight: Weight of each class, shape (C,). Default: 1.
-        ignore_index: Label of positions to leave out, any integer; negative if targets are probabilities.
+        ignore_index: Label of positions to ignore, any integer; negative if targets are probabilities.
         label_smoothing: Share of the uniform distribution, a static number in [0, 1].
         where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
         reduction: "mean", "sum", "none" or "sum_and_weight". The mean divides by Σ weight[y] over the
             labels that are not ignored; for probabilities, by the number of positions.
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `logits` without the class axis for "none"; in nats.
@@ -110,22 +110,22 @@ def generalized_cross_entropy(
 ) -> jax.Array:
     """Generalized cross-entropy, which bounds the loss of a wrong label.
 
-    loss = (1 - p[y]^q) / q for a label y, with p = softmax(logits): near 0, q gives the cross-entropy; q = 1
-    gives 1 - p[y], half the mean absolute error. The loss is at most 1 / q.
+    loss = (1 - p[y]^q) / q for a label y, with p = softmax(logits). The limit for q → 0 is the cross-entropy;
+    q = 1 gives 1 - p[y], half the mean absolute error. The loss is at most 1 / q.
 
     Args:
         logits: Raw scores, any shape with a class axis.
         targets: Integer class labels in [0, C), of the shape of `logits` without the class axis.
         axis: Class axis of `logits`.
         q: Exponent, a number in (0, 1].
-        ignore_index: Label of positions to leave out, any integer.
+        ignore_index: Label of positions to ignore, any integer.
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of labels that are not ignored), "sum", "none" or
             "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
-        A scalar, or an array of the shape of `targets` for "none"; without unit.
+        A scalar, or an array of the shape of `targets` for "none"; dimensionless.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Losses of preferences, from log-probabilities or scores of the chosen and the rejected answer."""
+"""Preference optimization losses, on log-probabilities or scores of answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def dpo_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Direct preference optimization, with its common variants.
+    """Direct preference optimization (DPO), with its common variants.
 
     With r = chosen - reference_chosen, s = rejected - reference_rejected, h = r - s, ε = `label_smoothing`
     and the logistic function σ, the loss by `kind` is
@@ -73,14 +73,14 @@ def dpo_loss(
     Args:
         chosen: Log-probabilities of the chosen answers, summed over their tokens, any shape; in nats.
             `linear_log_probs` gives those of tokens.
-        rejected: Log-probabilities of the rejected answers, of the shape of `chosen`, as all others.
-        reference_chosen: Those of the chosen answers under the reference model.
-        reference_rejected: Those of the rejected answers under it. Where model and reference both have
-            probability 0 their difference is 0, with gradient 0.
-        beta: Strength, a finite number > 0.
+        rejected: Log-probabilities of the rejected answers, of the shape of `chosen`.
+        reference_chosen: `chosen` under the reference model, of the same shape.
+        reference_rejected: `rejected` under the reference model, of the same shape. Where both models have
+            probability 0, the difference is 0 with gradient 0.
+        beta: Strength of the regularization by the reference model, a finite number > 0.
         kind: The variant, static.
-        label_smoothing: Share of preferences that are the wrong way round, a static number in [0, 0.5); for
-            "sigmoid" and "robust" only.
+        label_smoothing: Assumed share of swapped preferences, a static number in [0, 0.5); for "sigmoid" and
+            "robust" only.
         where: Mask, broadcast to the shape of `chosen`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
 
@@ -101,7 +101,7 @@ def dpo_loss(
     if label_smoothing and kind not in ("sigmoid", "robust"):
         raise ValueError(
             f"label_smoothing must be 0 for kind {kind!r}, got {label_smoothing}; only 'sigmoid' and "
-            "'robust' have one"
+            "'robust' support it"
         )
 
     def loss(
@@ -139,7 +139,7 @@ def simpo_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Simple preference optimization, which needs no reference model.
+    """Simple preference optimization (SimPO), which needs no reference model.
 
     With u = beta · (chosen - rejected) - gamma, ε = `label_smoothing` and the logistic function σ,
 
@@ -148,9 +148,9 @@ def simpo_loss(
     Args:
         chosen: Log-probabilities of the chosen answers, means over their tokens, any shape; in nats.
         rejected: Those of the rejected answers, of the shape of `chosen`.
-        beta: Strength, a finite number > 0.
+        beta: Factor of the difference, a finite number > 0.
         gamma: Margin that beta · (chosen - rejected) should exceed, a finite number.
-        label_smoothing: Share of preferences that are the wrong way round, a static number in [0, 0.5).
+        label_smoothing: Assumed share of swapped preferences, a static number in [0, 0.5).
         where: Mask, broadcast to the shape of `chosen`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
 
@@ -164,7 +164,7 @@ def simpo_loss(
         Array(1.2201, dtype=float32)
 
     Differences from other libraries:
-        * `gamma` is the margin itself, as in the paper; other code divides it by beta first.
+        * `gamma` is the margin itself, as in the paper; the authors' code takes gamma / beta.
 
     Source:
         Y. Meng et al. (2024), SimPO: Simple Preference Optimization with a Reference-Free Reward.
@@ -186,7 +186,7 @@ def orpo_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Odds ratio preference optimization, which needs no reference model.
+    """Odds ratio preference optimization (ORPO), which needs no reference model.
 
     With odds(p) = p / (1 - p) of the probabilities p = exp(chosen) and q = exp(rejected),
 
@@ -194,8 +194,8 @@ def orpo_loss(
 
     Args:
         chosen: Log-probabilities <= 0 of the chosen answers, means over their tokens, any shape; in nats.
-        rejected: Those of the rejected answers, of the shape of `chosen`. Where both are 0 the ratio of the
-            odds is 1, with gradient 0.
+        rejected: Those of the rejected answers, of the shape of `chosen`. Where both are 0, the odds ratio is
+            1 with gradient 0.
         beta: Weight of the second term, a number >= 0.
         where: Mask, broadcast to the shape of `chosen`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
@@ -244,7 +244,7 @@ def kto_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Kahneman-Tversky optimization, of answers that are each called desirable or not.
+    """Kahneman-Tversky optimization (KTO), on answers labelled desirable or undesirable.
 
     With r = log_probs - reference_log_probs, z = max(kl, 0) and the logistic function σ,
 
@@ -253,13 +253,13 @@ def kto_loss(
 
     Args:
         log_probs: Log-probabilities of the answers, summed over their tokens, any shape; in nats.
-        targets: Booleans, or 1 and 0: which answers are desirable, of the shape of `log_probs`.
+        targets: True or 1 for desirable answers, False or 0 for others, of the shape of `log_probs`.
         reference_log_probs: Log-probabilities under the reference model, of the shape of `log_probs`. Where
-            both are -∞ their difference is 0, with gradient 0.
-        kl: Estimate of the divergence of the model from the reference, a finite number. It has no derivative.
-        beta: Strength, a finite number > 0.
+            both are -∞, the difference is 0 with gradient 0.
+        kl: Estimate of the divergence of the model from the reference, a finite number without gradient.
+        beta: Factor of r - z, a finite number > 0.
         desirable_weight: Weight of the loss of desirable answers, a number >= 0.
-        undesirable_weight: Weight of that of the others, a number >= 0.
+        undesirable_weight: Weight of the loss of the other answers, a number >= 0.
         where: Mask, broadcast to the shape of `log_probs`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of answers, not by the weights), "sum", "none" or
             "sum_and_weight".
@@ -304,8 +304,8 @@ def bradley_terry_loss(
     Args:
         scores: Scores of the chosen answers, any shape.
         rejected_scores: Scores of the rejected answers, of the shape of `scores`.
-        margin: By how much chosen answers are better, broadcast to the shape of `scores`.
-        center: Weight of the term that holds the scores near 0, a number >= 0.
+        margin: Required difference of the scores, broadcast to the shape of `scores`.
+        center: Weight of the term that keeps the scores near 0, a number >= 0.
         where: Mask, broadcast to the shape of `scores`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of pairs), "sum", "none" or "sum_and_weight".
 
@@ -332,7 +332,7 @@ def bradley_terry_loss(
 
 
 def _logistic(advantage: jax.Array, smoothing: float, robust: bool) -> jax.Array:
-    """Returns -log σ(advantage), of preferences a share of which is the wrong way round."""
+    """Returns -log σ(advantage) with label smoothing."""
     if not smoothing:
         return softplus(-advantage)
     if robust:
@@ -385,7 +385,7 @@ def _log_odds(log_probs: jax.Array) -> jax.Array:
 
 
 def _shares(chosen: jax.Array, rejected: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns q and p · (1 - q) + q · (1 - p), of p = exp(chosen) and q = exp(rejected), times one number."""
+    """Returns q and p · (1 - q) + q · (1 - p), times a common factor, for p and q = exp of the arguments."""
     larger = lax.stop_gradient(jnp.maximum(chosen, rejected))  # so that no probability underflows
     larger = jnp.maximum(larger, jnp.finfo(larger.dtype).min)
     p, q = jnp.exp(chosen - larger), jnp.exp(rejected - larger)

@@ -35,7 +35,7 @@ def quantile_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Quantile loss (pinball loss), which the quantile of the targets minimizes.
+    """Quantile loss (pinball loss), which a quantile of the targets minimizes.
 
     With e = targets - predictions,
 
@@ -43,7 +43,7 @@ def quantile_loss(
 
     Args:
         predictions: Predicted quantiles, any shape, in the unit of `targets`. If `quantiles` has shape (Q,),
-            shape (..., Q); a mesh with `Explicit` axes must not split the last axis.
+            shape (..., Q); a mesh with `Explicit` axes must not shard the last axis.
         targets: True values, of the shape of `predictions`, or (...) if `quantiles` has shape (Q,).
         quantiles: A number in [0, 1], or an array (Q,) of them.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
@@ -96,7 +96,7 @@ def expectile_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Expectile loss, a squared error that weighs the two sides differently.
+    """Expectile loss, a squared error with different weights for positive and negative errors.
 
     With e = targets - predictions,
 
@@ -153,10 +153,10 @@ def crps_ensemble_loss(
 
     Args:
         predictions: Members of the ensembles, shape (..., M), in the unit of `targets`. A mesh with
-            `Explicit` axes must not split the members.
+            `Explicit` axes must not shard the members.
         targets: True values, shape (...).
-        fair: Whether the loss is unbiased for a finite ensemble, static. An ensemble of one member has the
-            same loss in both ways, its absolute error.
+        fair: Whether the loss is unbiased for a finite ensemble, static. For one member, the loss is the
+            absolute error in both cases.
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of targets), "sum", "none" or "sum_and_weight".
 
@@ -179,7 +179,7 @@ def crps_ensemble_loss(
     if not members.shape[-1]:
         raise ValueError(f"predictions must have at least one member, got predictions {members.shape}")
     (members, targets), where = masked_items([members, targets], 1, where)
-    lead = _lead(lax.stop_gradient(members))  # of narrow numbers, if they are
+    lead = _lead(lax.stop_gradient(members))  # before widening: sorting moves fewer bytes
     members, targets = widened(members, targets)
     error = members - targets
     losses = jnp.sum(weighted(_slope_of_crps(lead, error, fair), error), -1)
@@ -264,7 +264,7 @@ def _weight(error: jax.Array, expectile: jax.Array) -> jax.Array:
 
 
 def _slope_of_crps(lead: jax.Array, error: jax.Array, fair: bool) -> jax.Array:
-    """Returns the slope of the score in each member, a constant between ties.
+    """Returns the slope of the score in each member, which is constant between ties.
 
     The score is the sum of the slopes times the errors, in which no large terms cancel.
     """
@@ -275,7 +275,7 @@ def _slope_of_crps(lead: jax.Array, error: jax.Array, fair: bool) -> jax.Array:
 
 
 def _lead(members: jax.Array) -> jax.Array:
-    """Returns how many members of an ensemble are smaller than each, less how many are larger."""
+    """Returns the number of smaller members minus the number of larger members, for each member."""
     last, size = members.ndim - 1, members.shape[-1]
     slots = sharded_like(members, lax.broadcasted_iota(jnp.int32, members.shape, last))
     ordered, origins = lax.sort((members, slots), num_keys=1)
@@ -288,7 +288,7 @@ def _lead(members: jax.Array) -> jax.Array:
 
 
 def _standardized(error: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns error / scale, clipped where nothing of the normal density is left."""
+    """Returns error / scale, clipped where the normal density is 0."""
     is_sure = scale == 0
     ratio = jnp.where(is_sure, jnp.sign(error) * 100, error / jnp.where(is_sure, 1, scale))
     return jnp.clip(ratio, -100, 100)

@@ -1,4 +1,4 @@
-"""Losses of the items of a list, which should stand in the order of their relevance."""
+"""Ranking losses, on lists of items with scores and relevance."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from jaxloss._core.derivatives import (
 from jaxloss._core.reduction import Reduction, reduce_losses
 
 _AT_ONCE = 2**22  # pairs of a block
-_UNKNOWN = 256  # items of a block in a program that is exported for any number of lists
+_UNKNOWN = 256  # items of a block in a program exported for any number of lists
 
 
 @compiled(static=("reduction",))
@@ -46,7 +46,7 @@ def softmax_ranking_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Softmax cross-entropy of the relevance of the items of a list (ListNet).
+    """Softmax cross-entropy between the scores and the relevance of the items of a list (ListNet).
 
     loss = -Σ_i weight[i] · targets[i] · log_softmax(scores)[i] over the items of a list
 
@@ -90,14 +90,14 @@ def listmle_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Negative log-likelihood of the right order of a list under the Plackett-Luce model (ListMLE).
+    """Negative log-likelihood of the correct order of a list under the Plackett-Luce model (ListMLE).
 
-    With the items in descending order of their relevance, items of equal relevance as they come,
+    With the items in descending order of their relevance, and items of equal relevance in the given order,
 
         loss = Σ_i (log Σ_{j≥i} exp(scores[j]) - scores[i])
 
     Args:
-        scores: Scores of the items, shape (..., L). A mesh with `Explicit` axes must not split the items.
+        scores: Scores of the items, shape (..., L). A mesh with `Explicit` axes must not shard the items.
         targets: Relevance of the items, any numbers, of the shape of `scores`.
         where: Mask of the items, broadcast to the shape of `scores`.
         reduction: "mean" (divides by the number of lists with an item), "sum", "none" or "sum_and_weight".
@@ -136,14 +136,14 @@ def pairwise_logistic_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Logistic loss of the pairs of a list that have an order (RankNet).
+    """Pairwise logistic loss on the pairs of items of different relevance in a list (RankNet).
 
     loss = Σ weight[i] · log(1 + exp(scores[j] - scores[i])) over the pairs with targets[i] > targets[j]
 
-    The pairs are never all held.
+    The pairs are never all in memory.
 
     Args:
-        scores: Scores of the items, shape (..., L). A mesh with `Explicit` axes must not split the items.
+        scores: Scores of the items, shape (..., L). A mesh with `Explicit` axes must not shard the items.
         targets: Relevance of the items, any numbers, of the shape of `scores`.
         weight: Weight of each item, broadcast to the shape of `scores`. Default: 1.
         where: Mask of the items, broadcast to the shape of `scores`.
@@ -190,19 +190,19 @@ def approx_ndcg_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """One minus a smooth normalized discounted cumulative gain (NDCG).
+    """ApproxNDCG loss: one minus a smooth normalized discounted cumulative gain (NDCG).
 
     With the logistic function σ and the approximate ranks r[i] = ½ + Σ_j σ((scores[j] - scores[i]) /
-    temperature) over all items of a list, of which one is i,
+    temperature) over all items of a list, including i,
 
         loss = 1 - Σ_i (2^targets[i] - 1) / log2(1 + r[i]) / ideal
 
     where the ideal is the same sum with the ranks 1, 2, ... in descending order of the targets.
 
     Args:
-        scores: Scores of the items, shape (..., L). A mesh with `Explicit` axes must not split the items.
+        scores: Scores of the items, shape (..., L). A mesh with `Explicit` axes must not shard the items.
         targets: Relevance of the items, numbers >= 0, of the shape of `scores`.
-        temperature: A number > 0; the smaller, the nearer to ranks the approximate ones are.
+        temperature: A number > 0; the smaller, the closer r is to the ranks.
         where: Mask of the items, broadcast to the shape of `scores`.
         reduction: "mean" (divides by the number of lists with a relevant item), "sum", "none" or
             "sum_and_weight".
@@ -217,7 +217,7 @@ def approx_ndcg_loss(
         Array(0.3348, dtype=float32)
 
     Differences from other libraries:
-        * Rax and TensorFlow Ranking give the negative NDCG, and the latter has temperature 0.1.
+        * Rax and TensorFlow Ranking return the negative NDCG, and the latter uses temperature 0.1.
 
     Source:
         T. Qin, T.-Y. Liu and H. Li (2010), A General Approximation Framework for Direct Optimization of
@@ -255,14 +255,14 @@ def _lists(
 
 
 def _not_negative(targets: jax.Array) -> jax.Array:
-    """Returns targets, NaN where they are negative."""
+    """Returns targets, with NaN in place of negative ones."""
     is_right = targets >= 0
     targets = checked(targets, is_right, "targets: expected numbers >= 0")
     return targets * one_or_nan(is_right, targets.dtype)
 
 
 def _one_or_nan(targets: jax.Array) -> jax.Array:
-    """Returns 1 for each list, and NaN where a target is NaN, which has no place in an order."""
+    """Returns 1 for each list, or NaN if a target is NaN, which cannot be ordered."""
     return one_or_nan(~jnp.any(jnp.isnan(targets), -1), targets.dtype)
 
 
@@ -280,9 +280,9 @@ def _discount(ranks: jax.Array) -> jax.Array:
 def _in_blocks(
     function: Callable[[tuple[jax.Array, ...]], tuple[jax.Array, ...]], items: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """Returns what a function makes of the items of all lists, some items of each list at a time.
+    """Applies a function to blocks of the items of all lists.
 
-    It takes and returns arrays whose last axis counts items. The gradient computes each block again.
+    It takes and returns arrays with items along the last axis. The gradient recomputes each block.
     """
     shape = items[0].shape
     length = shape[-1]

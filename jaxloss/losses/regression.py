@@ -231,12 +231,12 @@ def mape_loss(
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
         targets: True values, of the shape of `predictions`.
-        eps: Least magnitude of a target, a number > 0 in the unit of `targets`.
+        eps: Lower bound on the magnitude of targets, a number > 0 in the unit of `targets`.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar, or an array of the shape of `predictions` for "none"; 0.5 is an error of 50 percent.
+        A scalar, or an array of the shape of `predictions` for "none"; 0.5 means an error of 50 percent.
 
     Example:
         >>> import jax.numpy as jnp
@@ -273,8 +273,8 @@ def msle_loss(
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar, or an array of the shape of `predictions` for "none". If one of the two is -1 the loss is
-        infinite; if both are, value and gradient are 0.
+        A scalar, or an array of the shape of `predictions` for "none". If one of the two values is -1, the
+        loss is infinite; if both are, value and gradient are 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -283,7 +283,7 @@ def msle_loss(
         Array([1.9218, 1.9218], dtype=float32)
 
     Differences from other libraries:
-        * Keras replaces numbers below 1e-7 by 1e-7, and scikit-learn refuses them.
+        * Keras replaces values below 1e-7 by 1e-7, and scikit-learn raises for values <= -1.
 
     Source:
         scikit-learn documentation: sklearn.metrics.mean_squared_log_error.
@@ -296,8 +296,8 @@ def msle_loss(
 
 
 def _smooth_l1_slope(error: jax.Array, beta: jax.Array) -> jax.Array:
-    # beta = 0 is the L1 loss, with slope 0 at 0.
-    # At |error| = beta it is the slope of the straight side, in its own derivative, too.
+    # beta = 0 is the L1 loss, with slope 0 at 0. At |error| = beta, this slope and its derivative are those
+    # of the linear part.
     return jnp.where(jnp.abs(error) >= beta, jnp.sign(error), error / jnp.where(beta == 0, 1, beta))
 
 
@@ -356,7 +356,7 @@ def _inverse(number: jax.Array, other: jax.Array) -> jax.Array:
 
 @derivatives(lambda p, t: _inverse(p, t), lambda p, t: -_inverse(t, p))
 def _log_ratio(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns log(1 + predictions) - log(1 + targets), in which nothing cancels; NaN below -1."""
+    """Returns log(1 + predictions) - log(1 + targets) without cancellation; NaN below -1."""
     smaller = jnp.minimum(predictions, targets)
     is_equal = predictions == targets
     ratio = jnp.where(is_equal, 0, jnp.abs(predictions - targets) / jnp.where(is_equal, 1, 1 + smaller))

@@ -1,4 +1,4 @@
-"""Losses of errors that weigh large errors less, or take them as shares of the targets."""
+"""Robust regression losses, in which large errors have less weight than in the squared error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def charbonnier_loss(
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
         targets: True values, of the shape of `predictions`.
-        eps: Error below which the loss is flat, a number >= 0 in the unit of `targets`. 0 is `l1_loss`.
+        eps: Error below which the loss is about quadratic, a number >= 0 in the unit of `targets`. With 0 it
+            is `l1_loss`.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -73,7 +74,7 @@ def log_cosh_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Logarithm of the hyperbolic cosine of the error: e² / 2 for small errors, |e| - log 2 for large ones.
+    """Log-cosh loss: about e² / 2 for a small error e, and |e| - log 2 for a large one.
 
     loss = log(cosh(predictions - targets))
 
@@ -93,7 +94,8 @@ def log_cosh_loss(
         Array([5.0000e-09, 4.3378e-01, 9.9307e+01], dtype=float32)
 
     Differences from other libraries:
-        * Small errors keep their precision: an error of 1e-4 costs 5e-9, and 0 in Keras and Optax in float32.
+        * Small errors keep their precision: in float32, an error of 1e-4 has loss 5e-9, not 0 as in Keras and
+          Optax.
 
     Source:
         P. Chen et al. (2019), Log Hyperbolic Cosine Loss Improves Variational Auto-Encoder. Keras
@@ -118,7 +120,7 @@ def general_robust_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """General and adaptive robust loss: one family from squared errors to errors that no longer matter.
+    """General and adaptive robust loss, a family from the squared error to bounded losses.
 
     With z = ((predictions - targets) / scale)² and b = |alpha - 2|,
 
@@ -130,9 +132,9 @@ def general_robust_loss(
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
         targets: True values, of the shape of `predictions`.
-        alpha: Shape of the loss, a finite number or -inf; the smaller, the less large errors matter. It can
-            be learned. The gradient in alpha is 0 at 2, where its limit is infinite, and at -inf.
-        scale: Error at which the loss bends, a finite number > 0 in the unit of `targets`.
+        alpha: Shape of the loss, a finite number or -inf; the smaller, the less weight large errors have. It
+            can be learned. Its gradient is 0 at 2, where the limit is infinite, and at -inf.
+        scale: Error up to which the loss is about quadratic, a finite number > 0 in the unit of `targets`.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -174,7 +176,7 @@ def wing_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Wing loss for landmarks: logarithmic for small errors, which then have large gradients.
+    """Wing loss for landmark localization: logarithmic for small errors, linear for large ones.
 
     With e = predictions - targets,
 
@@ -201,7 +203,7 @@ def wing_loss(
         Array([ 4.0547, 27.9176], dtype=float32)
 
     Differences from other libraries:
-        * The defaults are those of the paper and of mmpose; others have 5 and 0.5.
+        * The defaults are those of the paper and of mmpose; other libraries use 5 and 0.5.
 
     Source:
         Z.-H. Feng et al. (2018), Wing Loss for Robust Facial Landmark Localisation with Convolutional Neural
@@ -242,7 +244,7 @@ def _length(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _slope_of_tanh(error: jax.Array) -> jax.Array:
-    odds = jnp.exp(-2 * jnp.abs(error))  # in which nothing cancels as in 1 - tanh²
+    odds = jnp.exp(-2 * jnp.abs(error))  # avoids the cancellation in 1 - tanh²
     return 4 * odds / (1 + odds) ** 2
 
 
@@ -283,7 +285,7 @@ def _wing(error: jax.Array, width: jax.Array, curvature: jax.Array) -> jax.Array
 
 
 class _Bend(NamedTuple):
-    """What the general loss and its slopes are made of, for x = error / scale, z = x² and b = |alpha - 2|."""
+    """Shared terms of the general loss and its slopes, for x = error / scale, z = x² and b = |alpha - 2|."""
 
     b: jax.Array
     sign: jax.Array  # of alpha - 2
@@ -340,7 +342,7 @@ def _exponent(bend: _Bend, alpha: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 def _near_square(bend: _Bend) -> jax.Array:
-    """Whether alpha is so near 2 that the loss is computed as a change of the squared error."""
+    """Whether alpha is so close to 2 that the loss is computed as a change of the squared error."""
     return (bend.b < 0.5) & (bend.half < 0.5)
 
 

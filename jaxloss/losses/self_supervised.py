@@ -1,4 +1,4 @@
-"""Self-supervised losses of several views of the same images: no labels, no negatives."""
+"""Self-supervised losses on several views of the same images, without labels or negatives."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def barlow_twins_loss(
     where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Barlow Twins loss: two views are to have equal features that do not correlate with each other.
+    """Barlow Twins loss: makes the features of two views equal, and decorrelates different features.
 
     With x_i and y_i the feature i of `embeddings` and `targets` over the batch,
 
@@ -50,12 +50,12 @@ def barlow_twins_loss(
 
     Args:
         embeddings: Features of one view, shape (N, D). An infinite embedding gives NaN.
-        targets: Features of the other view, of the shape of `embeddings`. They have a gradient, too.
-        lambda_param: Weight of the redundancy, a number >= 0.
+        targets: Features of the other view, of the shape of `embeddings`. Gradients flow to them, too.
+        lambda_param: Weight of the second term, a number >= 0.
         eps: Number >= 0 that is added to variances. With 0, a constant feature has correlation 0, with all
             derivatives 0. A feature whose variance overflows gives NaN.
         where: Mask, broadcast to shape (N,). A masked row does not count in any mean.
-        axis_name: Mesh axis that splits the N rows inside `jax.shard_map`; the loss is that of all rows.
+        axis_name: Mesh axis that shards the N rows inside `jax.shard_map`; the loss is that of all rows.
 
     Returns:
         A scalar. It is NaN with gradient 0 if no row is left.
@@ -114,14 +114,14 @@ def vicreg_loss(
 
     Args:
         embeddings: Features of one view, shape (N, D). An infinite embedding gives NaN.
-        targets: Features of the other view, of the shape of `embeddings`. They have a gradient, too.
+        targets: Features of the other view, of the shape of `embeddings`. Gradients flow to them, too.
         lambda_param: Weight of the invariance, a number >= 0.
         mu_param: Weight of the variance, a number >= 0.
         nu_param: Weight of the covariance, a number >= 0.
-        eps: Number >= 0 that is added to variances. With 0, the deviation of a constant feature has
+        eps: Number >= 0 that is added to variances. With 0, the standard deviation of a constant feature has
             derivatives 0.
         where: Mask, broadcast to shape (N,). A masked row does not count in any mean.
-        axis_name: Mesh axis that splits the N rows inside `jax.shard_map`; the loss is that of all rows.
+        axis_name: Mesh axis that shards the N rows inside `jax.shard_map`; the loss is that of all rows.
 
     Returns:
         A scalar. It is NaN with gradient 0 if fewer than two rows are left.
@@ -172,14 +172,14 @@ def dino_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """DINO loss: cross-entropy of a student's views with those of its teacher, which is frozen.
+    """DINO loss: cross-entropy between the views of a frozen teacher and those of its student.
 
     With q_t = softmax((targets[t] - center) / teacher_temperature) and
     p_s = softmax(logits[s] / student_temperature) over K outputs,
 
         loss = mean over the pairs of views s ≠ t of Σ_k q_t[k] · -log p_s[k]
 
-    The first views of student and teacher are the same views, in this order.
+    The first views of student and teacher must be the same views in the same order.
 
     Args:
         logits: The student's outputs for S views of each image, shape (S, N, K).
@@ -211,10 +211,10 @@ def dino_loss(
     views, others = student.shape[0], teacher.shape[0]
     pairs = views * others - min(views, others)
     if not pairs:
-        raise ValueError(f"logits and targets must have views s ≠ t, got {views} and {others} views")
+        raise ValueError(f"logits and targets must have two different views, got {views} and {others} views")
     outputs, where = ClassAxis(2, None), mask(where, student, [0, 2])
-    kept = None if where is None else where[None, :, None]
-    student, teacher = widened(fill_masked(kept, student), lax.stop_gradient(fill_masked(kept, teacher)))
+    valid = None if where is None else where[None, :, None]
+    student, teacher = widened(fill_masked(valid, student), lax.stop_gradient(fill_masked(valid, teacher)))
     if center is not None:
         given = lax.stop_gradient(per_class("center", center, teacher)).astype(teacher.dtype)
         teacher = teacher - given.reshape(1, 1, -1)
@@ -230,7 +230,7 @@ def dino_loss(
 
 
 def _of_views(student: jax.Array, teacher: jax.Array) -> list[jax.Array]:
-    """Returns outputs of views, laid out alike on a mesh."""
+    """Checks the shapes of the outputs, and returns them sharded alike."""
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[1:] != teacher.shape[1:]:
         raise ValueError(
             "logits and targets must have shapes (S, N, K) and (T, N, K), "
@@ -240,19 +240,19 @@ def _of_views(student: jax.Array, teacher: jax.Array) -> list[jax.Array]:
 
 
 class _View(NamedTuple):
-    """A view, and its rows about a shift that cancels in every covariance."""
+    """A view, and its rows minus a shift that cancels in every covariance."""
 
     values: jax.Array  # (N, D), 0 where not valid; in the dtype of arithmetic
     rows: jax.Array  # (N, D), 0 where not valid; in the dtype of products
-    wide: jax.Array  # the same in the dtype of arithmetic, in which gradients are added up
+    wide: jax.Array  # the same in the arithmetic dtype, in which gradients accumulate
     mean: jax.Array  # (1, D): of the rows
 
 
 class _Batch(NamedTuple):
-    """Which rows count, and how their sums are taken."""
+    """The valid rows of a batch, and sums over them."""
 
     valid: jax.Array  # (N,) booleans
-    size: jax.Array  # how many rows are valid on all devices, at least 1
+    size: jax.Array  # number of valid rows on all devices, at least 1
     axis_name: str | None
 
     def sum(self, array: jax.Array) -> jax.Array:
@@ -260,12 +260,12 @@ class _Batch(NamedTuple):
         return _of_devices(jnp.sum(array, 0, keepdims=True), self.axis_name)
 
     def view(self, view: jax.Array) -> _View:
-        """Returns a view, given with 0 where not valid.
+        """Returns a view from rows that are 0 where not valid.
 
-        The shift is the mean, as a constant: a sum of products of data far from 0 would cancel. bfloat16 has
-        too few digits to be so far from 0, and its products are narrow only without a shift.
+        The shift is the mean, as a constant, since sums of products of data far from 0 would cancel. bfloat16
+        rows have too few digits for that to matter, and their products stay narrow only without a shift.
         """
-        values = view.astype(self.size.dtype)  # once, and its gradient is rounded once
+        values = view.astype(self.size.dtype)  # converted once, so its gradient is rounded once
         average = self.sum(values) / self.size
         if view.dtype == jnp.bfloat16 and values.dtype == jnp.float32:
             return _View(values, view, values, average)
@@ -274,13 +274,13 @@ class _Batch(NamedTuple):
         return _View(values, rows, rows, average - shift)
 
     def squares(self, view: _View) -> jax.Array:
-        """Returns the sum of squared deviations from the mean, of each feature."""
+        """Returns the sum of the squared deviations of each feature from its mean."""
         shift = lax.stop_gradient(view.mean)
         deviations = fill_masked(self.valid[:, None], view.wide - shift)
         return self.sum(square(deviations)) - self.size * square(view.mean - shift)
 
     def products(self, first: _View, second: _View) -> jax.Array:
-        """Returns the sums of products of deviations, of each two features of two views."""
+        """Returns the sums of products of deviations, for all pairs of features of two views."""
         found = product(first.rows.T, second.rows, first.wide.T, second.wide)
         return _of_devices(found, self.axis_name) - self.size * first.mean.T * second.mean
 
@@ -295,7 +295,7 @@ def _of_batch(
     *,
     least: int,
 ) -> jax.Array:
-    """Returns a loss of two views, NaN with gradient 0 where fewer than the `least` rows count."""
+    """Returns a loss of two views, NaN with gradient 0 if fewer than `least` rows are valid."""
     first, second = agree(embeddings=matrix("embeddings", embeddings), targets=matrix("targets", targets))
     where, dtype = mask(where, first, [1]), arithmetic_dtype(first, second)
     if first.dtype != second.dtype:
@@ -305,9 +305,9 @@ def _of_batch(
     def of_rows(valid: jax.Array, *views: jax.Array) -> jax.Array:
         count = _of_devices(jnp.sum(valid, dtype=int), axis_name).astype(dtype)
         batch = _Batch(valid, jnp.maximum(count, 1), axis_name)
-        kept = [batch.view(fill_masked(valid[:, None], view)) for view in views]
-        found = loss(batch, *kept, *(jnp.asarray(option, dtype) for option in options))
-        found *= one_or_nan(~jnp.isnan(found), dtype)  # whatever it is, the gradient of every row is NaN, too
+        pair = [batch.view(fill_masked(valid[:, None], view)) for view in views]
+        found = loss(batch, *pair, *(jnp.asarray(option, dtype) for option in options))
+        found *= one_or_nan(~jnp.isnan(found), dtype)  # so that NaN reaches the gradient of every row
         return mean(found, jnp.clip(count - (least - 1), 0, 1))
 
     return on_automatic_axes(of_rows, first)(valid, first, second)

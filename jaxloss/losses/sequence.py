@@ -1,4 +1,4 @@
-"""Losses of a sequence of labels that is not aligned with the frames it is read from."""
+"""Losses for sequences of labels that are not aligned with the input frames."""
 
 from __future__ import annotations
 
@@ -47,16 +47,17 @@ def ctc_loss(
 
     Args:
         log_probs: Log-probabilities, shape (T, N, C) for T frames, N samples and C classes, or (T, C) for
-            one sample. A mesh with `Explicit` axes may split only N; nothing if targets are concatenated.
+            one sample. A mesh with `Explicit` axes may shard only N; nothing if targets are concatenated.
         targets: Integer class labels in [0, C): padded, shape (N, S); concatenated, shape
             (Σ target_lengths,); or shape (S,) for one sample. Padding is not read.
         input_lengths: Frames per sample, integers in [0, T]: shape (N,) or (), or a list or tuple.
         target_lengths: Labels per sample, likewise; in [0, S] for padded targets.
         blank: Class of the blank, a static integer in [0, C).
         zero_infinity: Whether to replace infinite losses by 0. They still count in the mean.
-        where: Mask, broadcast to the shape of `input_lengths`. Concatenated targets need all lengths.
+        where: Mask, broadcast to the shape of `input_lengths`. If targets are concatenated, masked samples
+            need valid target lengths, too.
         reduction: "mean" of loss / max(target_lengths, 1) over the samples, "sum" of the losses, "none", or
-            "sum_and_weight" with the sum of the mean: (Σ loss / max(target_lengths, 1), number of samples).
+            "sum_and_weight", the pair (Σ loss / max(target_lengths, 1), number of samples).
 
     Returns:
         A scalar, or an array of the shape of `input_lengths` for "none"; in nats, per label for "mean".
@@ -72,9 +73,9 @@ def ctc_loss(
     Differences from PyTorch:
         * The gradient is that of the value even without `log_softmax` before it; PyTorch's is then larger
           by exp(log_probs) times the sample's weight. At infinite values it is 0, not NaN.
-        * A label out of range gives NaN; PyTorch reads out of bounds. T = 0 and surplus labels are allowed.
+        * An out-of-range label gives NaN; PyTorch reads out of bounds. T = 0 and surplus labels are allowed.
         * Rounding never makes a loss negative, and a log-probability of +inf gives NaN.
-        * Blanks in targets count as labels, in the gradient, too.
+        * Blanks in targets count as labels, also in the gradient.
 
     Source:
         A. Graves et al. (2006), Connectionist Temporal Classification. PyTorch documentation:
@@ -93,7 +94,7 @@ def ctc_loss(
     own_frames = spelling.input_lengths.astype(arithmetic_dtype(log_probs))
     rounding = 8 * float(jnp.finfo(log_probs.dtype).eps) * own_frames
     losses = _without_rounding(-_log_likelihood(log_probs, spelling), rounding) * spelling.validity
-    losses = losses * one_or_nan(losses != -jnp.inf, losses.dtype)  # of a score of +inf
+    losses = losses * one_or_nan(losses != -jnp.inf, losses.dtype)  # from a log-probability of +inf
     if zero_infinity:
         losses = jnp.where(losses == jnp.inf, 0, losses)
     if reduction in ("mean", "sum_and_weight"):
@@ -102,7 +103,7 @@ def ctc_loss(
 
 
 def _log_probs(log_probs: ArrayLike, blank: int) -> jax.Array:
-    """Returns floating log-probabilities that have a blank."""
+    """Returns floating-point log-probabilities, after checking the blank."""
     converted = as_array("log_probs", log_probs)
     if converted.ndim not in (2, 3):
         raise ValueError(f"log_probs must have shape (T, N, C) or (T, C), got shape {converted.shape}")
@@ -113,12 +114,12 @@ def _log_probs(log_probs: ArrayLike, blank: int) -> jax.Array:
 
 
 class _Spelling(NamedTuple):
-    """What the paths of each sample have to spell; nothing in it is out of range, whatever came."""
+    """The labels that the paths of each sample must spell, and the lengths; all in range."""
 
-    labels: jax.Array  # one more than S: the blank, and then the labels; blank behind the sample's own
+    labels: jax.Array  # S + 1 for each sample: the blank, its labels, and blanks as padding
     input_lengths: jax.Array
     target_lengths: jax.Array
-    validity: jax.Array  # 1, or NaN for a sample of which something was out of range
+    validity: jax.Array  # 1, or NaN for a sample with a label or a length out of range
 
 
 def _spelling(
@@ -131,7 +132,7 @@ def _spelling(
 ) -> _Spelling:
     frames, classes = log_probs.shape[0], log_probs.shape[-1]
     labels, room, expected = _padded(targets, target_lengths, log_probs)
-    # A sample of no labels in no frames is a loss of 0 that reads nothing.
+    # A masked sample gets no labels and no frames: its loss is 0 and reads nothing.
     input_lengths, target_lengths = fill_masked(where, input_lengths), fill_masked(where, target_lengths)
     inputs_fit = (input_lengths >= 0) & (input_lengths <= frames)
     input_lengths = checked(input_lengths, inputs_fit, f"input_lengths: expected lengths in [0, {frames}]")
@@ -145,7 +146,7 @@ def _spelling(
     first = jnp.full_like(target_lengths, blank)[..., None]
     return _Spelling(
         jnp.concatenate([first, jnp.where(is_own & is_class, labels, blank).astype(jnp.int32)], -1),
-        jnp.where(valid, input_lengths, frames).astype(jnp.int32),  # NaN in the gradient of every frame
+        jnp.where(valid, input_lengths, frames).astype(jnp.int32),  # so that NaN reaches all gradients
         target_lengths,
         one_or_nan(valid, arithmetic_dtype(log_probs)),
     )
@@ -154,7 +155,7 @@ def _spelling(
 def _padded(
     labels: jax.Array, target_lengths: jax.Array, log_probs: jax.Array
 ) -> tuple[jax.Array, jax.Array, str]:
-    """Returns one row of labels for each sample, how many labels there are for it, and that in words."""
+    """Returns a row of labels for each sample, its largest valid length, and the valid lengths in words."""
     samples = log_probs.shape[1:-1]
     if labels.shape[:-1] == samples and labels.ndim:
         size = labels.shape[-1]
@@ -165,7 +166,7 @@ def _padded(
             f"got targets {labels.shape} and log_probs {log_probs.shape}"
         )
     (total,) = labels.shape
-    # What needs more than T frames is impossible, however many labels more there are.
+    # More than T labels are impossible in T frames, so further labels need not be read.
     size = min(total, log_probs.shape[0] + 1) if have_sizes(labels, log_probs) else total
     lengths = jnp.clip(target_lengths, 0, total).astype(jnp.int32)
     first = jnp.cumsum(lengths) - lengths
@@ -180,19 +181,18 @@ def _padded(
 def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
     """Returns the log-probability of all paths that spell the labels.
 
-    With b[s] that of the paths so far that spell s labels and end in a blank, and l[s] that of those that end
-    in the label s itself, a path has spelt s labels with probability u[s] = b[s] + l[s], and a frame makes
-    b[s] out of u[s], and l[s + 1] out of itself and u[s]; of b[s] alone where the two labels are equal, which
-    only a blank keeps apart. The memory is that of b and l in every frame: going back, a frame's arithmetic
-    is done again.
+    Let b[s] be the probability of the paths so far that spell s labels and end in a blank, l[s] of those that
+    end in label s, and u[s] = b[s] + l[s]. Each frame updates b[s] from u[s], and l[s + 1] from l[s + 1] and
+    u[s]. If labels s and s + 1 are equal, b[s] replaces u[s], since only a blank separates them. The memory
+    is that of b and l in every frame: the backward pass recomputes the arithmetic of a frame.
     """
     labels = spelling.labels
     scores = _scores(log_probs, labels)
     is_repeat = labels[..., 1:] == labels[..., :-1]
     impossible = log_zero(scores.dtype)
-    # Nothing is spelt before the first frame; the zeros lie on a mesh as the scores do.
+    # No label is spelt before the first frame. The zeros are sharded like the scores.
     nothing = jnp.where(_positions(labels, -1) == 0, jnp.zeros_like(jnp.sum(scores, 0)), impossible)
-    # Behind the sample's own frames come sure blanks, which change nothing.
+    # After a sample's own frames come blanks of probability 1, which change nothing.
     is_own = _positions(scores, 0) < spelling.input_lengths[None, ..., None]
     scores = jnp.where(is_own, jnp.maximum(scores, impossible), nothing[None])
 
@@ -209,7 +209,7 @@ def _log_likelihood(log_probs: jax.Array, spelling: _Spelling) -> jax.Array:
         moved = before + score[..., :1], log_add_exp(ends, origins) + score[..., 1:]
         return (jnp.maximum(moved[0], impossible), jnp.maximum(moved[1], impossible)), None
 
-    # Compiled for the H100, 4 frames at a time take 4.3 kernels each, one at a time 11.
+    # Compiled for an H100, a frame takes 4.3 kernels if 4 frames are unrolled, and 11 otherwise.
     start = nothing, jnp.full_like(nothing[..., 1:], impossible)
     state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), start, scores, unroll=4)
     is_last = _positions(labels, -1) == spelling.target_lengths[..., None]
@@ -228,15 +228,15 @@ def _scores(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
 def _scores_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
     log_probs, labels = primals
     scores = _scores(log_probs, labels)
-    # Going back, a product with ones and zeros is faster than the scatter that a gather becomes.
+    # In the backward pass, a product with a one-hot matrix is faster than the scatter of a gather.
     classes = jnp.arange(log_probs.shape[-1], dtype=labels.dtype)
-    ones = (labels[..., None] == jnp.expand_dims(classes, range(labels.ndim))).astype(scores.dtype)
+    one_hot = (labels[..., None] == jnp.expand_dims(classes, range(labels.ndim))).astype(scores.dtype)
     tangent = tangents[0].astype(scores.dtype)
-    return scores, jnp.einsum("t...c,...sc->t...s", tangent, ones, precision=lax.Precision.HIGHEST)
+    return scores, jnp.einsum("t...c,...sc->t...s", tangent, one_hot, precision=lax.Precision.HIGHEST)
 
 
 def _without_rounding(losses: jax.Array, rounding: jax.Array) -> jax.Array:
-    """Returns 0 for what rounding may have left of it below 0, of unchanged derivative."""
+    """Replaces losses that are below 0 only by rounding by 0, with unchanged derivative."""
     below = jnp.where((losses <= 0) & (losses >= -rounding), losses, 0)
     return losses - lax.stop_gradient(below)
 

@@ -1,4 +1,4 @@
-"""Losses over classes whose probabilities may be exactly 0."""
+"""Losses over classes with sparse probabilities, which may be exactly 0."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def sparsemax_loss(
 ) -> jax.Array:
     """Sparsemax loss, whose gradient is sparsemax(logits) - targets.
 
-    With p = max(0, logits - τ), where τ makes Σ_c p[c] = 1, and probabilities t, for a label 1 of its class,
+    With p = max(0, logits - τ), where τ makes Σ_c p[c] = 1, and target probabilities t, one-hot for a label,
 
         loss = ½ · Σ_c (p[c] - t[c])² + Σ_c t[c] · max(0, τ - logits[c])
 
     Args:
-        logits: Raw scores, any shape with a class axis, which a mesh with `Explicit` axes must not split.
+        logits: Raw scores, any shape with a class axis, which a mesh with `Explicit` axes must not shard.
         targets: Integer class labels in [0, C), of the shape of `logits` without the class axis; or
             floating-point class probabilities, of the shape of `logits`.
         axis: Class axis of `logits`.
-        ignore_index: Label of positions to leave out, any integer; negative if targets are probabilities.
+        ignore_index: Label of positions to ignore, any integer; negative if targets are probabilities.
         where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions that are not ignored), "sum", "none" or
             "sum_and_weight".
@@ -74,20 +74,20 @@ def entmax15_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Loss of entmax with α = 1.5, whose gradient is entmax15(logits) - targets.
+    """1.5-entmax loss, whose gradient is entmax15(logits) - targets.
 
-    With s = max(0, logits / 2 - τ), where τ makes Σ_c s[c]² = 1, and r the square roots of the targets t as
-    probabilities, 1 for the label,
+    With s = max(0, logits / 2 - τ), where τ makes Σ_c s[c]² = 1, target probabilities t, one-hot for a label,
+    and their square roots r,
 
         loss = ⅔ · Σ_c (s[c] - r[c])² · (s[c] + 2 · r[c]) + Σ_c t[c] · max(0, 2 · τ - logits[c])
 
     Args:
-        logits: Raw scores, any shape with a class axis, which a mesh with `Explicit` axes must not split.
+        logits: Raw scores, any shape with a class axis, which a mesh with `Explicit` axes must not shard.
         targets: Integer class labels in [0, C), of the shape of `logits` without the class axis; or
-            floating-point class probabilities, of the shape of `logits`. Second derivatives in a probability
-            of 0 are 0.
+            floating-point class probabilities, of the shape of `logits`. Second derivatives with respect to a
+            probability of 0 are 0.
         axis: Class axis of `logits`.
-        ignore_index: Label of positions to leave out, any integer; negative if targets are probabilities.
+        ignore_index: Label of positions to ignore, any integer; negative if targets are probabilities.
         where: Mask, broadcast to the shape of `logits` without the class axis; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of positions that are not ignored), "sum", "none" or
             "sum_and_weight".
@@ -142,18 +142,18 @@ def _losses(logits: jax.Array, probs: jax.Array, axis: int, squared: bool) -> ja
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _along_last_axis(logits: jax.Array, probs: jax.Array, squared: bool) -> jax.Array:
     above, below, threshold = _about_threshold(logits, squared)
-    rest = weighted(1 - jnp.sum(probs, -1), threshold)  # as far as probabilities do not add up to 1
+    correction = weighted(1 - jnp.sum(probs, -1), threshold)  # for probabilities that do not sum to 1
     if not squared:
-        return jnp.sum((above - probs) ** 2 / 2 + weighted(probs, below), -1) + rest
+        return jnp.sum((above - probs) ** 2 / 2 + weighted(probs, below), -1) + correction
     roots = power(probs, 0.5)
-    apart = (above - roots) ** 2 * (above + 2 * roots) / 3
-    return 2 * (jnp.sum(apart + weighted(probs, below), -1) + rest)
+    distance = (above - roots) ** 2 * (above + 2 * roots) / 3
+    return 2 * (jnp.sum(distance + weighted(probs, below), -1) + correction)
 
 
 def _along_last_axis_jvp(
     squared: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Differentiates Ω*(logits) - logits · probs + Ω(probs), which the loss is."""
+    """Differentiates the loss in its form Ω*(logits) - logits · probs + Ω(probs)."""
     logits, probs = primals
     above = _above_threshold(logits, squared)
     slopes = (above**2 if squared else above) - probs, (2 * power(probs, 0.5) if squared else probs) - logits
@@ -181,16 +181,16 @@ def _above_threshold_jvp(
     above = _above_threshold(*primals, squared)
     weight = above if squared else jnp.where(above > 0, 1, above)
     mean = jnp.sum(weight * tangents[0], -1, keepdims=True) / jnp.sum(weight, -1, keepdims=True)
-    moved = jnp.where(above == 0, 0, tangents[0] - mean)
-    return above, moved / 2 if squared else moved
+    tangent = jnp.where(above == 0, 0, tangents[0] - mean)
+    return above, tangent / 2 if squared else tangent
 
 
 def _about_threshold(logits: jax.Array, squared: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns how far logits, or their halves, are above the threshold τ, how far below it, and τ."""
     largest = jnp.max(logits, -1, keepdims=True)
-    numbers = jnp.where(logits == largest, 0, logits - largest)  # of infinities, too
+    numbers = jnp.where(logits == largest, 0, logits - largest)  # 0 for equal infinities, too
     numbers = numbers / 2 if squared else numbers
-    # What is 1 or more below the largest has probability 0, and no sum is of large or infinite numbers.
+    # Numbers 1 or more below the largest have probability 0; the bound keeps large ones out of the sums.
     ordered = jnp.maximum(-jnp.sort(-numbers, -1), -2)
     ranks = jnp.arange(1, logits.shape[-1] + 1, dtype=logits.dtype)
     ranks = ranks.reshape([1] * (logits.ndim - 1) + [-1])

@@ -1,4 +1,4 @@
-"""Losses of times until an event, some of which are known only to be longer."""
+"""Losses for survival analysis, with censored times."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def cox_loss(
 
         loss_i = log Σ_{times[j] >= times[i]} exp(scores[j]) - scores[i]
 
-    By Efron's rule, the k-th of d events at one time takes k / d of the sum over these d events off that sum,
-    k = 0 ... d - 1, and each of them has the mean of the d logarithms. Other subjects have loss 0. Rows may
-    stand in any order.
+    By Efron's rule for d events at the same time, the sum of the k-th event, k = 0 ... d - 1, is reduced by
+    k / d of the sum over these d events, and each event has the mean of the d logarithms. Subjects without
+    an event have loss 0. Rows may be in any order.
 
     Args:
         scores: Logarithms of the relative hazards, shape (N,).
-        times: When the event happened, or until when it did not, shape (N,).
-        events: Booleans, or 1 and 0: whether it happened, shape (N,).
+        times: Time of the event or of censoring, shape (N,).
+        events: True or 1 for an event, False or 0 for a censored time, shape (N,).
         ties: "efron" or "breslow", static.
-        where: Mask, broadcast to shape (N,). A masked subject was never at risk.
+        where: Mask, broadcast to shape (N,). A masked subject is never at risk.
         reduction: "mean" (divides by the number of events), "sum", "none" or "sum_and_weight".
 
     Returns:
@@ -71,7 +71,7 @@ def cox_loss(
         Array(0.3604, dtype=float32)
 
     Differences from other libraries:
-        * torchsurv's mean divides by the number of different event times; pycox takes ties as they come.
+        * torchsurv's mean divides by the number of distinct event times; pycox does not handle ties.
 
     Source:
         D. R. Cox (1972), Regression Models and Life-Tables. B. Efron (1977), The Efficiency of Cox's
@@ -100,10 +100,10 @@ def _of_subjects(
     """Returns the loss of each subject as if it had an event at its time."""
     size = scores.shape[0]
     order = jnp.lexsort((-times, ~at_risk))  # the longest time first
-    times, happened, kept = times[order], happened[order], at_risk[order]
-    ordered = jnp.where(kept, scores[order], -jnp.inf)
-    is_new = (times != jnp.roll(times, 1)) | (kept != jnp.roll(kept, 1))
-    group = jnp.cumsum(is_new.at[:1].set(True), dtype=jnp.int32) - 1  # of those with one time
+    times, happened, valid = times[order], happened[order], at_risk[order]
+    ordered = jnp.where(valid, scores[order], -jnp.inf)
+    is_new = (times != jnp.roll(times, 1)) | (valid != jnp.roll(valid, 1))
+    group = jnp.cumsum(is_new.at[:1].set(True), dtype=jnp.int32) - 1  # one for each distinct time
 
     def of_group(array: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(array, group, size, indices_are_sorted=True)[group]
@@ -118,5 +118,5 @@ def _of_subjects(
         share = of_group(jnp.where(happened, jnp.exp(-gap), 0)) * inverse_or_zero(risk)
         taken = jnp.where(happened, rank / jnp.maximum(events, 1), 0) * share
         gap = gap + of_group(jnp.log1p(-taken)) / jnp.maximum(events, 1)
-    losses = jnp.where(kept, gap + log_of_total(risk), 0)
+    losses = jnp.where(valid, gap + log_of_total(risk), 0)
     return losses[jnp.argsort(order)]

@@ -1,4 +1,4 @@
-"""Losses of a sequence of labels that a transducer emits while it reads frames."""
+"""Losses for transducers, which emit a sequence of labels while they read frames."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rnnt_loss(
 
     Args:
         logits: Raw scores or log-probabilities, shape (B, T, U + 1, C) for B samples, T frames, U labels and
-            C classes. A mesh with `Explicit` axes may split only B and C.
+            C classes. A mesh with `Explicit` axes may shard only B and C.
         targets: Integer class labels in [0, C) other than `blank`, shape (B, U). Padding is not read.
         input_lengths: Frames per sample, integers in [1, T]: shape (B,), or a list or tuple.
         target_lengths: Labels per sample, likewise, in [0, U].
@@ -92,12 +92,12 @@ def rnnt_loss(
     where = mask(where, logits, [1, 2, 3])
     lattice = _lattice(logits, targets, input_lengths, target_lengths, blank, where)
     losses = -_log_likelihood(*_scores(logits, lattice, blank), lattice)
-    losses = losses - lax.stop_gradient(jnp.minimum(losses, 0))  # which is rounding
+    losses = losses - lax.stop_gradient(jnp.minimum(losses, 0))  # negative only by rounding
     return reduce_losses(losses, None, where, reduction)
 
 
 def _blank_class(blank: int, logits: jax.Array, targets: jax.Array) -> int:
-    """Returns the class of the blank in [0, C), or refuses what does not fit together."""
+    """Returns the class of the blank in [0, C), after checking it and the shapes."""
     if logits.ndim != 4 or targets.shape != (logits.shape[0], logits.shape[2] - 1):
         raise ValueError(
             "targets must have shape (B, U) for logits of shape (B, T, U + 1, C), "
@@ -110,12 +110,12 @@ def _blank_class(blank: int, logits: jax.Array, targets: jax.Array) -> int:
 
 
 class _Lattice(NamedTuple):
-    """What the paths of each sample have to emit; nothing in it is out of range, whatever came."""
+    """The labels that the paths of each sample must emit, and the lengths; all in range."""
 
-    labels: jax.Array  # (B, U + 1); the blank behind the sample's own
+    labels: jax.Array  # (B, U + 1): the sample's labels, and blanks as padding
     input_lengths: jax.Array
     target_lengths: jax.Array
-    validity: jax.Array  # 1, or NaN for a sample of which something was out of range
+    validity: jax.Array  # 1, or NaN for a sample with a label or a length out of range
 
 
 def _lattice(
@@ -127,7 +127,7 @@ def _lattice(
     where: jax.Array | None,
 ) -> _Lattice:
     _, frames, after, classes = logits.shape
-    # A masked sample has no frames, and so nothing of it is read.
+    # A masked sample has no frames, so that nothing of it is read.
     inputs_fit = fill_masked(where, (input_lengths >= 1) & (input_lengths <= frames), True)
     input_lengths = checked(input_lengths, inputs_fit, f"input_lengths: expected lengths in [1, {frames}]")
     targets_fit = fill_masked(where, (target_lengths >= 0) & (target_lengths < after), True)
@@ -140,7 +140,7 @@ def _lattice(
     valid = inputs_fit & targets_fit & jnp.all(is_label, -1)
     return _Lattice(
         jnp.pad(labels.astype(jnp.int32), [(0, 0), (0, 1)], constant_values=blank),
-        # An invalid sample has all frames and labels, whose gradient is NaN.
+        # An invalid sample gets all frames and labels, so that NaN reaches all gradients.
         jnp.where(valid, fill_masked(where, input_lengths), frames).astype(jnp.int32),
         jnp.where(valid, target_lengths, after - 1).astype(jnp.int32),
         one_or_nan(valid, arithmetic_dtype(logits)),
@@ -148,14 +148,14 @@ def _lattice(
 
 
 def _scores(logits: jax.Array, lattice: _Lattice, blank: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probabilities of the blank and of the label in each place, shape (B, T, U + 1).
+    """Returns the log-probabilities of the blank and of the label at each node, shape (B, T, U + 1).
 
-    Behind the sample's own frames and labels come sure blanks, which change nothing.
+    After a sample's own frames and labels come blanks of probability 1, which change nothing.
     """
     time, label = (jnp.arange(size, dtype=jnp.int32) for size in logits.shape[1:3])
     left = lattice.target_lengths[:, None, None] - label[None, None]
     own = (time[None, :, None] < lattice.input_lengths[:, None, None]) & (left >= 0)
-    # Of the logits as they are: compilers would write out masked or wide ones.
+    # From the logits as stored: compilers would write out masked or widened copies.
     (shift,) = widened(_CLASSES.max(logits))
     log_normalizer, *picked = _class_sums(logits, shift, lattice.labels[:, None], own, blank)
     lowest = log_zero(shift.dtype)
@@ -169,8 +169,8 @@ def _class_sums(
 ) -> tuple[jax.Array, ...]:
     """Returns log Σ exp(logits - shift) over the classes, and the logits of the blank and of the label.
 
-    Only a sample's own places have derivatives. The three sums are one reduction of the logits as they lie in
-    memory: a gather would copy them on a TPU, and each further reduction on a CPU.
+    Only a sample's own nodes have derivatives. The three sums are one reduction of the logits as stored: a
+    gather would copy them on a TPU, and further reductions would copy them on a CPU.
     """
     (logits,) = widened(logits)
     terms = jnp.exp(logits - _CLASSES.expand(shift)), *_picked(logits, labels, blank)
@@ -180,7 +180,7 @@ def _class_sums(
 
 
 def _picked(scores: jax.Array, labels: jax.Array, blank: int) -> list[jax.Array]:
-    """Returns the scores, 0 for all classes but the blank, and for all but the label."""
+    """Returns the scores with 0 for all classes except the blank, and with 0 for all except the label."""
     chosen = jnp.full_like(labels, blank), labels
     return [jnp.where(_CLASSES.one_hot(index, scores), scores, 0) for index in chosen]
 
@@ -190,7 +190,7 @@ def _class_sums_jvp(blank: int, primals: tuple[Any, ...], tangents: tuple[Any, .
     logits, shift, labels, own = primals
     found = _class_sums(*primals, blank)
 
-    # Going back, the probabilities are computed again: they are as large as the logits, and wider.
+    # The backward pass recomputes the probabilities, which are as many as the logits, and wider.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def sums(logits: jax.Array, log_normalizer: jax.Array, tangent: jax.Array) -> tuple[jax.Array, ...]:
         logits, tangent = widened(logits, tangent)
@@ -205,7 +205,7 @@ def _log_likelihood(blanks: jax.Array, labels: jax.Array, lattice: _Lattice) -> 
     """Returns the log-probability of all paths, from the scores of their steps.
 
     Every step goes from one diagonal of equal t + u to the next. The memory is that of one diagonal for each
-    step: going back, its arithmetic is done again.
+    step: the backward pass recomputes the arithmetic.
     """
     lowest = log_zero(blanks.dtype)
     label = jnp.arange(blanks.shape[2], dtype=jnp.int32)[None]
@@ -215,21 +215,21 @@ def _log_likelihood(blanks: jax.Array, labels: jax.Array, lattice: _Lattice) -> 
         emitted = jnp.pad(emitted[:, :-1], [(0, 0), (1, 0)], constant_values=lowest)
         return jnp.maximum(log_add_exp(read, emitted), lowest), None
 
-    # The zeros lie on a mesh as the scores do.
+    # The zeros are sharded like the scores.
     start = jnp.where(label == 0, jnp.zeros_like(jnp.sum(blanks, 1)), lowest) * lattice.validity[:, None]
     diagonals = _diagonals(blanks, 0), _diagonals(labels, lowest)
-    # Compiled for the H100, 2 diagonals at a time take 4.5 kernels each, forward and backward together; one
-    # at a time takes 9; 4 at a time take 2.3, but twice as long to compile.
+    # Compiled for an H100, each diagonal takes 4.5 kernels, forward and backward together, if 2 are unrolled;
+    # 9 without unrolling; 2.3 if 4 are unrolled, which takes twice as long to compile.
     state, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), start, diagonals, unroll=2)
     total = jnp.sum(jnp.where(label == lattice.target_lengths[:, None], state, 0), -1)
     return jnp.where(total < lowest / 2, -jnp.inf, total)
 
 
 def _diagonals(scores: jax.Array, fill: float) -> jax.Array:
-    """Returns scores of shape (B, T, U + 1) as (T + U, B, U + 1): those at (t, u) stand at (t + u, u)."""
+    """Moves scores of shape (B, T, U + 1) from (t, u) to (t + u, u), in shape (T + U, B, U + 1)."""
     samples, frames, after = scores.shape
     count = frames + after - 1
-    # Rows of count + 1 numbers that are read as rows of count: each starts one place later than the last.
+    # Rows of count + 1 numbers are read as rows of count numbers, which shifts each row by one more place.
     rows = jnp.pad(jnp.swapaxes(scores, 1, 2), [(0, 0), (0, 0), (0, after)], constant_values=fill)
     skewed = rows.reshape(samples, after * (count + 1))[:, : after * count]
     return jnp.moveaxis(skewed.reshape(samples, after, count), 2, 0)

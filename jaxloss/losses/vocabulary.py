@@ -1,4 +1,4 @@
-"""Losses over large vocabularies, which never hold the logits of all classes."""
+"""Losses over large vocabularies that never materialize the logits of all classes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Softmax cross-entropy of a linear layer's output, without holding its logits.
+    """Softmax cross-entropy of a linear layer's output, without materializing its logits.
 
     loss = cross_entropy(hidden · kernel + bias, targets), with the options of `cross_entropy`. Logits are
-    computed in blocks, and again for the gradient, so that they are never all held. If `hidden` and `kernel`
-    are bfloat16, so are the factors of all products; their sums are float32.
+    computed in blocks and recomputed for the gradient, so they are never all in memory. If `hidden` and
+    `kernel` are bfloat16, matrix products have bfloat16 operands and float32 sums.
 
     Args:
         hidden: Input of the last layer, shape (..., H).
@@ -57,13 +57,13 @@ def linear_cross_entropy(
             floating-point class probabilities, shape (..., V).
         bias: Bias of the last layer, shape (V,). Default: none.
         weight: Weight of each class, shape (V,). Default: 1.
-        ignore_index: Label of positions to leave out, any integer; negative if targets are probabilities.
+        ignore_index: Label of positions to ignore, any integer; negative if targets are probabilities.
         label_smoothing: Share of the uniform distribution, a static number in [0, 1].
         z_loss: Number >= 0. Adds z_loss · logsumexp(logits)². Not in PyTorch.
         soft_cap: Finite c > 0. Replaces logits by c · tanh(logits / c). Default: none. Not in PyTorch.
         where: Mask, broadcast to the shape of `hidden` without its last axis; see `help(jaxloss)`.
         reduction: "mean" (divides as in `cross_entropy`), "sum", "none" or "sum_and_weight".
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         A scalar, or an array of the shape of `hidden` without its last axis for "none"; in nats.
@@ -123,7 +123,7 @@ def linear_log_probs(
     where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> LinearLogProbs:
-    """Log-probability, logsumexp and entropy of a linear layer's output, without holding its logits.
+    """Log-probability, logsumexp and entropy of a linear layer's output, without materializing its logits.
 
     With logits = hidden · kernel + bias and p = softmax(logits) at each position,
 
@@ -139,10 +139,10 @@ def linear_log_probs(
         targets: Integer class labels in [0, V), of the shape of `hidden` without its last axis; or
             floating-point class probabilities, shape (..., V).
         bias: Bias of the last layer, shape (V,). Default: none.
-        ignore_index: Label of positions to leave out, any integer; negative if targets are probabilities.
+        ignore_index: Label of positions to ignore, any integer; negative if targets are probabilities.
         soft_cap: Finite c > 0. Replaces logits by c · tanh(logits / c). Default: none.
         where: Mask, broadcast to the shape of `hidden` without its last axis; see `help(jaxloss)`.
-        axis_name: Mesh axis that splits the classes inside `jax.shard_map`; see `help(jaxloss)`.
+        axis_name: Mesh axis that shards the classes inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
         `LinearLogProbs(log_prob, logsumexp, entropy)`, each of the shape of `hidden` without its last axis,
@@ -172,18 +172,18 @@ def linear_log_probs(
 
 
 class _Problem(NamedTuple):
-    """Arguments that agree."""
+    """The checked arguments."""
 
     layer: Layer
     dtype: jnp.dtype  # of arithmetic
-    labels: Labels | None  # the targets, or
-    probs: jax.Array | None
-    valid: jax.Array | None  # which positions count
-    classes: int  # how many there are, on all devices
+    labels: Labels | None  # None if the targets are probabilities
+    probs: jax.Array | None  # None if the targets are labels
+    valid: jax.Array | None  # mask of positions
+    classes: int  # number of classes on all devices
     axis_name: str | None
 
     def statistics(self, **options: Any) -> Statistics:
-        """Returns what the losses are made of."""
+        """Returns statistics of the logits."""
         return statistics(
             self.layer,
             self.dtype,
@@ -205,7 +205,7 @@ def _problem(
     where: ArrayLike | None,
     axis_name: str | None,
 ) -> _Problem:
-    """Returns the arguments as arrays, or refuses what does not fit together."""
+    """Converts and checks the arguments."""
     hidden, kernel = features_and_kernel(hidden, kernel)
     targets = as_array("targets", targets)
     bias = None if bias is None else per_class("bias", bias, kernel)

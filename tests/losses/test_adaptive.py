@@ -162,7 +162,7 @@ def test_a_label_that_is_no_class_is_nan_at_its_position(bad: int):
 
 @pytest.mark.parametrize("cutoffs", [(), (0, 3), (3, 3), (7, 3), (3, 12), (3.0, 7.0), (3, True), 3, None])
 def test_cutoffs_rise_within_the_classes(cutoffs: Any):
-    message = r"cutoffs must be integers that rise within \[1, "
+    message = r"cutoffs must be increasing integers in \[1, "
     if cutoffs != (3, 12):  # which would fit parameters of more classes
         with pytest.raises(ValueError, match=message + r"n_classes - 1\], got"):
             loss(draw(2), cutoffs=cutoffs)
@@ -189,11 +189,11 @@ def test_cutoffs_are_a_tuple_and_may_be_integers_of_numpy():
             lambda a: a | {"targets": jnp.zeros((2, 1), int)},
             r"targets must have the shape of hidden without its last axis, \(2,\), got targets \(2, 1\)",
         ),
-        (lambda a: a | {"params": {}}, r"params must hold params\['head'\]\['kernel'\], .* got nothing"),
-        (lambda a: a | {"params": a["hidden"]}, r"params must hold .* got params(\n|$)"),
+        (lambda a: a | {"params": {}}, r"params must contain params\['head'\]\['kernel'\], .* got nothing"),
+        (lambda a: a | {"params": a["hidden"]}, r"params must contain .* got params(\n|$)"),
         (
             lambda a: a | {"params": a["params"] | {"tail": a["params"]["tail"][:1]}},
-            r"params must hold .*\['tail'\]\[1\]\['up'\], .* for cutoffs=\(3, 7\), got .*\[0\]\['up'\](\n|$)",
+            r"params must contain .*\['tail'\]\[1\]\['up'\], .* for cutoffs=\(3, 7\), got .*\[0\]\['up'\](\n|$)",
         ),
         (
             lambda a: with_tail(a, up=jnp.ones((1, 0))),
@@ -236,7 +236,7 @@ def test_targets_and_parameters_are_of_their_types():
 def test_a_tail_without_features_is_refused():
     with pytest.raises(ValueError, match=r"got 4.0: tail 1 of in_features=8 has none"):
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 100, (10, 20))
-    with pytest.raises(ValueError, match=r"div_value must leave every tail a feature, got -2"):
+    with pytest.raises(ValueError, match=r"div_value must leave every tail at least one feature, got -2"):
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 100, (10, 20), div_value=-2)
 
 

@@ -150,7 +150,7 @@ def test_wrong_calls_are_refused():
         ValueError, match=r"negatives must have shape \(M, 3\) or \(6, M, 3\), got .*\(4, 2\)"
     ):
         info_nce_loss(X, Y, negatives=X[:4, :2])
-    with pytest.raises(ValueError, match="symmetric must be False where negatives are given"):
+    with pytest.raises(ValueError, match="symmetric must be False if negatives are given"):
         info_nce_loss(X, Y, negatives=X, symmetric=True)
     with pytest.raises(ValueError, match="temperature must be a number > 0, got 0"):
         nt_xent_loss(X, Y, temperature=0)

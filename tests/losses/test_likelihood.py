@@ -135,7 +135,7 @@ def test_square_arrays_read_a_row_of_variances_as_one_for_each_row():
 def test_other_shapes_of_the_variance_are_refused(shape: tuple[int, ...]):
     zeros = np.zeros((4, 3))
     with pytest.raises(
-        ValueError, match=r"var must be a number, or of the shape of predictions \(4, 3\), .*"
+        ValueError, match=r"var must be a number, have the shape of predictions, \(4, 3\), .*"
     ):
         gaussian_nll_loss(zeros, zeros, np.ones(shape))
 

@@ -244,7 +244,7 @@ def test_a_label_that_is_no_class_is_nan_and_named(label: int):
     [
         (
             {"kernel": jnp.ones((CLASSES, FEATURES))},
-            r"kernel must have shape \(H, V\).* got kernel \(23, 4\) .*; for a tied embedding, pass its transp",
+            r"kernel must have shape \(H, V\).* got kernel \(23, 4\) .*; for a tied embedding, pass its",
         ),
         ({"kernel": jnp.ones((5, CLASSES))}, r"kernel must have .* kernel \(5, 23\) and hidden \(3, 4\)\n"),
         ({"kernel": jnp.ones((FEATURES, 0))}, r"kernel must have .* V > 0, .* got kernel \(4, 0\)"),
