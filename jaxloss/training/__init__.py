@@ -13,24 +13,24 @@
     Array(10, dtype=int32)
 
 State and step
-    `create_train_state` makes a `TrainState` of a model and an optimizer. The model is a Flax NNX module, or
-    a pair `(apply_fn, params)`, as for Linen, Equinox and plain functions. `train_step` runs one optimizer
-    step and donates the state; it also accumulates gradients over micro-batches, and measures metrics beside
-    the loss, such as the `gradient_norm`.
+    `create_train_state` creates a `TrainState` from a model and an optimizer. The model is a Flax NNX module,
+    or a pair `(apply_fn, params)`, as for Linen, Equinox and plain functions. `train_step` runs one optimizer
+    step and donates the state. It can also accumulate gradients over micro-batches, and compute metrics in
+    addition to the loss, such as `gradient_norm`.
 Data sets
     `train_epoch` runs an epoch, and `evaluate` computes exact means of a loss and of metrics: over arrays in
-    one compiled call, or over any iterable of batches. `read_losses` raises a `NonFiniteLossError` at the
-    first loss that is NaN or infinite.
+    one compiled call, or over any iterable of batches. `read_losses` raises a `NonFiniteLossError` if a loss
+    is NaN or infinite.
 Checkpoints
     `Checkpoints` saves states in the background and restores the newest complete one.
 Devices
     `shard_train_state` and `shard_batch` place a state and a batch on a mesh, for data-parallel and fully
     sharded training. The step itself does not change.
 
-A loss is any callable `(outputs, targets) -> scalar`. Options are bound with `functools.partial`, arrays with
+A loss is any callable `(outputs, targets) -> scalar`. Bind options with `functools.partial`, and arrays with
 `jax.tree_util.Partial`; `reduction="sum_and_weight"` gives the pair (sum, weight) that micro-batches and
 `evaluate` need. Inputs and targets are pytrees of arrays, with the samples along the first axis. NumPy arrays
-may have any byte order, and 64-bit integers keep their values: a label out of range is never cut to a valid
+may have any byte order, and 64-bit integers keep their values: an out-of-range label never becomes a valid
 one. NumPy masked arrays raise a TypeError.
 
 This package needs Flax, Optax and Orbax: `pip install "jaxloss[train]"`.

@@ -13,7 +13,7 @@ from jaxloss._core.arguments import from_host, not_an_array
 
 
 def batch_from_host(name: str, tree: Any) -> Any:
-    """Returns a pytree of arrays that `jit` reads without changing a number, or names what is no array."""
+    """Converts a pytree of arrays so that `jit` reads it without changing a value, or raises an error."""
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)):
         return tree
 
@@ -45,7 +45,7 @@ def sample_count(inputs: Any, targets: Any) -> int:
 
 
 def check_no_options(**options: Any) -> None:
-    """Raises a ValueError for options that an iterable of batches leaves without effect."""
+    """Raises a ValueError for options that have no effect with an iterable of batches."""
     if given := [name for name, value in options.items() if value is not None]:
         raise ValueError(
             f"{' and '.join(given)} must not be given with an iterable of batches, which has its own; "
@@ -54,7 +54,7 @@ def check_no_options(**options: Any) -> None:
 
 
 def read_batches(batches: Any) -> Iterator[tuple[Any, Any]]:
-    """Yields the batches of an iterable, checked."""
+    """Yields the batches of an iterable, after checking them."""
     if not isinstance(batches, Iterable) or hasattr(batches, "dtype") or isinstance(batches, Mapping | str):
         raise TypeError(
             "without targets, inputs must be an iterable of batches (inputs, targets); got "

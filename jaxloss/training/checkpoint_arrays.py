@@ -15,7 +15,7 @@ def named_arrays(tree: Any) -> dict[str, jax.Array]:
 
 
 def with_arrays(tree: Any, arrays: dict[str, jax.Array]) -> Any:
-    """Returns a pytree with its arrays replaced by those of the same path."""
+    """Returns a pytree with its arrays replaced by those with the same path."""
     leaves, structure = tree_flatten_with_path(tree)
     replaced = [
         jax.random.wrap_key_data(arrays[keystr(path)], impl=jax.random.key_impl(leaf))
@@ -29,7 +29,7 @@ def with_arrays(tree: Any, arrays: dict[str, jax.Array]) -> Any:
 def not_finite(arrays: dict[str, jax.Array]) -> list[str]:
     """Returns the names of parameters that are not finite, and of other arrays that hold NaN.
 
-    Optimizers may start from an infinite best loss.
+    The state of an optimizer may start with an infinite best loss.
     """
     return [name for name, sound in _are_sound(arrays).items() if not sound]
 
@@ -59,13 +59,15 @@ def _as_array(name: str, leaf: Any) -> jax.Array:
     is_number = isinstance(leaf, bool | int | float | complex)
     if is_number or isinstance(leaf, np.ndarray | np.generic):
         try:
-            array = jnp.array(leaf)  # a copy: it is saved while the caller goes on
+            array = jnp.array(leaf)  # a copy, since it is saved while the caller continues
         except (OverflowError, TypeError):
             array = None
         if array is not None and (is_number or array.dtype == leaf.dtype):
             return array.astype(array.dtype)  # no weak type
     found = getattr(leaf, "dtype", type(leaf).__name__)
-    raise TypeError(f"a checkpoint holds arrays and numbers that JAX can hold, got {found} for {name}")
+    raise TypeError(
+        f"a checkpoint can hold only arrays and numbers with dtypes of JAX, got {found} for {name}"
+    )
 
 
 def _is_key(array: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The files of checkpoints: which steps a directory holds, and what is in them."""
+"""The files of checkpoints: the steps in a directory, and their arrays and metrics."""
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -17,8 +17,8 @@ _NUMBERS = ocp.path.step.standard_name_format()
 
 # The items of a checkpoint of ocp.CheckpointManager.
 _ARRAYS, _METRICS = "default", "metrics"
-# Orbax writes all of these. A directory with some of them is a checkpoint: perhaps a damaged one, or one
-# whose deletion was cut short, and which the next save deletes.
+# Orbax writes all of these. A directory with some of them is a checkpoint, which may be damaged. If its
+# deletion was interrupted, the next save deletes it.
 _MARKS = (
     "_CHECKPOINT_METADATA",
     "commit_success.txt",
@@ -27,7 +27,7 @@ _MARKS = (
 
 
 class StepNames(ocp.path.step.NameFormat[_Metadata]):
-    """Orbax's names of steps, plain numbers, but only of directories that Orbax wrote."""
+    """Orbax's step names, which are plain numbers, restricted to directories that Orbax wrote."""
 
     def build_name(self, step: int) -> str:
         """Returns the name of the directory of a step."""
@@ -55,7 +55,7 @@ def find_steps(directory: epath.Path) -> list[int]:
     def listed() -> list[int]:
         return sorted(found.step for found in StepNames().find_all(directory))
 
-    # A listing may miss a checkpoint that is completed meanwhile, and find the one before it deleted.
+    # A listing may miss a checkpoint that is just being completed, and find the previous one deleted.
     steps, again = listed(), listed()
     while steps != again:
         steps, again = again, listed()
@@ -65,12 +65,12 @@ def find_steps(directory: epath.Path) -> list[int]:
 def read_arrays(
     directory: epath.Path, step: int, targets: Mapping[str, jax.Array], prefix: str
 ) -> tuple[dict[str, Any], str]:
-    """Returns the arrays of a checkpoint whose names begin with `prefix`, laid out as `targets`.
+    """Returns the arrays of a checkpoint whose names begin with `prefix`, sharded like `targets`.
 
-    If names, shapes or dtypes are others than those of `targets`, no array is read, and the second result
+    If names, shapes or dtypes differ from those of `targets`, no array is read, and the second result
     describes the differences.
     """
-    # The handlers themselves have no barrier, at which other processes would wait for one that failed.
+    # Handlers, unlike the manager, have no barrier at which other processes would wait for one that failed.
     handler, path = ocp.PyTreeCheckpointHandler(), directory / str(step) / _ARRAYS
     saved: Any = handler.metadata(path).tree
     found = {name: _dtype_and_shape(array) for name, array in saved.items() if name.startswith(prefix)}
@@ -102,11 +102,13 @@ def read_metrics(directory: epath.Path, step: int) -> Mapping[str, float]:
 
 
 def checked_metrics(metrics: Any, best: str | None) -> dict[str, float] | None:
-    """Returns metrics as numbers; `best` names one that must be there, or is None if there must be none."""
+    """Returns metrics as floats; `best` names a required metric, and None means that there must be none."""
     if metrics is None and best is None:
         return None
     if best is None:
-        raise ValueError('metrics need the name of one, as in Checkpoints(directory, best="accuracy")')
+        raise ValueError(
+            'metrics can be saved only if best names one, as in Checkpoints(directory, best="accuracy")'
+        )
     if not isinstance(metrics, Mapping) or best not in metrics:
         found = f"those of {', '.join(metrics)}" if isinstance(metrics, Mapping) else repr(metrics)
         raise ValueError(f"metrics must be a mapping that has {best!r}, the name given as best; got {found}")

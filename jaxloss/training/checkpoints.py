@@ -38,12 +38,12 @@ _LOGGER = logging.getLogger("jaxloss.training")
 class Checkpoints:
     """A directory with the checkpoints of one training run, used as a context manager.
 
-    At the end of the `with` block, pending checkpoints are completed. Otherwise call `close`: a program that
-    exits earlier may lose its last checkpoint.
+    The end of the `with` block waits until pending checkpoints are complete. Without a `with` block, call
+    `close`: a program that exits earlier may lose its last checkpoint.
 
     Any number of programs may read while one writes. Only `save` changes files: the first call creates the
-    directory, locks it against other writers until `close`, and removes what a killed run left incomplete.
-    Threads may share one object.
+    directory, locks it against other writers until `close`, and removes incomplete checkpoints of killed
+    runs. Threads may share one object.
 
     Truncated and missing files are detected. Flipped bytes are not: Orbax stores no checksums of the arrays,
     only of its index, which also holds arrays of less than about 1 kB.
@@ -54,8 +54,8 @@ class Checkpoints:
         keep: Number of the newest checkpoints to keep, at least 1. Older ones are deleted when a newer one is
             complete.
         best: Name of the metric whose best checkpoint is kept, too. Each `save` then needs this metric.
-        best_mode: "max" if more of the metric is better, as for an accuracy, or "min", as for a loss.
-        keep_period: If given, checkpoints of steps that it divides are never deleted.
+        best_mode: "max" if larger values are better, as for an accuracy, or "min", as for a loss.
+        keep_period: If given, checkpoints at multiples of this number of steps are never deleted.
 
     Raises:
         TypeError: If `keep` or `keep_period` is not an integer.
@@ -107,8 +107,8 @@ class Checkpoints:
             raise NotADirectoryError(f"directory must not be a file, got {self._directory}")
         self._keep, self._keep_period = keep, keep_period
         self._best, self._best_mode = best, best_mode
-        self._manager: ocp.CheckpointManager | None = None  # from the first save on
-        self._mutex = threading.RLock()  # Orbax's manager is for one thread
+        self._manager: ocp.CheckpointManager | None = None  # created by the first save
+        self._mutex = threading.RLock()  # Orbax's manager is not thread-safe
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -135,11 +135,11 @@ class Checkpoints:
         if self._is_closed:
             raise ValueError(
                 f"the checkpoints in {self._directory} are closed, as at the end of a with block; create "
-                "another Checkpoints"
+                "a new Checkpoints object"
             )
 
     def _writer(self) -> ocp.CheckpointManager:
-        """Returns the manager that saves, which makes this object the writer of the directory."""
+        """Returns the manager that saves, after locking the directory for this object."""
         self._check_open()
         if self._manager is None:
             unlock = lock_for_writing(pathlib.Path(self._directory))
@@ -150,36 +150,38 @@ class Checkpoints:
             except BaseException:
                 unlock()
                 raise
-            # Without a close, the lock ends with the manager, which lives on while it writes.
+            # Without a close, the lock ends with the manager, which stays alive while it writes.
             self._unlock = weakref.finalize(self._manager, unlock)
         return self._manager
 
     def _options(self) -> ocp.CheckpointManagerOptions:
-        kept: list[ocp.checkpoint_managers.PreservationPolicy] = [ocp.checkpoint_managers.LatestN(self._keep)]
+        policies: list[ocp.checkpoint_managers.PreservationPolicy] = [
+            ocp.checkpoint_managers.LatestN(self._keep)
+        ]
         if self._best is not None:
-            kept.append(
+            policies.append(
                 ocp.checkpoint_managers.BestN(
                     get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
                 )
             )
         if self._keep_period is not None:
-            kept.append(ocp.checkpoint_managers.EveryNSteps(self._keep_period))
+            policies.append(ocp.checkpoint_managers.EveryNSteps(self._keep_period))
         return ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             best_fn=None if self._best is None else self._value,  # Orbax then saves metrics.
             step_name_format=StepNames(),
             cleanup_tmp_directories=True,
         )
 
     def _value(self, metrics: Mapping[str, float]) -> float:
-        """Returns a number that is larger for better checkpoints, -inf for those without the metric."""
+        """Returns a number that is larger for better checkpoints, and -inf without the metric."""
         metric = metrics.get(self._best or "", math.nan)
         if math.isnan(metric):
             return -math.inf
         return metric if self._best_mode == "max" else -metric
 
     def _steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, after pending ones are complete."""
+        """Waits for pending checkpoints, and returns the steps of all complete ones."""
         self._check_open()
         if self._manager is not None:
             self._manager.wait_until_finished()
@@ -205,9 +207,7 @@ class Checkpoints:
             ValueError: If these checkpoints were created without `best`.
         """
         if self._best is None:
-            raise ValueError(
-                'the best checkpoint needs a metric, as in Checkpoints(directory, best="accuracy")'
-            )
+            raise ValueError('best needs the name of a metric, as in Checkpoints(directory, best="accuracy")')
         with self._mutex:
             steps = self._steps()
             scores = [self._value(read_metrics(self._directory, step)) for step in steps]
@@ -219,24 +219,23 @@ class Checkpoints:
         """Saves a state under its step number.
 
         Waits for the device and for a copy to host memory. The checkpoint is then written in the background
-        while the next steps run, and counts once it is complete. Saving the same state again does nothing.
+        while the next steps run, and exists once it is complete. Saving the same state again does nothing.
 
         Args:
             state: The state from a step.
-            metrics: Scalars to save with it by name, such as `{"accuracy": 0.9}`. A metric that is NaN is
-                never the best.
+            metrics: Scalars by name to save with the state, such as `{"accuracy": 0.9}`. A metric that is NaN
+                is never the best.
 
         Raises:
-            FileExistsError: If the directory has a file or folder with the name of the step that is not a
-                checkpoint.
+            FileExistsError: If a file or folder that is not a checkpoint has the name of the step.
             FloatingPointError: If a parameter is NaN or infinite, or another array holds NaN. Existing
                 checkpoints do not change.
             RuntimeError: If the directory has another writer. The message names it.
             TypeError: If `state` is not a `TrainState`, has a leaf that JAX cannot hold, or a metric is not a
                 number.
-            ValueError: If the directory has a later step, or another state of this step, as from another
-                training run, or is closed; if `metrics` lack the one named `best`; or if `state` was donated
-                to a step, or has an array of size 0.
+            ValueError: If the directory has a checkpoint of a later step, or another state of this step, such
+                as from another training run; if these checkpoints are closed; if `metrics` lack the one named
+                `best`; or if `state` was donated to a step, or has an array of size 0.
         """
         check_not_donated(state)
         numbers = checked_metrics(metrics, self._best)
@@ -282,12 +281,12 @@ class Checkpoints:
             The saved state.
 
         Raises:
-            RuntimeError: If the checkpoint cannot be read, as after a damage. The message names the newest
-                one before it that can.
+            RuntimeError: If the checkpoint cannot be read, for example because it is damaged. The message
+                names the newest earlier one that can be read.
             TypeError: If `state` is not a `TrainState`, or has a leaf that JAX cannot hold.
-            ValueError: If the directory is closed, or has no checkpoint of this `step`, or the checkpoint has
-                another model, optimizer, shape or dtype. The message names the differences. The files do not
-                change.
+            ValueError: If these checkpoints are closed, the directory has no checkpoint of this `step`, or
+                the checkpoint has another model, optimizer, shape or dtype. The message names the
+                differences. The files do not change.
         """
         check_is_state(state)
         with self._mutex:
@@ -300,7 +299,7 @@ class Checkpoints:
         return state.replace(**with_arrays(saved, arrays))
 
     def restore_params(self, params: Any, step: int | None = None) -> Any:
-        """Returns the parameters of a checkpoint, whatever its optimizer, to evaluate or fine-tune a model.
+        """Returns the parameters of a checkpoint with any optimizer, to evaluate or fine-tune a model.
 
         Only the parameters are read, and the step is logged to "jaxloss.training".
 
@@ -314,11 +313,11 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: If the directory has no checkpoint.
-            RuntimeError: If the checkpoint cannot be read. The message names the newest one before it that
-                can.
+            RuntimeError: If the checkpoint cannot be read. The message names the newest earlier one that can
+                be read.
             TypeError: If `params` has a leaf that JAX cannot hold.
-            ValueError: If the directory is closed, or has no checkpoint of this `step`, or the checkpoint has
-                other parameters, shapes or dtypes.
+            ValueError: If these checkpoints are closed, the directory has no checkpoint of this `step`, or
+                the checkpoint has other parameters, shapes or dtypes.
         """
         saved = {"params": params}
         with self._mutex:
@@ -336,8 +335,8 @@ class Checkpoints:
         try:
             arrays, different = read_arrays(self._directory, chosen, targets, prefix)
         except Exception as error:
-            # The writer may have deleted it meanwhile, for a newer one. Several processes cannot try again:
-            # the others may have read it.
+            # The writer may have replaced it by a newer one in the meantime. Several processes cannot try
+            # again: the others may have read it.
             if jax.process_count() == 1 and self._chosen(step) != chosen:
                 return self._read(targets, step, prefix)
             raise RuntimeError(self._unreadable(chosen, targets, prefix)) from error
@@ -349,13 +348,13 @@ class Checkpoints:
         return chosen, arrays
 
     def _chosen(self, step: int | None) -> int:
-        """Returns the step of the newest checkpoint, or `step` if there is one of it."""
+        """Returns `step` if it has a checkpoint; the newest step if `step` is None."""
         if step is None and (newest := self.newest) is not None:
             return newest
         steps = self._steps()
         if step is None or integer("step", step) not in steps:
-            found = f"of steps {', '.join(map(str, steps))}" if steps else "none"
-            raise ValueError(f"no checkpoint of step {step} in {self._directory}; there are {found}")
+            found = f"available steps: {', '.join(map(str, steps))}" if steps else "the directory has none"
+            raise ValueError(f"no checkpoint of step {step} in {self._directory}; {found}")
         return step
 
     def _unreadable(self, step: int, targets: dict[str, jax.Array], prefix: str) -> str:
@@ -374,7 +373,7 @@ class Checkpoints:
             remedy = (
                 f"the newest complete one before it is of step {complete}: call "
                 f"restore{'_params' if prefix else ''}({'params' if prefix else 'state'}, step={complete}), "
-                f"and delete {self._directory / str(step)} before training goes on from there"
+                f"and delete {self._directory / str(step)} before training continues from there"
             )
         return f"the checkpoint of step {step} in {self._directory} cannot be read; {remedy}"
 

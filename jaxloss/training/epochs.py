@@ -1,4 +1,4 @@
-"""Epochs, and checked losses."""
+"""Training epochs, and checks that losses are finite."""
 
 import functools
 import reprlib
@@ -26,10 +26,10 @@ __all__ = ["NonFiniteLossError", "read_losses", "train_epoch"]
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss that is NaN or infinite. Nothing is lost: the error holds what the training came to.
+    """Raised if a loss is NaN or infinite; it has the state and the losses so far.
 
     Attributes:
-        state: The state after the last step. Steps whose loss is not finite have not changed it.
+        state: The state after the last step. Steps with a non-finite loss have not changed it.
         losses: The losses of all steps, a NumPy array.
     """
 
@@ -83,10 +83,10 @@ def train_epoch(
     left over after the last whole batch are not used in this epoch. On a mesh, the compiler decides how the
     devices share the work of a step.
 
-    Batches from an iterable, such as a PyTorch `DataLoader` of NumPy arrays, grain or a generator, run one
-    after the other: while a step runs, the next batch is loaded and sent. Use
-    `(shard_batch(batch, mesh, "data") for batch in loader)` on a mesh, and `tqdm.tqdm(loader, disable=None)`
-    to see the progress in a terminal.
+    An iterable of batches may be a PyTorch `DataLoader` of NumPy arrays, a grain loader or a generator. While
+    a step runs, the next batch is loaded and transferred. On a mesh, pass
+    `(shard_batch(batch, mesh, "data") for batch in loader)`; to see the progress in a terminal, pass
+    `tqdm.tqdm(loader, disable=None)`.
 
     Unlike `train_step`, this function does not donate `state`, so the state is still valid if the epoch
     fails.
@@ -116,7 +116,7 @@ def train_epoch(
         TypeError: As in `train_step`, or if `key` is not a PRNG key, `batch_size` is not an integer, or a
             batch is not a pair.
         ValueError: As in `train_step`, or if the numbers of inputs and targets differ or are smaller than
-            `batch_size`, or an iterable has no batch, as a generator the second time.
+            `batch_size`, or an iterable has no batch, such as a generator that is already exhausted.
 
     Example:
         >>> import jax, optax
@@ -174,8 +174,8 @@ def _train_on(
     metrics: dict[str, Partial],
     micro_batches: int,
 ) -> Steps:
-    """Runs a step per batch, each dispatched while the one before runs."""
-    state = jax.tree.map(jnp.copy, state)  # which the first step donates
+    """Runs a step per batch, each dispatched while the previous one runs."""
+    state = jax.tree.map(jnp.copy, state)  # the first step donates the copy
     results: list[Any] = []
     for inputs, targets in batches:
         state, *result = train_step(
@@ -217,9 +217,9 @@ def _train_epoch(
 def read_losses(losses: Sequence[jax.Array] | jax.Array, state: TrainState, *, loss: Measure) -> np.ndarray:
     """Waits for the losses of the last steps, checks that they are finite, and returns them.
 
-    Reading a loss waits for its step, and the device is idle until the next step is dispatched. So collect
-    the losses of `train_step` unread, and read them at intervals: the check then costs the steps nothing.
-    `Checkpoints.save` refuses parameters that are not finite in the meantime.
+    Reading a loss waits for its step, and the device is idle until the next step is dispatched. Therefore
+    collect the losses of `train_step` unread, and read them at intervals, so that the check does not slow
+    down the steps. In the meantime, `Checkpoints.save` refuses parameters that are not finite.
 
     Args:
         losses: The losses of the last steps, oldest first: an array of any shape, such as a scalar or the
@@ -255,9 +255,9 @@ def read_losses(losses: Sequence[jax.Array] | jax.Array, state: TrainState, *, l
         step = int(state.step) - len(values) + int(bad[0]) + 1
         raise NonFiniteLossError(
             f"{getattr(function, '__name__', repr(function))} is {values[bad[0]]} at step {step}, which "
-            "changed nothing but the step number. Are labels out of range, all of a batch ignored, or is "
-            "the learning rate too high? jax.experimental.checkify finds the cause. The error has the "
-            "`state` and the `losses` so far",
+            "changed only the step number. Possible causes are out-of-range labels, a batch whose labels are "
+            "all ignored, and a learning rate that is too high; jax.experimental.checkify finds the cause. "
+            "The error has the `state` and the `losses` so far",
             state,
             values,
         )

@@ -62,9 +62,9 @@ def evaluate(
     batch_size: int | None = None,
     metrics: Mapping[str, Measure] | None = None,
 ) -> Any:
-    """Returns the mean of a loss over a data set, computed batch by batch, and those of metrics beside it.
+    """Returns the means of a loss and of metrics over a data set, computed batch by batch.
 
-    The mean is exact over all samples, also if batches differ in size. The model runs in evaluation mode:
+    The means are exact over all samples, even if batches differ in size. The model runs in evaluation mode:
     without dropout, and with the batch statistics in `state`. `state` does not change.
 
     Args:
@@ -76,7 +76,7 @@ def evaluate(
             `functools.partial(loss, reduction="sum_and_weight")`, or a custom metric that ends in
             `jaxloss.reduce(..., reduction="sum_and_weight")`. Create it once, as for `train_step`.
         batch_size: Largest number of samples per call of the model, for arrays.
-        metrics: More of these by name, computed from the same outputs.
+        metrics: Further callables like `loss` by name, computed from the same outputs.
 
     Returns:
         The mean, a scalar: the sum over all batches divided by the weight of all batches. With metrics
@@ -84,7 +84,7 @@ def evaluate(
 
     Raises:
         TypeError: If `state` is not a `TrainState`, `loss` is not callable, `batch_size` is not an integer,
-            a batch is not a pair, or inputs or targets hold something else than arrays of numbers.
+            a batch is not a pair, or inputs or targets contain anything other than arrays of numbers.
         ValueError: If `loss` or a metric does not return a pair, the numbers of inputs and targets differ or
             are 0, `batch_size` is less than 1, `state` was donated to a step, or a model with a
             `model_state` has no `eval_fn`.

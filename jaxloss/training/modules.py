@@ -1,4 +1,4 @@
-"""Modules of Flax as pure functions of their parameters and inputs."""
+"""Flax modules as pure functions of their parameters and inputs."""
 
 import dataclasses
 import inspect
@@ -35,7 +35,7 @@ class ApplyNNX:
         outputs = module(*positional, **named)
         if self.evaluates or not model_state:
             return outputs
-        # What the module makes while it runs, as with `sow`, is not part of its state.
+        # Variables that the call creates, as with `sow`, are not part of the state.
         known = flatten_mapping(model_state[0])
         return outputs, nnx.to_pure_dict(nnx.state(module, lambda path, _: path in known))
 
@@ -59,10 +59,10 @@ def is_linen_apply(function: Any) -> bool:
 
 
 def _arguments(module: type, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the positional and the named arguments of a module's call that inputs stand for.
+    """Returns the positional and the keyword arguments with which to call a module.
 
-    A tuple is unpacked if the call takes several positional arguments, and a dict if it takes arguments of
-    these names. Everything else is one argument.
+    A tuple is unpacked if the call takes several positional arguments, and a dict if the call takes arguments
+    with these names. Anything else is one argument.
     """
     call: Any = module.__call__
     _, *parameters = inspect.signature(call).parameters.values()

@@ -19,10 +19,10 @@ Pair = tuple[jax.Array, jax.Array | None]
 
 
 def gradient_norm(outputs: Any, targets: Any) -> jax.Array:
-    """The norm of the gradients of all parameters, as a metric of `train_step` and `train_epoch`.
+    """Global norm of the gradients, as a metric of `train_step` and `train_epoch`.
 
-    Of the mean loss of the batch, before the optimizer clips or scales anything. It is not called, but named:
-    `metrics={"gradient_norm": gradient_norm}`.
+    The gradients are those of the mean loss of the batch, before the optimizer clips or scales them. Do not
+    call this function, but pass it: `metrics={"gradient_norm": gradient_norm}`.
 
     Example:
         >>> import optax
@@ -35,7 +35,7 @@ def gradient_norm(outputs: Any, targets: Any) -> jax.Array:
         >>> measured["norm"]  # each of the three gradients is 2/3
         Array(1.1547, dtype=float32)
     """
-    raise TypeError("gradient_norm is a metric of train_step and train_epoch; elsewhere are no gradients")
+    raise TypeError("gradient_norm is only a metric of train_step and train_epoch, which compute gradients")
 
 
 def traceable(loss: Measure, name: str = "loss") -> Partial:
@@ -70,20 +70,20 @@ def _same(function: Any, name: str) -> Any:
 
     Arguments of different types, such as 1 and True, are not equal.
     """
-    if not hasattr(function, "keywords"):  # which a partial has, and what `Partial` wraps one in
+    if not hasattr(function, "keywords"):  # not a partial, nor the object in which `Partial` wraps one
         try:
             hash(function)
         except TypeError as error:
             raise TypeError(
                 f"{name} must be hashable, got a {type(function).__name__}, which holds arrays or other "
-                "things without a hash; write a function of them, and bind them with jax.tree_util.Partial"
+                "unhashable values; write a function of them, and bind them with jax.tree_util.Partial"
             ) from error
         return function
     keywords = tuple(sorted(function.keywords.items()))
     types = tuple(map(type, (*function.args, *function.keywords.values())))
     try:
         return _partial(_same(function.func, name), function.args, keywords, types)
-    except TypeError:  # an argument has no hash
+    except TypeError:  # an argument is not hashable
         return functools.partial(function.func, *function.args, **function.keywords)
 
 
@@ -108,14 +108,14 @@ def _functions_seen(code: Hashable, context: Hashable) -> set[int]:
 
 
 def count_compilation(loss: Partial, metrics: Mapping[str, Partial], *arguments: Any) -> None:
-    """Warns at the third compilation that differs from others only by a loss or metric made anew.
+    """Warns at the third compilation that only a newly created loss or metric has caused.
 
-    Called while a program is traced, so it costs a call nothing.
+    It runs while a program is traced, so it adds no cost to a call.
 
     Args:
         loss: The loss.
         metrics: The metrics.
-        arguments: Everything else that the program depends on.
+        arguments: All other arguments that the program depends on.
     """
     leaves, structure = jax.tree.flatten(arguments)
     context = structure, tuple(map(jax.typeof, leaves))

@@ -26,7 +26,7 @@ Rule = Callable[[str, jax.Array], PartitionSpec]
 def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = None) -> TrainState:
     """Copies a state to the devices of a mesh.
 
-    The optimizer's arrays of a parameter are sharded as the parameter; everything else is replicated.
+    The optimizer's arrays of a parameter are sharded like the parameter; everything else is replicated.
 
     Args:
         state: The state from `create_train_state` or from a step. In a program with several processes, each
@@ -74,8 +74,8 @@ def shard_train_state(state: TrainState, mesh: Mesh, split: str | Rule | None = 
         specs[name] = parameter.shape, spec
 
     def put(array: Any, spec: PartitionSpec) -> jax.Array:
-        # Copied first: on a device that holds the array already, the result would share its buffer, which
-        # a step donates.
+        # Copied first: on a device that already holds the array, the result would share its buffer, which a
+        # step donates.
         return _put(jnp.copy(array), NamedSharding(mesh, spec))
 
     def place(path: Any, array: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ def shard_batch(batch: Any, mesh: Mesh, axis: str) -> Any:
         The same pytree with copies of its arrays on the mesh.
 
     Raises:
-        TypeError: If `mesh` is not a `Mesh`, or the batch holds something else than arrays of numbers.
+        TypeError: If `mesh` is not a `Mesh`, or the batch contains anything other than arrays of numbers.
         ValueError: If the mesh has no such axis, or the axis does not divide the number of samples.
 
     Example:
@@ -210,11 +210,11 @@ def _check_divides(mesh: Mesh, spec: Any, name: str, shape: tuple[int, ...]) -> 
 def _of_parameter(
     specs: dict[str, tuple[tuple[int, ...], PartitionSpec]], path: str, shape: tuple[int, ...]
 ) -> PartitionSpec:
-    """Returns the spec of the parameter that an array of the optimizer belongs to.
+    """Returns the spec of the parameter to which an array of the optimizer belongs.
 
-    An optimizer keeps arrays in trees of the structure of the parameters, so their paths end in the path of a
-    parameter. An array with extra leading dimensions, such as a history of several steps, is sharded along
-    the others; an array of any other shape is replicated.
+    An optimizer keeps arrays in trees with the structure of the parameters, so their paths end with the path
+    of a parameter. An array with extra leading dimensions, such as a history of several steps, is sharded
+    along the others; an array of any other shape is replicated.
     """
     for name in sorted(specs, key=len, reverse=True):
         parameter_shape, spec = specs[name]

@@ -1,4 +1,4 @@
-"""`TrainState`, and how it is created from a model and an optimizer."""
+"""`TrainState`, and its creation from a model and an optimizer."""
 
 import reprlib
 from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ def create_train_state(
     The state holds copies, so training never changes the arrays of the model. After training,
     `nnx.update(model, state.params)` writes the trained parameters into an NNX module, and
     `nnx.update(model, state.params, state.model_state)` also writes batch statistics and dropout keys. The
-    module then shares the arrays of the state: write a copy if the training goes on.
+    module then shares the arrays of the state: write a copy if training continues.
 
     Args:
         model: One of
@@ -74,10 +74,10 @@ def create_train_state(
             * a pair `(apply_fn, params)` with `apply_fn(params, inputs) -> outputs`: for Linen
               `(module.apply, variables)` if `params` are its only variables, for Equinox a function that
               combines arrays and static parts, and the arrays, or any other function and its arrays. The
-              collection `_overwrite_with_gradient` of FP8 layers may stand beside `params`;
+              variables may also have the collection `_overwrite_with_gradient` of FP8 layers;
             * a triple `(apply_fn, params, model_state)` with
-              `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that updates a
-              state of its own. For a Linen module with batch normalization and dropout::
+              `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that updates its
+              own state. For a Linen module with batch normalization and dropout::
 
                   def apply_fn(params, model_state, inputs):
                       key, dropout = jax.random.split(model_state["dropout"])
@@ -92,8 +92,8 @@ def create_train_state(
         optimizer: An Optax optimizer. Create it once: JAX treats the results of two calls of `optax.adam` as
             different optimizers and compiles `train_step` for each. Optimizers that need the loss, such as
             `optax.contrib.reduce_on_plateau`, receive the loss of the batch. Optimizers that evaluate the
-            model, such as `optax.lbfgs` with its line search, are not supported. To train a part of `params`
-            that are no NNX module, use `optax.partition` with `optax.set_to_zero()` for the rest.
+            model, such as `optax.lbfgs` with its line search, are not supported. To train only a part of the
+            `params` of a pair, use `optax.partition` with `optax.set_to_zero()` for the rest.
         wrt: The variables of an NNX module to train, a filter as in `nnx.grad`, such as `nnx.LoRAParam`. The
             others have neither gradients nor optimizer state, and are part of `model_state`.
         eval_fn: The model as `evaluate` calls it, `eval_fn(params, inputs) -> outputs`, or with a
@@ -110,8 +110,8 @@ def create_train_state(
 
     Raises:
         TypeError: If `model` or `optimizer` is none of the above, a parameter is not a floating-point array,
-            `eval_fn` is not callable, `compute_dtype` is not a floating-point dtype, or `params` are the
-            variables of a Linen module with more than parameters, such as batch statistics.
+            `eval_fn` is not callable, `compute_dtype` is not a floating-point dtype, or `params` are Linen
+            variables with further collections, such as batch statistics.
         ValueError: If the optimizer evaluates the model, or `wrt` selects no variable.
 
     Example:
@@ -144,8 +144,8 @@ def create_train_state(
         model_state=model_state,
         eval_fn=eval_fn,
     )
-    # A step donates these buffers: none may belong to the caller or occur twice, as when an optimizer's state
-    # starts as the parameters. An explicit dtype is not weak, so all steps share one compilation.
+    # A step donates these buffers, so none may belong to the caller or occur twice, as when an optimizer's
+    # state starts as the parameters. An explicit dtype is not weak, so all steps share one compilation.
     return jax.tree.map(lambda array: jnp.array(array, jnp.result_type(array)), state)
 
 
@@ -157,16 +157,18 @@ def _functional(
     if isinstance(first, linen.Module):
         raise TypeError("pass a Linen module as the pair (module.apply, variables), got the module itself")
     if isinstance(first, nnx.Module):
-        raise TypeError("pass an NNX module alone, since it holds its parameters; got a tuple with it")
+        raise TypeError(
+            "pass an NNX module alone, since it holds its parameters; got a tuple that contains it"
+        )
     if not isinstance(model, nnx.Module) and wrt is not nnx.Param:
         raise ValueError(
             "wrt selects variables of an NNX module; for other models use optax.partition with "
-            f"optax.set_to_zero() for what is not trained; got {wrt}"
+            f"optax.set_to_zero() for the parameters to freeze; got {wrt}"
         )
     match model:
         case nnx.Module():
             module = nnx.clone(model)
-            nnx.pop(module, nnx.Intermediate)  # what earlier calls left
+            nnx.pop(module, nnx.Intermediate)  # left by earlier calls
             graphdef, variables, others = nnx.split(module, wrt, ...)
             module.eval()
             evaluated = ApplyNNX(nnx.graphdef(module), evaluates=True)
@@ -215,14 +217,14 @@ def _checked_params(params: Any) -> Any:
     if is_linen and (others := params.keys() - {"params", OVERWRITE_WITH_GRADIENT}):
         others = ", ".join(sorted(map(str, others)))
         raise TypeError(
-            f"params must hold only what is trained, got the variables of a Linen module with {others}; pass "
+            f"params must hold only trained parameters, got Linen variables that include {others}; pass "
             '(apply_fn, variables["params"], model_state), as help(create_train_state) shows'
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float)
         if not is_array or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             is_complex = is_array and jnp.iscomplexobj(leaf)
-            hint = "; hold real and imaginary parts apart" if is_complex else ""
+            hint = "; store real and imaginary parts separately" if is_complex else ""
             raise TypeError(
                 f"params must hold only floating-point arrays, got {reprlib.repr(leaf)} for "
                 f"params{jax.tree_util.keystr(path)}{hint}"
@@ -255,7 +257,7 @@ def is_deleted(leaf: Any) -> bool:
 
 
 def check_not_donated(state: Any) -> None:
-    """Raises an error unless `state` is a `TrainState` that was not donated to a step."""
+    """Raises an error if `state` is not a `TrainState`, or was donated to a step."""
     check_is_state(state)
     if any(map(is_deleted, jax.tree.leaves(state))):
         raise ValueError(

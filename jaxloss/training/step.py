@@ -74,27 +74,27 @@ def train_step(
 
     A pure function, compiled once per model, optimizer, loss and shapes. It donates `state`: the arrays of
     the old state are deleted, so write `state, value = train_step(state, ...)`. A call that raises one of
-    the errors below donates nothing. If the loss is NaN or infinite, as over a batch of ignored labels, the
-    new state is the old one with the next step number.
+    the errors below donates nothing. If the loss is NaN or infinite, for example because all labels of the
+    batch are ignored, only the step number of the state changes.
 
     Args:
         state: The state from `create_train_state` or from the previous step.
         inputs: The model's inputs: an array with the batch along its first axis, or any pytree of arrays. JAX
-            may read a NumPy array while the step runs: do not refill it before you have read `value`, or pass
-            a copy.
+            may read a NumPy array while the step runs: pass a copy, or do not modify it before you have read
+            `value`.
         targets: The second argument of the loss, an array or any pytree of arrays.
         loss: A callable `(outputs, targets) -> scalar`, or one that returns the pair (sum, weight) of
             `reduction="sum_and_weight"`, whose mean sum / weight is minimized; the weight must not depend on
-            the outputs. Create it once, as each new function compiles again; equal partials of one function
-            do not. Bind Python options with `functools.partial(loss, reduction="sum")`, and arrays, which may
-            change from step to step, with `jax.tree_util.Partial(loss, weight=weight)`.
-        micro_batches: Number of parts that the batch is computed in, one after the other, to save memory.
-            Part i has the samples i, i + micro_batches, and so on, so a batch that is sharded over devices
-            does not move. The loss must then return a pair: sums and weights add up to the mean of the whole
-            batch, also if masks make the parts unequal. `model_state` passes from part to part, and
+            the outputs. Create it once: each new function is compiled again, but equal partials of one
+            function are not. Bind Python options with `functools.partial(loss, reduction="sum")`, and arrays,
+            which may change from step to step, with `jax.tree_util.Partial(loss, weight=weight)`.
+        micro_batches: Number of parts into which the batch is split to save memory; they run one after the
+            other. Part i has the samples i, i + micro_batches, and so on, so a batch that is sharded over
+            devices does not move. The loss must then return a pair: the sums and weights give the mean of the
+            whole batch, even if masks make the parts unequal. `model_state` passes from part to part, and
             gradients are accumulated in at least float32.
-        metrics: What to measure beside the loss, such as `{"accuracy": accuracy}`: callables like the loss,
-            of the same outputs, or `gradient_norm`. Over micro-batches they, too, must return pairs.
+        metrics: Further measures of the same outputs, such as `{"accuracy": accuracy}`: callables like the
+            loss, or `gradient_norm`. With micro-batches, they must return pairs, too.
 
     Returns:
         `(state, value)`: the state after the step, and the scalar loss of this batch at the parameters before
@@ -103,9 +103,9 @@ def train_step(
 
     Raises:
         TypeError: If `state` is not a `TrainState`, `loss` or a metric is not callable, inputs or targets
-            hold something else than arrays of numbers, or `apply_fn` is called with a `model_state` and does
-            not return a pair `(outputs, model_state)` with a `model_state` of the same structure, shapes and
-            dtypes.
+            contain anything other than arrays of numbers, or `apply_fn` is called with a `model_state` and
+            does not return a pair `(outputs, model_state)` with a `model_state` of the same structure, shapes
+            and dtypes.
         ValueError: If `loss` returns something else, `micro_batches` does not divide the batch, the parts of
             `state` belong to different models, or `state` was donated to an earlier step.
 
@@ -133,7 +133,7 @@ def train_step(
     try:
         result = _train_step(state, inputs, targets, traceable(loss), measured, parts)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        # An error while the step runs leaves the state deleted, too: JAX's own message tells the two apart.
+        # An error while the step runs also leaves the state deleted; JAX's message distinguishes the two.
         if "deleted" in str(error):
             check_not_donated(state)
         elif not isinstance(error, RuntimeError):
@@ -196,7 +196,7 @@ def _quotient(weight: jax.Array, gradient: jax.Array, parameter: jax.Array) -> j
 
 
 def _norm(gradients: Any) -> jax.Array:
-    """Returns the norm of all gradients."""
+    """Returns the global norm of the gradients."""
     return optax.tree.norm(widened(*jax.tree.leaves(optimized(gradients))))
 
 
@@ -256,7 +256,7 @@ def _apply(state: TrainState, params: Any, inputs: Any) -> tuple[Any, Any]:
     if state.model_state is None:
         return state.apply_fn(params, inputs), None
     match state.apply_fn(params, state.model_state, inputs):
-        # Must be a tuple: an array with a batch of two outputs would unpack, too.
+        # Only a tuple: an array with a batch of two outputs would also unpack.
         case tuple() as pair if len(pair) == 2:
             found = differences(dtypes_and_shapes(pair[1]), dtypes_and_shapes(state.model_state))
             structure, expected = map(jax.tree.structure, (pair[1], state.model_state))

@@ -1,4 +1,4 @@
-"""Parts of parameters, and the dtypes and shapes of pytrees as text."""
+"""The part of parameters that is optimized, and the dtypes and shapes of pytrees as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +17,12 @@ def has_replaced(params: Any) -> bool:
 
 
 def optimized(params: Any) -> Any:
-    """Returns what the optimizer updates of parameters, or of their gradients."""
+    """Returns the part of parameters, or of their gradients, that the optimizer updates."""
     return params["params"] if has_replaced(params) else params
 
 
 def with_optimized(params: Any, new: Any) -> Any:
-    """Returns the parameters with `new` in place of what the optimizer updates."""
+    """Returns the parameters with `new` as the part that the optimizer updates."""
     return {**params, "params": new} if has_replaced(params) else new
 
 

@@ -1,4 +1,4 @@
-"""A directory has one writer: a lock that ends with the process that holds it."""
+"""A lock that gives a directory one writer, and ends with the process that holds it."""
 
 import datetime
 import logging
@@ -73,7 +73,7 @@ def _unlock(descriptor: int | None) -> None:
 
 
 def _close_inherited() -> None:
-    """Closes the locks in a forked process, which would hold them after its parent was killed."""
+    """Closes the locks in a forked process, which would otherwise hold them after its parent is killed."""
     while _HELD:
         os.close(_HELD.pop())
 

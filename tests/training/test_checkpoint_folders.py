@@ -289,8 +289,8 @@ def test_damage_is_named_with_the_remedy(kind, tmp_path):
             assert caused
             assert said == (
                 f"the checkpoint of step 8 in {folder} cannot be read; the newest complete one before it is "
-                f"of step 4: call restore(state, step=4), and delete {folder}/8 before training goes on from "
-                "there"
+                f"of step 4: call restore(state, step=4), and delete {folder}/8 before training "
+                "continues from there"
             )
     assert found >= 3
 

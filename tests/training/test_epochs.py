@@ -65,7 +65,7 @@ def test_each_key_is_another_order_of_each_sample():
     np.testing.assert_array_equal(seen(jax.random.key(0)), first)
 
 
-REMEDY = r", which changed nothing but the step number\. Are labels out of range, all of a batch "
+REMEDY = r", which changed only the step number\. Possible causes are out-of-range labels, a batch "
 
 
 @pytest.mark.parametrize("step", [1, 3])

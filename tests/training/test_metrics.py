@@ -154,7 +154,7 @@ def test_what_is_no_metric_is_named(metrics, options, error, message):
 
 def test_an_evaluation_refuses_what_it_cannot_measure():
     for metric, message in (
-        (gradient_norm, "gradient_norm is a metric of train_step and train_epoch"),
+        (gradient_norm, "gradient_norm is only a metric of train_step and train_epoch"),
         (rms, r"metrics\['a'\] must return the pair .* for evaluate"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):

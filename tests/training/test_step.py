@@ -423,7 +423,7 @@ def test_a_module_in_place_of_its_function_is_named():
 
 
 def test_a_module_beside_its_parameters_is_named():
-    with pytest.raises(TypeError, match=r"pass an NNX module alone, .*; got a tuple"):
+    with pytest.raises(TypeError, match=r"pass an NNX module alone, .*; got a tuple that contains it"):
         create_train_state((nnx_model(), {}), SGD)
 
 
@@ -433,7 +433,7 @@ def test_a_module_beside_its_parameters_is_named():
         ({"w": jnp.ones(2), "n": jnp.arange(3)}, r"Array\(\[0, 1, 2\].* for params\['n'\]"),
         ([jnp.ones(2), jnp.dot], r"for params\[1\]"),
         ("text", r"'text' for params$"),
-        ({"w": jnp.ones(2, complex)}, r"for params\['w'\]; hold real and imaginary parts apart"),
+        ({"w": jnp.ones(2, complex)}, r"for params\['w'\]; store real and imaginary parts separately"),
     ],
 )
 def test_parameters_that_do_not_train_are_named(params, named):
