@@ -217,7 +217,7 @@ def test_fp8_scales_are_not_divided_and_pass_from_part_to_part():
 
 def test_other_variables_beside_fp8_scales_are_refused():
     module, variables = fp8()
-    with pytest.raises(TypeError, match="variables of a Linen module with batch_stats"):
+    with pytest.raises(TypeError, match="Linen variables that include batch_stats"):
         create_train_state((module.apply, {**variables, "batch_stats": {}}), SGD)
 
 
