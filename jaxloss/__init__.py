@@ -1,4 +1,4 @@
-"""PyTorch's loss functions for JAX, with the same names, defaults and values, and further losses.
+"""PyTorch's loss functions for JAX, with the same names, defaults and values, plus losses beyond PyTorch.
 
 Every loss is a pure jitted function that works under `grad`, `jvp`, `hessian`, `vmap`, `scan` and
 `shard_map`. This page describes what all losses share; `help(jaxloss.huber_loss)` describes a single

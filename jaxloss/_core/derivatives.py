@@ -104,7 +104,7 @@ def _inverse_length(vectors: jax.Array, power: jax.Array, shortest: jax.Array, a
 def _inverse_length_jvp(
     axis: int, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    # Uses the unscaled vectors: scaled ones would be written out for use in both directions.
+    # Uses the unscaled vectors: scaled ones would be written out for the forward and the backward pass.
     vectors, power, shortest = primals
     inverse = _inverse_length(*primals, axis)
     to_unit = jnp.where(inverse * shortest < 1, power * inverse, 0)

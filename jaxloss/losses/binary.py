@@ -217,8 +217,8 @@ def multilabel_soft_margin_loss(
 
     Differences from PyTorch:
         * The class axis is the last, as in PyTorch; `axis` is an addition.
-        * For infinite logits the loss is its limit, 0 if they are right and ∞ if wrong; PyTorch gives NaN
-          for the former. A class of weight 0 contributes 0.
+        * For infinite logits the loss is its limit, ∞ if they are wrong and 0 if right, where PyTorch gives
+          NaN. A class of weight 0 contributes 0.
 
     Source:
         PyTorch documentation: torch.nn.MultiLabelSoftMarginLoss,

@@ -193,8 +193,8 @@ def kl_div(
 
     Differences from PyTorch:
         * A target of probability 0 has loss 0, even if `log_probs` is -inf; PyTorch gives NaN.
-        * The gradient with respect to a target of probability 0 is its limit; PyTorch gives NaN. For a
-          log-probability of -inf as the target it is 0; else it is -∞, or ∞ if `log_probs` is -inf.
+        * The gradient with respect to a target of probability 0 is its limit; PyTorch gives NaN. With
+          `log_target` it is 0; else it is -∞, or ∞ if `log_probs` is -inf.
         * A negative target probability also has gradient NaN. "mean" does not warn.
 
     Source:

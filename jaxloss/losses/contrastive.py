@@ -71,7 +71,9 @@ def info_nce_loss(
     if negatives is None:
         losses = cross_entropies(rows, others, symmetric=symmetric, axis_name=axis_name)
     elif symmetric:
-        raise ValueError("symmetric must be False if negatives are given, since targets have no negatives")
+        raise ValueError(
+            "symmetric must be False if negatives are given, since these are for embeddings only"
+        )
     else:
         given = as_array("negatives", negatives)
         losses = _among_given(rows, others, given, normalize)

@@ -54,7 +54,8 @@ def circle_loss(
         gamma: Factor of the exponents, a finite number > 0.
         normalize: Whether to normalize the vectors to unit length.
         where: Mask, broadcast to shape (N,). A masked row is neither a positive nor a negative of other rows.
-        reduction: "mean" (divides by the number of rows with both), "sum", "none" or "sum_and_weight".
+        reduction: "mean" (divides by the number of rows with positives and negatives), "sum", "none" or
+            "sum_and_weight".
         axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:

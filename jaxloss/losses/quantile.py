@@ -35,7 +35,7 @@ def quantile_loss(
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> jax.Array:
-    """Quantile loss (pinball loss), which a quantile of the targets minimizes.
+    """Quantile loss (pinball loss), minimized by a quantile of the targets.
 
     With e = targets - predictions,
 

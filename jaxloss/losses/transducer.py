@@ -71,7 +71,7 @@ def rnnt_loss(
     Differences from other libraries:
         * If no path is possible, because of logits of -inf, the loss is ∞ with gradient 0.
         * A logit of +inf, and logits that are all -inf, give NaN.
-        * The mean's gradient is that of the mean, not of the sum. No `clamp` of the gradient.
+        * TorchAudio's option `clamp`, which bounds the gradient, does not exist.
 
     Source:
         A. Graves (2012), Sequence Transduction with Recurrent Neural Networks. TorchAudio documentation:
@@ -190,7 +190,7 @@ def _class_sums_jvp(blank: int, primals: tuple[Any, ...], tangents: tuple[Any, .
     logits, shift, labels, own = primals
     found = _class_sums(*primals, blank)
 
-    # The backward pass recomputes the probabilities, which are as many as the logits, and wider.
+    # The backward pass recomputes the probabilities, which have the shape of the logits and a wider dtype.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def sums(logits: jax.Array, log_normalizer: jax.Array, tangent: jax.Array) -> tuple[jax.Array, ...]:
         logits, tangent = widened(logits, tangent)

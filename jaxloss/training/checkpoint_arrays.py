@@ -65,9 +65,7 @@ def _as_array(name: str, leaf: Any) -> jax.Array:
         if array is not None and (is_number or array.dtype == leaf.dtype):
             return array.astype(array.dtype)  # no weak type
     found = getattr(leaf, "dtype", type(leaf).__name__)
-    raise TypeError(
-        f"a checkpoint can hold only arrays and numbers with dtypes of JAX, got {found} for {name}"
-    )
+    raise TypeError(f"a checkpoint can hold only arrays and numbers with JAX dtypes, got {found} for {name}")
 
 
 def _is_key(array: Any) -> bool:

@@ -110,7 +110,7 @@ def checked_metrics(metrics: Any, best: str | None) -> dict[str, float] | None:
             'metrics can be saved only if best names one, as in Checkpoints(directory, best="accuracy")'
         )
     if not isinstance(metrics, Mapping) or best not in metrics:
-        found = f"those of {', '.join(metrics)}" if isinstance(metrics, Mapping) else repr(metrics)
+        found = f"metrics {', '.join(metrics)}" if isinstance(metrics, Mapping) else repr(metrics)
         raise ValueError(f"metrics must be a mapping that has {best!r}, the name given as best; got {found}")
     for name, metric in metrics.items():
         dtype = np.asarray(metric).dtype

@@ -1,4 +1,4 @@
-"""A lock that gives a directory one writer, and ends with the process that holds it."""
+"""A lock that allows one writer per directory, and ends with the process that holds it."""
 
 import datetime
 import logging

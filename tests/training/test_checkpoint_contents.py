@@ -215,7 +215,7 @@ def test_a_leaf_that_jax_cannot_hold_is_named(leaf, found, tmp_path):
         broken = state.replace(model_state={"leaf": leaf}, step=state.step + 1)
         for use in (checkpoints.save, checkpoints.restore):
             with pytest.raises(
-                TypeError, match=rf"with dtypes of JAX, got {found} for \['model_state'\]\['leaf'\]"
+                TypeError, match=rf"with JAX dtypes, got {found} for \['model_state'\]\['leaf'\]"
             ):
                 use(broken)
         assert checkpoints.newest == 0
