@@ -38,8 +38,8 @@ Arrays and dtypes
 -----------------
 Arrays may be NumPy arrays of any byte order, JAX arrays, Python numbers, `nnx.Variable`, or any object
 with `__jax_array__`. Lists (except lists of lengths), PyTorch tensors and NumPy masked arrays raise a
-TypeError; pass `jax.numpy.asarray(x)`, `x.numpy()`, or the mask as `where`. Predictions and targets must
-have equal shapes and never broadcast; weights and masks do.
+TypeError; pass `jax.numpy.asarray(x)`, `x.numpy()`, or the mask as `where`. Predictions and targets never
+broadcast against each other; weights and masks do.
 
 Arithmetic and results are at least float32: bfloat16 and float16 inputs give a float32 loss, and
 float64 stays float64. Integers and booleans are converted to the default float. A gradient has the

@@ -256,7 +256,7 @@ def hinge_loss(
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
     Returns:
-        A scalar, or an array of the shape of `scores` for "none"; in the unit of `scores`.
+        A scalar, or an array of the shape of `scores` for "none"; in the unit of `scores`, or its square.
 
     Example:
         >>> import jax.numpy as jnp

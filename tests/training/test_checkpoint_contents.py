@@ -57,7 +57,7 @@ def test_the_best_and_the_newest_are_kept(accuracies, options, left, best, tmp_p
     [
         ({"best": "accuracy"}, None, ValueError, "mapping that has 'accuracy', .*; got None"),
         ({"best": "accuracy"}, 0.9, ValueError, "mapping that has 'accuracy', .*; got 0.9"),
-        ({"best": "accuracy"}, {"loss": 1.0}, ValueError, "has 'accuracy', .*; got those of loss"),
+        ({"best": "accuracy"}, {"loss": 1.0}, ValueError, "has 'accuracy', .*; got metrics loss"),
         ({}, {"loss": 1.0}, ValueError, r"metrics can be saved only .* Checkpoints\(directory, best="),
         ({"best": "a"}, {"a": jnp.ones(2)}, TypeError, r"real scalars, got .*1., 1.* for 'a'"),
         ({"best": "a"}, {"a": "0.5"}, TypeError, "real scalars, got '0.5' for 'a'"),
