@@ -253,8 +253,8 @@ class Checkpoints:
             newest, path = manager.latest_step(), self._directory / str(step)  # including pending ones
             if newest is not None and step < newest:
                 raise ValueError(
-                    f"the newest checkpoint in {self._directory} is of step {newest}, after step {step}; "
-                    "restore it, delete it, or use another directory"
+                    f"the newest checkpoint in {self._directory} is of step {newest}, later than step {step} "
+                    "of the state; restore it, delete it, or use another directory"
                 )
             if step == newest:
                 if not are_equal(arrays, self._read(arrays, step)[1]):

@@ -316,7 +316,7 @@ def test_a_training_goes_on_before_the_damage(tmp_path):
     damage(folder / "8" / "default" / "manifest.ocdbt", "half")
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(at(0), step=4)
-        with pytest.raises(ValueError, match="is of step 8, after step 4; restore it, delete it, or use"):
+        with pytest.raises(ValueError, match="is of step 8, later than step 4 of the state; restore it, del"):
             checkpoints.save(state)
     subprocess.run(["rm", "-r", str(folder / "8")], check=True)
     with Checkpoints(folder) as checkpoints:

@@ -226,7 +226,7 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
         for step in (20, 30):
             checkpoints.save(state.replace(step=jnp.int32(step)))
         for step in (10, 20):
-            with pytest.raises(ValueError, match=rf"newest .* is of step 30, after step {step}; restore it"):
+            with pytest.raises(ValueError, match=rf"newest .* is of step 30, later than step {step} of"):
                 checkpoints.save(state.replace(step=jnp.int32(step)))
     assert names(tmp_path) == ["20", "30"]
 
