@@ -234,7 +234,7 @@ def test_targets_and_parameters_are_of_their_types():
 
 
 def test_a_tail_without_features_is_refused():
-    with pytest.raises(ValueError, match=r"got 4.0: tail 1 of in_features=8 has none"):
+    with pytest.raises(ValueError, match=r"got 4.0: tail 1 has none for in_features=8"):
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 100, (10, 20))
     with pytest.raises(ValueError, match=r"div_value must leave every tail at least one feature, got -2"):
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 100, (10, 20), div_value=-2)

@@ -193,7 +193,9 @@ def test_a_label_out_of_range_is_nan_and_named(loss: Any, label: int):
 
 @every_loss
 def test_wrong_calls_are_refused(loss: Any):
-    with pytest.raises(ValueError, match=r"kernel must have shape \(H, V\).* embeddings \(5, 3\); a tied"):
+    with pytest.raises(
+        ValueError, match=r"kernel must have shape \(H, V\).* embeddings \(5, 3\); for a tied"
+    ):
         loss(X, KERNEL.T, LABELS)
     with pytest.raises(ValueError, match=r"shape of embeddings without its last axis, \(5,\), got .*\(4,\)"):
         loss(X, KERNEL, LABELS[:4])
