@@ -61,9 +61,8 @@ without recompiling. A Python number outside its domain raises a ValueError; an 
 NaN, or an error under checkify. Strings, booleans, axes, `ignore_index` and static numbers must be
 Python values.
 
-The counterpart of a PyTorch criterion with bound options is `jax.tree_util.Partial`, which is a pytree:
-`jit` and `grad` accept it as an argument. Bind static options with a `functools.partial` inside it.
-Create that once, as each new one is compiled again.
+A PyTorch criterion with bound options is a `jax.tree_util.Partial` here, which `jit` and `grad` accept as
+an argument. Bind static options with one `functools.partial` inside it; each new one is compiled again.
 
     >>> criterion = jax.tree_util.Partial(jaxloss.cross_entropy, weight=jnp.array([1.0, 2.0, 4.0]))
     >>> criterion(logits, labels)
@@ -84,8 +83,7 @@ Differences from PyTorch
 * If a mean divides by 0, its gradient is 0; PyTorch's is NaN in some losses.
 * Labels may have any integer dtype; other targets may also be integers or booleans.
 * Losses are also differentiable with respect to options and weights.
-* `where`, "sum_and_weight" and `axis_name` are additions. PyTorch's deprecated `size_average` and `reduce`
-  do not exist.
+* `where`, "sum_and_weight" and `axis_name` are additions; `size_average` and `reduce` are omitted.
 """
 
 from jaxloss._core.reduction import reduce as reduce

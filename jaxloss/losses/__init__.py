@@ -7,9 +7,8 @@ To add a loss:
 2. Export it in `jaxloss/__init__.py`.
 3. Add entries to `tests/cases/<family>.py`. If PyTorch has the loss, record its answers with
    `python -m tests.torch_oracle`, and add a plain formula to `tests/formulas.py` and extreme points to
-   `tests/situations.py`. If not, add the formula (`beyond_pytorch`) and the points (`row`) next to the
-   entries, as in `tests/cases/quantile.py`, and compare the formula with a package in
-   `tests/reference_packages`.
+   `tests/situations.py`. If not, add formula (`beyond_pytorch`) and points (`row`) next to the entries, as in
+   `tests/cases/quantile.py`, and compare the formula with a package in `tests/reference_packages`.
 4. Add a case to a `tests/benchmarks/cases*.py` and a row to the README, and write the certificate with
    `python -m tests.certificate`.
 

@@ -36,7 +36,7 @@ def info_nce_loss(
 
         loss_i = log Σ_j exp(z_ij) - z_ii
 
-    The N x N matrix z is never materialized.
+    The N x N matrix z is never formed.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
@@ -98,7 +98,7 @@ def nt_xent_loss(
 
         loss of v_i = log Σ_{j≠i} exp(z_ij) - z_ip, where v_p is the other view of v_i
 
-    and the loss of a pair is the mean of those of its two views. The 2N x 2N matrix z is never materialized.
+    and the loss of a pair is the mean of those of its two views. The 2N x 2N matrix z is never formed.
 
     Args:
         embeddings: Embeddings of one view, shape (N, D). A zero vector stays zero, and all its
@@ -149,8 +149,7 @@ def supervised_contrastive_loss(
 
         loss_i = log Σ_{j≠i} exp(z_ij) - mean_{p∈P(i)} z_ip
 
-    A row without positives has loss 0 and does not count in the mean. The N x N matrix z is never
-    materialized.
+    A row without positives has loss 0 and does not count in the mean. The N x N matrix z is never formed.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An

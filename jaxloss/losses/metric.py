@@ -44,7 +44,7 @@ def circle_loss(
 
     where a_ip = max(1 + margin - s_ip, 0) and b_in = max(s_in + margin, 0) are constants in all derivatives.
     A row without positives or without negatives has loss 0 and does not count in the mean. The N x N matrix s
-    is never materialized.
+    is never formed.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An
@@ -54,8 +54,7 @@ def circle_loss(
         gamma: Factor of the exponents, a finite number > 0.
         normalize: Whether to normalize the vectors to unit length.
         where: Mask, broadcast to shape (N,). A masked row is neither a positive nor a negative of other rows.
-        reduction: "mean" (divides by the number of rows with positives and negatives), "sum", "none" or
-            "sum_and_weight".
+        reduction: "mean" (divides by the number of rows that count), "sum", "none" or "sum_and_weight".
         axis_name: Mesh axis that shards the rows inside `jax.shard_map`; see `help(jaxloss)`.
 
     Returns:
@@ -120,7 +119,7 @@ def multi_similarity_loss(
         loss_i = log(1 + Σ_{p∈P(i)} exp(-alpha (s_ip - base))) / alpha
                + log(1 + Σ_{n∈N(i)} exp(beta (s_in - base))) / beta
 
-    The N x N matrix s is never materialized.
+    The N x N matrix s is never formed.
 
     Args:
         embeddings: Embeddings, shape (N, D). A zero vector stays zero, and all its derivatives are 0. An

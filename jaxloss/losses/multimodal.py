@@ -33,7 +33,7 @@ def clip_loss(
 
         loss_i = ½ (log Σ_j exp(z_ij) - z_ii) + ½ (log Σ_j exp(z_ji) - z_ii)
 
-    The N x N matrix z is never materialized.
+    The N x N matrix z is never formed.
 
     Args:
         embeddings: Embeddings, usually unit vectors, shape (N, D). With `normalize` a zero vector
@@ -89,7 +89,7 @@ def siglip_loss(
 
         loss_i = log(1 + exp(-z_ii)) + Σ_{j≠i} log(1 + exp(z_ij))
 
-    The N x N matrix z is never materialized.
+    The N x N matrix z is never formed.
 
     Args:
         embeddings: Embeddings, usually unit vectors, shape (N, D). With `normalize` a zero vector

@@ -74,8 +74,7 @@ def corn_loss(
         logits: Raw scores of y > k given y > k - 1, for k = 0 ... K - 2, shape (..., K - 1).
         targets: Integer class labels in [0, K), of the shape of `logits` without its last axis.
         where: Mask, broadcast to the shape of `targets`; see `help(jaxloss)`.
-        reduction: "mean" (divides by the number of such thresholds over all labels), "sum", "none" or
-            "sum_and_weight".
+        reduction: "mean" (divides by the number of these thresholds), "sum", "none" or "sum_and_weight".
 
     Returns:
         A scalar, or an array of the shape of `targets` for "none"; in nats.

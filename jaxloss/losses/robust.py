@@ -34,8 +34,7 @@ def charbonnier_loss(
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
         targets: True values, of the shape of `predictions`.
-        eps: Error below which the loss is about quadratic, a number >= 0 in the unit of `targets`. With 0 it
-            is `l1_loss`.
+        eps: Width of the quadratic region, a number >= 0 in the unit of `targets`. 0 gives `l1_loss`.
         where: Mask, broadcast to the shape of `predictions`; see `help(jaxloss)`.
         reduction: "mean" (divides by the number of elements), "sum", "none" or "sum_and_weight".
 
@@ -94,8 +93,7 @@ def log_cosh_loss(
         Array([5.0000e-09, 4.3378e-01, 9.9307e+01], dtype=float32)
 
     Differences from other libraries:
-        * Small errors keep their precision: in float32, an error of 1e-4 has loss 5e-9, not 0 as in Keras and
-          Optax.
+        * Small errors keep their precision: in float32, 1e-4 gives 5e-9 here, and 0 in Keras and Optax.
 
     Source:
         P. Chen et al. (2019), Log Hyperbolic Cosine Loss Improves Variational Auto-Encoder. Keras

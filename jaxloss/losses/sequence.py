@@ -54,8 +54,7 @@ def ctc_loss(
         target_lengths: Labels per sample, likewise; in [0, S] for padded targets.
         blank: Class of the blank, a static integer in [0, C).
         zero_infinity: Whether to replace infinite losses by 0. They still count in the mean.
-        where: Mask, broadcast to the shape of `input_lengths`. If targets are concatenated, masked samples
-            need valid target lengths, too.
+        where: Mask, broadcast to the shape of `input_lengths`. Concatenated targets need all target lengths.
         reduction: "mean" of loss / max(target_lengths, 1) over the samples, "sum" of the losses, "none", or
             "sum_and_weight", the pair (Σ loss / max(target_lengths, 1), number of samples).
 
