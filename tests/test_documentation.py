@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PORTING = (ROOT / "examples" / "porting.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "examples" / "guide.md").read_text(encoding="utf-8")
-PAGES = [page for page in ROOT.rglob("*.md") if not {".venv", "shared"} & {*page.relative_to(ROOT).parts}]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("tests/**/*.md")]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
