@@ -138,7 +138,7 @@ def pairwise_logistic_loss(
 ) -> jax.Array:
     """Logistic loss of the pairs of a list that have an order (RankNet).
 
-        loss = Σ weight[i] · log(1 + exp(scores[j] - scores[i]))    over the pairs with targets[i] > targets[j]
+        loss = Σ weight[i] · log(1 + exp(scores[j] - scores[i]))    over pairs with targets[i] > targets[j]
 
     The pairs are never all held.
 
