@@ -8,9 +8,9 @@
     postfix  = primary | postfix "(" relation ")" | postfix "[" relation "]"
     primary  = number | name | "(" relation ")" | "|" sum "|" | "‖" sum "‖" ["_" name] | "√" primary
 
-Names of one letter are italic, longer ones upright. What follows an underscore is a subscript if it has at most
-two letters (`loss_i`, `z_ij`), else a part of the name (`pos_weight`). Indices in brackets are subscripts.
-Anything else is a FormulaError.
+Names of one letter are italic, longer ones upright. What follows an underscore is a subscript if it has at
+most two letters (`loss_i`, `z_ij`), else a part of the name (`pos_weight`). Indices in brackets are
+subscripts. Anything else is a FormulaError.
 """
 
 import re
@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from html import escape
 from xml.etree.ElementTree import Element, tostring
 
-_NAME = r"[A-Za-zΑ-ωµ][A-Za-z0-9₁₂]*(?:_[A-Za-z0-9]+)*_?"
+_NAME = r"[A-Za-z\u0391-\u03c9][A-Za-z0-9₁₂]*(?:_[A-Za-z0-9]+)*_?"
 _TOKEN = re.compile(rf"\d+(?:\.\d+)?|{_NAME}|<=|>=|\S")
-_RELATIONS = {sign: sign for sign in "=<>≤≥≠∈∉,‖"} | {"<=": "≤", ">=": "≥", "in": "∈", "not": "∉"}
+_RELATIONS = {sign: sign for sign in "=<>≤≥≠∈∉,‖"} | {"<=": "≤", ">=": "≥", "in": "∈"}
 _FRACTIONS = {"½": "12", "⅔": "23"}
 _SUPERSCRIPTS = {"²": "2", "³": "3"}
-_SUBSCRIPTS = str.maketrans("₁₂", "12")
+_SUBSCRIPTS = {"₁": "1", "₂": "2"}
+_SPELLINGS = {ord("µ"): "μ"}  # the micro sign is not an italic letter in mathematics
 _FUNCTIONS = {"log", "cos", "sin", "mean"}  # which need no parentheses
 _OVER_INDICES = {"Σ": "∑", "mean": "mean"}
 _FENCES = {"(": ")", "|": "|", "‖": "‖"}
@@ -53,6 +54,16 @@ def _infix(sign: str) -> Element:
     return _leaf("mo", sign, form="infix")
 
 
+def _fenced(opening: str, parts: Sequence[Element], closing: str) -> Element:
+    is_tall = any(part.tag in ("mfrac", "munder") for part in _of("mrow", *parts).iter())
+    stretchy = str(is_tall).lower()
+    left = _leaf("mo", opening, form="prefix", stretchy=stretchy)
+    group = _of("mrow", left, *parts, _leaf("mo", closing, form="postfix", stretchy=stretchy))
+    if opening == "(":
+        group.set("class", "group")
+    return group
+
+
 def _without_parentheses(parts: Sequence[Element]) -> Element:
     is_group = len(parts) == 1 and parts[0].get("class") == "group"
     return _row([*parts[0]][1:-1] if is_group else parts)
@@ -65,16 +76,21 @@ def _subscript(base: Element, index: Element) -> Element:
 
 
 def _superscript(base: Element, exponent: Element) -> Element:
+    if exponent.tag == "mfrac":
+        exponent = _of("mrow", exponent[0], _leaf("mo", "/"), exponent[1])
     return _of("msubsup", *base, exponent) if base.tag == "msub" else _of("msup", base, exponent)
+
+
+def _index(letters: str) -> Element:
+    return _row([_leaf("mi", letter) for letter in letters]) if len(letters) <= 2 else _leaf("mi", letters)
 
 
 def _name(name: str) -> Element:
     base, _, index = name.partition("_")
-    if re.search("[₁₂]$", name):
-        return _of("msub", _leaf("mi", name[:-1]), _leaf("mn", name[-1].translate(_SUBSCRIPTS)))
-    if re.fullmatch("[a-z]{1,2}", index):
-        return _of("msub", _leaf("mi", base), _row([_leaf("mi", letter) for letter in index]))
-    return _leaf("mi", name)
+    if name[-1] in _SUBSCRIPTS:
+        return _of("msub", _leaf("mi", name[:-1]), _leaf("mn", _SUBSCRIPTS[name[-1]]))
+    is_indexed = index.isalpha() and len(index) <= 2
+    return _of("msub", _leaf("mi", base), _index(index)) if is_indexed else _leaf("mi", name)
 
 
 class _Parser:
@@ -82,7 +98,7 @@ class _Parser:
 
     def __init__(self, text: str):
         self.text = text
-        self.tokens = [*reversed(_TOKEN.findall(text.replace("not in", "not")))]
+        self.tokens = [*reversed(_TOKEN.findall(text.translate(_SPELLINGS).replace("not in", "∉")))]
 
     def peek(self) -> str:
         return self.tokens[-1] if self.tokens else ""
@@ -106,27 +122,28 @@ class _Parser:
         return parts
 
     def sum(self) -> list[Element]:
-        parts = [_leaf("mo", "−", form="prefix")] if self.peek() == "-" and self.take() else []
-        parts += self.product()
+        sign = [_leaf("mo", self.take(), form="prefix")] if self.peek() == "-" else []
+        parts = [*sign, *self.product()]
         while self.peek() in ("+", "-"):
-            parts += [_infix(self.take().replace("-", "−")), *self.product()]
+            parts += [_infix(self.take()), *self.product()]
         return parts
 
     def product(self) -> list[Element]:
-        parts = self.factor()
+        done, parts = [], self.factor()  # what stands before the current fraction, and its factors
         while self.peek() in ("·", "/"):
-            if self.take() == "·":
-                parts += [_infix("·"), *self.factor()]
-            else:
+            if self.take() == "/":
                 over = _without_parentheses(self.factor())
                 parts = [_of("mfrac", _without_parentheses(parts), over)]
-        return parts
+            elif parts[0].tag == "mfrac":
+                done, parts = [*done, *parts, _infix("·")], self.factor()
+            else:
+                parts += [_infix("·"), *self.factor()]
+        return [*done, *parts]
 
     def factor(self) -> list[Element]:
         base, underscore, index = self.peek().partition("_")
         if self.peek() == "-":
-            self.take()
-            return [_leaf("mo", "−", form="prefix"), *self.factor()]
+            return [_fenced("(", [_leaf("mo", self.take(), form="prefix"), *self.factor()], ")")]
         if base == "Σ" or (base in _OVER_INDICES and underscore):
             self.take()
             return [self.over_indices(base, underscore, index), *self.product()]
@@ -139,7 +156,9 @@ class _Parser:
         if not underscore:
             return sign
         if index:
-            return _of("munder", sign, _name(index) if len(index) > 2 else _row([_leaf("mi", i) for i in index]))
+            return _of(
+                "munder", sign, _name(index) if len(index) > 2 else _row([_leaf("mi", i) for i in index])
+            )
         self.take("{")
         indices = self.relation()
         self.take("}")
@@ -182,13 +201,7 @@ class _Parser:
 
     def fenced(self, opening: str) -> Element:
         inner = self.relation() if opening == "(" else self.sum()
-        closing = self.take(_FENCES[opening])
-        is_tall = any(part.tag in ("mfrac", "munder") for part in _of("mrow", *inner).iter())
-        fence = {"stretchy": str(is_tall).lower()}
-        ends = (_leaf("mo", opening, form="prefix", **fence), _leaf("mo", closing, form="postfix", **fence))
-        group = _of("mrow", ends[0], *inner, ends[1])
-        if opening == "(":
-            group.set("class", "group")
+        group = _fenced(opening, inner, self.take(_FENCES[opening]))
         if opening == "‖" and self.peek() == "_":
             self.take()
             return _of("msub", group, _name(self.take()))
@@ -202,40 +215,40 @@ def _math(parts: Sequence[Element]) -> str:
 
 
 def mathml(text: str) -> list[str]:
-    """Returns a formula as `math` elements, between which a line may be broken; the first ends in "=", if any."""
+    """Returns a formula as `math` elements, between which a line may be broken."""
     pieces: list[list[Element]] = [[]]
     for part in _Parser(text).whole():
-        is_break = part.tag == "mo" and part.get("form") == "infix" and part.text in "=+−"
-        if is_break and pieces[0] and not (part.text == "=" and len(pieces) == 1):
+        if pieces[-1] and part.get("form") == "infix" and part.text in ("=", "+", "-"):
             pieces.append([])
         pieces[-1].append(part)
-        if part.text == "=" and len(pieces) == 1:
-            pieces.append([])
-    return [_math(piece) for piece in pieces if piece]
-
-
-def _prose(text: str) -> str:
-    return re.sub("`(.*?)`", r"<code>\1</code>", escape(text, quote=False))
+    return [_math(piece) for piece in pieces]
 
 
 def block(lines: Sequence[str]) -> str:
-    """Returns the HTML of a block: a formula a line, and after two spaces or more the words that belong to it.
+    """Returns the HTML of a block: a formula a line, and after two spaces or more words that belong to it.
 
-    An indented line continues the formula above it. A line that starts with a quoted word is the formula of an
-    option.
+    An indented line continues the formula above it. A quoted word at the start of a line, and two spaces, are
+    the option whose formula follows.
     """
-    rows: list[list[str]] = []
+    rows: list[tuple[str, str, str]] = []
     for line in lines:
-        columns = re.split(r"\s{2,}", re.sub(r"\s+=\s+", " = ", line.strip()))
+        formula, *words = re.split(r"\s{2,}", re.sub(r"\s+=\s+", " = ", line.strip()))
+        option = ""
+        if formula.startswith('"'):
+            option, formula, *words = formula, *words
         if line.startswith(" ") and rows:
-            columns[0] = f"{rows.pop()[0]} {columns[0]}"
-        rows.append(columns)
-    html = ""
-    for columns in rows:
-        name = f"<code>{columns.pop(0)}</code>" if columns[0].startswith('"') else ""
-        pieces = mathml(columns[0])
-        if not name and len(pieces) > 1 and ">=</mo></math>" in pieces[0]:
-            name = pieces.pop(0)
-        html += f"<dt>{name}</dt><dd>{'<wbr>'.join(pieces)}</dd>"
-        html += f"<dd>{_prose(' '.join(columns[1:]))}</dd>" if columns[1:] else ""
-    return f'<dl class="formula">{html}</dl>'
+            formula = f"{rows.pop()[1]} {formula}"
+        rows.append((option, formula, " ".join(words)))
+    return f'<dl class="formula">{"".join(_html(*row) for row in rows)}</dl>'
+
+
+def _html(option: str, formula: str, words: str) -> str:
+    if words and not words[0].isalpha():
+        raise FormulaError(f"{words!r} are not words, in: {formula}")
+    term, value = re.sub(r'"\w+"', r"<code>\g<0></code>", option), formula
+    if " = " in formula:
+        name, value = formula.split(" = ", 1)
+        term = _math([*_Parser(name).whole(), _infix("=")])
+    words = re.sub("`(.*?)`", r"<code>\1</code>", escape(words, quote=False))
+    html = f"<dt>{term}</dt><dd>{'<wbr/>'.join(mathml(value))}</dd>"
+    return f"{html}<dd>{words}</dd>" if words else html

@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 START = "README.md"
-# Pages besides the reference, and what they show. They keep the paths of the repository, so that links between
-# them work.
+# Pages besides the reference, and what they show, at their paths in the repository, so that links work.
 GUIDES = [*sorted((ROOT / "examples").glob("*.md")), ROOT / "tests/benchmarks/README.md"]
 GUIDES += [ROOT / "tests/CERTIFICATE.md", ROOT / "CHANGELOG.md"]
 ASSETS = [ROOT / "LICENSE", *(ROOT / "tests/benchmarks").glob("*.svg")]
-
 
 
 class Page(NamedTuple):
