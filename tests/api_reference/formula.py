@@ -27,6 +27,7 @@ _SUBSCRIPTS = {"₁": "1", "₂": "2"}
 _SPELLINGS = {ord("µ"): "μ"}  # the micro sign is not an italic letter in mathematics
 _FUNCTIONS = {"log", "cos", "sin", "mean"}  # which need no parentheses
 _OVER_INDICES = {"Σ": "∑", "mean": "mean"}
+_MINUS = "\u2212"  # a hyphen would be shown as one
 _FENCES = {"(": ")", "|": "|", "‖": "‖"}
 
 
@@ -36,7 +37,7 @@ class FormulaError(ValueError):
 
 def _leaf(tag: str, text: str, **attributes: str) -> Element:
     element = Element(tag, attributes)
-    element.text = text
+    element.text = text.replace("-", _MINUS)
     return element
 
 
@@ -218,7 +219,7 @@ def mathml(text: str) -> list[str]:
     """Returns a formula as `math` elements, between which a line may be broken."""
     pieces: list[list[Element]] = [[]]
     for part in _Parser(text).whole():
-        if pieces[-1] and part.get("form") == "infix" and part.text in ("=", "+", "-"):
+        if pieces[-1] and part.get("form") == "infix" and part.text in ("=", "+", _MINUS):
             pieces.append([])
         pieces[-1].append(part)
     return [_math(piece) for piece in pieces]
