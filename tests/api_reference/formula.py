@@ -95,7 +95,7 @@ def _name(name: str) -> Element:
 
 
 class _Parser:
-    """Recursive descent over the tokens; a list of elements is a row of which lines may be broken."""
+    """Recursive descent by the grammar above; a list of elements is a row that has not been made one yet."""
 
     def __init__(self, text: str):
         self.text = text
@@ -157,9 +157,7 @@ class _Parser:
         if not underscore:
             return sign
         if index:
-            return _of(
-                "munder", sign, _name(index) if len(index) > 2 else _row([_leaf("mi", i) for i in index])
-            )
+            return _of("munder", sign, _index(index))
         self.take("{")
         indices = self.relation()
         self.take("}")
