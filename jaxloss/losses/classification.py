@@ -116,7 +116,7 @@ def nll_loss(
 
         loss = weight[y] · -log_probs[y]    at a position with label y
 
-    Given logits, use `cross_entropy`.
+    For logits, use `cross_entropy`.
 
     Args:
         log_probs: Log-probabilities, as from `jax.nn.log_softmax`, any shape with a class axis.

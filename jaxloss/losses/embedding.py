@@ -54,8 +54,9 @@ def pairwise_distance(
 
         distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1 / p)    along `axis`
 
-    which is the maximum for p = ∞, and the number of nonzero components for p = 0. For equal vectors or
-    components, possible with eps = 0, the gradient is 0; for equal vectors the second derivatives are, too.
+    which is the maximum for p = ∞, and the number of nonzero components for p = 0. The gradient is 0 for
+    components that are equal, which is possible with eps = 0; for equal vectors, second derivatives are 0,
+    too.
 
     Args:
         x1: Vectors along one axis of an array of any shape.

@@ -114,8 +114,8 @@ def generalized_cross_entropy(
 
         loss = (1 - p[y]^q) / q    for a label y
 
-    Near 0, q gives the cross-entropy; q = 1 gives 1 - p[y], half the mean absolute error. The loss is at
-    most 1 / q.
+    The limit for q → 0 is the cross-entropy; q = 1 gives 1 - p[y], half the mean absolute error. The loss is
+    at most 1 / q.
 
     Args:
         logits: Raw scores, any shape with a class axis.

@@ -48,9 +48,9 @@ def linear_cross_entropy(
 
         loss = cross_entropy(hidden · kernel + bias, targets)
 
-    with the options of `cross_entropy`. Logits are computed in blocks, and again for the gradient, so that
-    they are never all held. If `hidden` and `kernel` are bfloat16, so are the factors of all products; their
-    sums are float32.
+    with the options of `cross_entropy`. Logits are computed in blocks and recomputed for the gradient, so
+    they are never all in memory. If `hidden` and `kernel` are bfloat16, matrix products have bfloat16
+    operands and float32 sums.
 
     Args:
         hidden: Input of the last layer, shape (..., H).

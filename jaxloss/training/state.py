@@ -76,8 +76,8 @@ def create_train_state(
               combines arrays and static parts, and the arrays, or any other function and its arrays. The
               collection `_overwrite_with_gradient` of FP8 layers may stand beside `params`;
             * a triple `(apply_fn, params, model_state)` with
-              `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that updates a
-              state of its own.
+              `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that updates its
+              own state.
 
             If the call of an NNX or Linen module takes several arguments, `inputs` may be a tuple of them, or
             a dict with their names. For a Linen module with batch normalization and dropout, the `apply_fn`
