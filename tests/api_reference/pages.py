@@ -1,15 +1,14 @@
 """The pages of the site: every public name stands on the page of the module that defines it."""
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-START = "README.md"
-# Pages besides the reference, and what they show, at their paths in the repository, so that links work.
+START = ROOT / "README.md"
 GUIDES = [*sorted((ROOT / "examples").glob("*.md")), ROOT / "tests/benchmarks/README.md"]
 GUIDES += [ROOT / "tests/CERTIFICATE.md", ROOT / "CHANGELOG.md"]
-ASSETS = [ROOT / "LICENSE", *(ROOT / "tests/benchmarks").glob("*.svg")]
 
 
 class Page(NamedTuple):
@@ -63,3 +62,11 @@ def pages() -> list[Page]:
         Page("jaxloss.models", _members("jaxloss.models", "jaxloss/models.py")),
         Page("jaxloss.training", _members("jaxloss.training", "jaxloss/training/__init__.py")),
     ]
+
+
+def from_repository() -> dict[str, Path]:
+    """Returns the other pages and the files that they link, by their paths in the repository."""
+    pages = {page: page.read_text(encoding="utf-8") for page in [START, *GUIDES]}
+    links = {page.parent / link for page in pages for link in re.findall(r"\]\(([^):#]+)\)", pages[page])}
+    files = {path.resolve() for path in links if path.is_file()}  # MkDocs reports the others
+    return {str(path.relative_to(ROOT)): path for path in [*pages, *sorted(files - pages.keys())]}

@@ -9,7 +9,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from tests.api_reference import docstring
-from tests.api_reference.pages import ASSETS, GUIDES, ROOT, START, pages
+from tests.api_reference.pages import GUIDES, ROOT, START, from_repository, pages
 
 _PAGES = pages()
 _HOMES = tuple(home for page in _PAGES for home in page.members.values())
@@ -34,16 +34,16 @@ class Docstrings(Extension):
 def on_config(config: MkDocsConfig) -> None:
     """Makes the navigation."""
     shared, *families, models, training = ({page.title: page.path} for page in _PAGES)
-    guides = [str(path.relative_to(ROOT)) for path in GUIDES]
-    config.nav = [{"Start": START}, shared, {"Losses": families}, models, training, {"Guides": guides}]
+    start, *guides = (str(path.relative_to(ROOT)) for path in [START, *GUIDES])
+    config.nav = [{"Start": start}, shared, {"Losses": families}, models, training, {"Guides": guides}]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Adds the pages of the reference, and those of the repository with what they show."""
+    """Adds the pages of the reference, and those of the repository with what they link."""
     for page in _PAGES:
         files.append(File.generated(config, page.path, content=page.markdown))
-    for path in [ROOT / START, *GUIDES, *ASSETS]:
-        files.append(File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)))
+    for name, path in from_repository().items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     font = importlib.resources.files("ziamath") / "fonts/STIXTwoMath-Regular.ttf"
     files.append(File.generated(config, font.name, content=font.read_bytes()))
 
