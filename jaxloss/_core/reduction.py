@@ -165,7 +165,7 @@ def reduce(
 ) -> Any:
     """Reduces custom or weighted losses as every loss in this package does.
 
-    mean = Σ weight · loss / Σ weight over the elements that are not masked.
+        mean = (Σ weight · loss) / Σ weight    over the elements that are not masked
 
     Args:
         losses: Losses of any shape, such as those of `reduction="none"`.

@@ -42,7 +42,7 @@ def binary_cross_entropy(
 ) -> jax.Array:
     """Binary cross-entropy between probabilities and binary targets.
 
-    loss = -weight · (targets · log(probs) + (1 - targets) · log(1 - probs))
+        loss = -weight · (targets · log(probs) + (1 - targets) · log(1 - probs))
 
     Each logarithm is at least -100, so the loss of a confident error is 100, not ∞. For logits,
     `binary_cross_entropy_with_logits` is more accurate.
@@ -93,7 +93,7 @@ def binary_cross_entropy_with_logits(
 ) -> jax.Array:
     """Binary cross-entropy between logits and binary targets.
 
-    loss = weight · (pos_weight · targets · softplus(-logits) + (1 - targets) · softplus(logits))
+        loss = weight · (pos_weight · targets · softplus(-logits) + (1 - targets) · softplus(logits))
 
     with softplus(x) = log(1 + exp(x)). This is `binary_cross_entropy` of sigmoid(logits) without its rounding
     errors and its upper bound.
@@ -144,8 +144,9 @@ def soft_margin_loss(
 ) -> jax.Array:
     """Soft margin loss (logistic loss).
 
-    loss = log(1 + exp(-targets · scores)), which is `binary_cross_entropy_with_logits` with targets -1 and
-    1 in place of 0 and 1.
+        loss = log(1 + exp(-targets · scores))
+
+    which is `binary_cross_entropy_with_logits` with targets -1 and 1 in place of 0 and 1.
 
     Args:
         scores: Raw scores, any shape; positive for class 1, negative for class -1.
@@ -189,7 +190,7 @@ def multilabel_soft_margin_loss(
 ) -> jax.Array:
     """Multi-label soft margin loss: binary cross-entropy averaged over the classes.
 
-    loss = 1 / C · Σ_c weight[c] · (t[c] · softplus(-x[c]) + (1 - t[c]) · softplus(x[c]))
+        loss = 1 / C · Σ_c weight[c] · (t[c] · softplus(-x[c]) + (1 - t[c]) · softplus(x[c]))
 
     with softplus(x) = log(1 + exp(x)), at a position with logits x and targets t of C independent classes.
 

@@ -114,7 +114,9 @@ def nll_loss(
 ) -> jax.Array:
     """Negative log-likelihood of class labels, from log-probabilities.
 
-    loss = weight[y] · -log_probs[y] at a position with label y. For logits, use `cross_entropy`.
+        loss = weight[y] · -log_probs[y]    at a position with label y
+
+    For logits, use `cross_entropy`.
 
     Args:
         log_probs: Log-probabilities, as from `jax.nn.log_softmax`, any shape with a class axis.

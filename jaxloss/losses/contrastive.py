@@ -96,7 +96,7 @@ def nt_xent_loss(
     With v the 2N rows of both views, divided by max(‖·‖, 1e-12) if `normalize`, and
     z_ij = v_i · v_j / temperature,
 
-        loss of v_i = log Σ_{j≠i} exp(z_ij) - z_ip, where v_p is the other view of v_i
+        loss_i = log Σ_{j≠i} exp(z_ij) - z_ip    where v_p is the other view of v_i
 
     and the loss of a pair is the mean of those of its two views. The 2N x 2N matrix z is never formed.
 

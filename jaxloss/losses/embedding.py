@@ -52,9 +52,11 @@ def pairwise_distance(
 ) -> jax.Array:
     """Distance between pairs of vectors under a p-norm.
 
-    distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1/p) along `axis`: the maximum for p = ∞, the
-    number of nonzero components for p = 0. The gradient is 0 for components that are equal, which is possible
-    with eps = 0; for equal vectors, second derivatives are 0, too.
+        distance = ‖x1 - x2 + eps‖_p = (Σ |x1 - x2 + eps|^p)^(1 / p)    along `axis`
+
+    which is the maximum for p = ∞, and the number of nonzero components for p = 0. The gradient is 0 for
+    components that are equal, which is possible with eps = 0; for equal vectors, second derivatives are 0,
+    too.
 
     Args:
         x1: Vectors along one axis of an array of any shape.
@@ -95,7 +97,7 @@ def pairwise_distance(
 def cosine_similarity(x1: ArrayLike, x2: ArrayLike, *, axis: int = -1, eps: ArrayLike = 1e-8) -> jax.Array:
     """Cosine similarity between pairs of vectors.
 
-    similarity = x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps)) along `axis`
+        similarity = x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps))    along `axis`
 
     It is 0 for a zero vector, unless `eps` is also 0. As in PyTorch, derivatives ignore the two bounds.
 
@@ -212,9 +214,10 @@ def triplet_margin_loss(
 ) -> jax.Array:
     """Triplet margin loss.
 
-    loss = max(0, margin + d(anchor, positive) - d(anchor, negative)), with full slope at the kink, where
-    d(x, y) = ‖x - y + eps‖_p is `pairwise_distance`. With `swap`, min(d(anchor, negative), d(positive,
-    negative)) replaces d(anchor, negative).
+        loss = max(0, margin + d(anchor, positive) - d(anchor, negative))
+
+    with full slope at the kink, where d(x, y) = ‖x - y + eps‖_p is `pairwise_distance`. With `swap`,
+    min(d(anchor, negative), d(positive, negative)) replaces d(anchor, negative).
 
     Args:
         anchors: Embeddings of the anchors, shape (..., D).
@@ -271,8 +274,10 @@ def triplet_margin_with_distance_loss(
 ) -> jax.Array:
     """Triplet margin loss with a custom distance function.
 
-    loss = max(0, margin + d(anchor, positive) - d(anchor, negative)), with full slope at the kink. With
-    `swap`, min(d(anchor, negative), d(positive, negative)) replaces d(anchor, negative).
+        loss = max(0, margin + d(anchor, positive) - d(anchor, negative))
+
+    with full slope at the kink. With `swap`, min(d(anchor, negative), d(positive, negative)) replaces
+    d(anchor, negative).
 
     Args:
         anchors: Representations of the anchors, an array of any shape.

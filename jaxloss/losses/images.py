@@ -35,7 +35,7 @@ def ssim_loss(
     With the means µ, variances σ² and covariance σ_pt of predictions and targets in a Gaussian window, and
     C₁ = (k1 · max_val)², C₂ = (k2 · max_val)²,
 
-        SSIM = (2 µ_p µ_t + C₁) / (µ_p² + µ_t² + C₁) · (2 σ_pt + C₂) / (σ_p² + σ_t² + C₂)
+        SSIM = (2 · µ_p · µ_t + C₁) / (µ_p² + µ_t² + C₁) · (2 · σ_pt + C₂) / (σ_p² + σ_t² + C₂)
         loss = 1 - mean SSIM
 
     over all channels and all positions at which the window lies within the image.

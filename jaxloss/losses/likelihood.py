@@ -97,8 +97,11 @@ def gaussian_nll_loss(
 ) -> jax.Array:
     """Negative log-likelihood of values under normal distributions.
 
-    With v = max(var, eps), loss = (log(v) + (predictions - targets)² / v) / 2. `full` adds the constant
-    log(2π) / 2.
+    With v = max(var, eps),
+
+        loss = (log(v) + (predictions - targets)² / v) / 2
+
+    `full` adds the constant log(2π) / 2.
 
     Args:
         predictions: Predicted means, any shape, in the unit of `targets`.

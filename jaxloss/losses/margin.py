@@ -31,7 +31,7 @@ def multi_margin_loss(
 ) -> jax.Array:
     """Multi-class margin loss (hinge loss over classes).
 
-    loss = weight[y] / C · Σ_{c ≠ y} max(0, margin - scores[y] + scores[c])^p
+        loss = weight[y] / C · Σ_{c ≠ y} max(0, margin - scores[y] + scores[c])^p
 
     at a position with label y among C classes. With p = 1 the gradient at the kink is 0.
 
@@ -93,7 +93,7 @@ def multilabel_margin_loss(
 ) -> jax.Array:
     """Multi-label margin loss: hinge loss between every true class and every other class.
 
-    loss = 1 / C · Σ_{j in T} Σ_{i not in T} max(0, 1 - scores[j] + scores[i])
+        loss = 1 / C · Σ_{j in T} Σ_{i not in T} max(0, 1 - scores[j] + scores[i])
 
     at a position with C classes, of which those in the list T are true. The gradient at the kink is 0.
 
@@ -196,7 +196,9 @@ def margin_ranking_loss(
 ) -> jax.Array:
     """Margin ranking loss on pairs of scores.
 
-    loss = max(0, margin - targets · (scores1 - scores2)), with full slope at the kink.
+        loss = max(0, margin - targets · (scores1 - scores2))
+
+    with full slope at the kink.
 
     Args:
         scores1: Scores of the first item of each pair, any shape.
@@ -245,7 +247,9 @@ def hinge_loss(
 ) -> jax.Array:
     """Hinge loss for binary classification, as in support vector machines.
 
-    loss = max(0, margin - targets · scores), squared if `squared`, with slope 0 at the kink.
+        loss = max(0, margin - targets · scores)
+
+    with slope 0 at the kink, and squared if `squared`.
 
     Args:
         scores: Raw scores, any shape; positive if class 1 is more likely.

@@ -39,8 +39,8 @@ def circle_loss(
     With x the rows of `embeddings`, divided by max(‖·‖, 1e-12) if `normalize`, s_ij = x_i · x_j, P(i) the
     other rows with the label of row i, and N(i) the rows with other labels,
 
-        loss_i = log(1 + Σ_{p∈P(i)} exp(-gamma a_ip (s_ip - 1 + margin))
-                       · Σ_{n∈N(i)} exp(gamma b_in (s_in - margin)))
+        loss_i = log(1 + Σ_{p∈P(i)} exp(-gamma · a_ip · (s_ip - 1 + margin))
+                       · Σ_{n∈N(i)} exp(gamma · b_in · (s_in - margin)))
 
     where a_ip = max(1 + margin - s_ip, 0) and b_in = max(s_in + margin, 0) are constants in all derivatives.
     A row without positives or without negatives has loss 0 and does not count in the mean. The N x N matrix s
@@ -116,8 +116,8 @@ def multi_similarity_loss(
     With x the rows of `embeddings`, divided by max(‖·‖, 1e-12) if `normalize`, s_ij = x_i · x_j, P(i) the
     other rows with the label of row i, and N(i) the rows with other labels,
 
-        loss_i = log(1 + Σ_{p∈P(i)} exp(-alpha (s_ip - base))) / alpha
-               + log(1 + Σ_{n∈N(i)} exp(beta (s_in - base))) / beta
+        loss_i = log(1 + Σ_{p∈P(i)} exp(-alpha · (s_ip - base))) / alpha
+               + log(1 + Σ_{n∈N(i)} exp(beta · (s_in - base))) / beta
 
     The N x N matrix s is never formed.
 
@@ -197,8 +197,9 @@ def arcface_loss(
 
     With θ_c the angle between an embedding and column c of `kernel`, and y the label, the logits are
 
-        z_c = scale · cos θ_c  for c ≠ y
-        z_y = scale · cos(θ_y + margin)  if θ_y <= π - margin, else scale · (cos θ_y - margin · sin margin)
+        z_c = scale · cos θ_c                            for c ≠ y
+        z_y = scale · cos(θ_y + margin)                  if θ_y <= π - margin
+        z_y = scale · (cos θ_y - margin · sin margin)    otherwise
         loss = log Σ_c exp(z_c) - z_y
 
     Logits are computed in blocks, as in `linear_cross_entropy`; neither they nor the normalized kernel are
@@ -254,7 +255,8 @@ def cosface_loss(
 
     With θ_c the angle between an embedding and column c of `kernel`, and y the label, the logits are
 
-        z_c = scale · cos θ_c  for c ≠ y,  z_y = scale · (cos θ_y - margin)
+        z_c = scale · cos θ_c    for c ≠ y
+        z_y = scale · (cos θ_y - margin)
         loss = log Σ_c exp(z_c) - z_y
 
     Logits are computed in blocks, as in `linear_cross_entropy`; neither they nor the normalized kernel are

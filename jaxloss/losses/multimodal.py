@@ -31,7 +31,7 @@ def clip_loss(
 
     With x and y the rows of `embeddings` and `targets` and z_ij = logit_scale · x_i · y_j + logit_bias,
 
-        loss_i = ½ (log Σ_j exp(z_ij) - z_ii) + ½ (log Σ_j exp(z_ji) - z_ii)
+        loss_i = ½ · (log Σ_j exp(z_ij) - z_ii) + ½ · (log Σ_j exp(z_ji) - z_ii)
 
     The N x N matrix z is never formed.
 

@@ -26,7 +26,7 @@ def coral_loss(
 
     With softplus(x) = log(1 + exp(x)) and K classes,
 
-        loss = Σ_k softplus(-logits[k]) over k < y + Σ_k softplus(logits[k]) over k >= y, for a label y
+        loss = Σ_{k<y} softplus(-logits[k]) + Σ_{k≥y} softplus(logits[k])    for a label y
 
     Args:
         logits: Raw scores of y > k for k = 0 ... K - 2, shape (..., K - 1). In CORAL they differ only in
@@ -66,7 +66,8 @@ def corn_loss(
 
     With softplus(x) = log(1 + exp(x)) and K classes,
 
-        loss = Σ_k softplus(-logits[k]) over k < y, + softplus(logits[y]) if y < K - 1, for a label y
+        loss = Σ_{k<y} softplus(-logits[k]) + softplus(logits[y])    for a label y < K - 1
+        loss = Σ_{k<y} softplus(-logits[k])                          for the label y = K - 1
 
     which are the min(y + 1, K - 1) thresholds k whose condition y > k - 1 holds.
 

@@ -110,8 +110,12 @@ def generalized_cross_entropy(
 ) -> jax.Array:
     """Generalized cross-entropy, which bounds the loss of a wrong label.
 
-    loss = (1 - p[y]^q) / q for a label y, with p = softmax(logits). The limit for q → 0 is the cross-entropy;
-    q = 1 gives 1 - p[y], half the mean absolute error. The loss is at most 1 / q.
+    With p = softmax(logits),
+
+        loss = (1 - p[y]^q) / q    for a label y
+
+    The limit for q → 0 is the cross-entropy; q = 1 gives 1 - p[y], half the mean absolute error. The loss is
+    at most 1 / q.
 
     Args:
         logits: Raw scores, any shape with a class axis.

@@ -64,7 +64,7 @@ def dpo_loss(
         "sigmoid"     -(1 - ε) · log σ(beta · h) - ε · log σ(-beta · h)
         "robust"      (-(1 - ε) · log σ(beta · h) + ε · log σ(-beta · h)) / (1 - 2 · ε)
         "hinge"       max(0, 1 - beta · h)
-        "ipo"         (h - 1 / (2 · beta))², of log-probabilities that are means over the tokens
+        "ipo"         (h - 1 / (2 · beta))²    of log-probabilities that are means over the tokens
         "apo_zero"    σ(-beta · r) + σ(beta · s)
         "apo_down"    σ(beta · r) + σ(-beta · h)
         "nca_pair"    -log σ(beta · r) - ½ · log σ(-beta · r) - ½ · log σ(-beta · s)
@@ -299,7 +299,7 @@ def bradley_terry_loss(
 ) -> jax.Array:
     """Bradley-Terry loss of a reward model.
 
-    loss = log(1 + exp(-(scores - rejected_scores - margin))) + center · (scores + rejected_scores)²
+        loss = log(1 + exp(-(scores - rejected_scores - margin))) + center · (scores + rejected_scores)²
 
     Args:
         scores: Scores of the chosen answers, any shape.

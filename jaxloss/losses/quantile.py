@@ -39,7 +39,9 @@ def quantile_loss(
 
     With e = targets - predictions,
 
-        loss = max(quantiles · e, (quantiles - 1) · e), with gradient 0 at e = 0.
+        loss = max(quantiles · e, (quantiles - 1) · e)
+
+    with gradient 0 at e = 0.
 
     Args:
         predictions: Predicted quantiles, any shape, in the unit of `targets`. If `quantiles` has shape (Q,),

@@ -48,7 +48,7 @@ def softmax_ranking_loss(
 ) -> jax.Array:
     """Softmax cross-entropy between the scores and the relevance of the items of a list (ListNet).
 
-    loss = -Σ_i weight[i] · targets[i] · log_softmax(scores)[i] over the items of a list
+        loss = -Σ_i weight[i] · targets[i] · log_softmax(scores)[i]    over the items of a list
 
     Args:
         scores: Scores of the items, shape (..., L).
@@ -138,7 +138,7 @@ def pairwise_logistic_loss(
 ) -> jax.Array:
     """Pairwise logistic loss on the pairs of items of different relevance in a list (RankNet).
 
-    loss = Σ weight[i] · log(1 + exp(scores[j] - scores[i])) over the pairs with targets[i] > targets[j]
+        loss = Σ weight[i] · log(1 + exp(scores[j] - scores[i]))    over pairs with targets[i] > targets[j]
 
     The pairs are never all in memory.
 
@@ -195,7 +195,7 @@ def approx_ndcg_loss(
     With the logistic function σ and the approximate ranks r[i] = ½ + Σ_j σ((scores[j] - scores[i]) /
     temperature) over all items of a list, including i,
 
-        loss = 1 - Σ_i (2^targets[i] - 1) / log2(1 + r[i]) / ideal
+        loss = 1 - 1 / ideal · Σ_i (2^targets[i] - 1) / log2(1 + r[i])
 
     where the ideal is the same sum with the ranks 1, 2, ... in descending order of the targets.
 

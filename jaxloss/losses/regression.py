@@ -24,7 +24,7 @@ def mse_loss(
 ) -> jax.Array:
     """Mean squared error (L2 loss).
 
-    loss = weight · (predictions - targets)²
+        loss = weight · (predictions - targets)²
 
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
@@ -72,7 +72,9 @@ def l1_loss(
 ) -> jax.Array:
     """Mean absolute error (L1 loss).
 
-    loss = weight · |predictions - targets|, with gradient 0 where the two are equal.
+        loss = weight · |predictions - targets|
+
+    with gradient 0 where the two are equal.
 
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
@@ -226,7 +228,9 @@ def mape_loss(
 ) -> jax.Array:
     """Mean absolute percentage error, as a fraction.
 
-    loss = |predictions - targets| / max(|targets|, eps), with gradient 0 where the two are equal.
+        loss = |predictions - targets| / max(|targets|, eps)
+
+    with gradient 0 where the two are equal.
 
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
@@ -264,7 +268,7 @@ def msle_loss(
 ) -> jax.Array:
     """Mean squared logarithmic error.
 
-    loss = (log(1 + predictions) - log(1 + targets))²
+        loss = (log(1 + predictions) - log(1 + targets))²
 
     Args:
         predictions: Predicted values >= -1, any shape.

@@ -29,7 +29,7 @@ def charbonnier_loss(
 ) -> jax.Array:
     """Charbonnier loss, a smooth L1 loss.
 
-    loss = sqrt((predictions - targets)² + eps²)
+        loss = sqrt((predictions - targets)² + eps²)
 
     Args:
         predictions: Predicted values, any shape, in the unit of `targets`.
@@ -75,7 +75,7 @@ def log_cosh_loss(
 ) -> jax.Array:
     """Log-cosh loss: about e² / 2 for a small error e, and |e| - log 2 for a large one.
 
-    loss = log(cosh(predictions - targets))
+        loss = log(cosh(predictions - targets))
 
     Args:
         predictions: Predicted values, any shape.

@@ -104,9 +104,9 @@ def vicreg_loss(
 ) -> jax.Array:
     """VICReg loss: variance, invariance and covariance of the features of two views.
 
-        invariance = mean of (embeddings - targets)²
-        variance   = mean over both views and all features of max(0, 1 - √(var + eps))
-        covariance = Σ over both views of Σ_{i≠j} cov_ij² / D
+        invariance = (embeddings - targets)²           averaged over all elements
+        variance   = max(0, 1 - √(var + eps))          averaged over both views and all features
+        covariance = Σ_{i≠j} cov_ij² / D               summed over both views
         loss       = lambda_param · invariance + mu_param · variance + nu_param · covariance
 
     where variances and covariances over the batch divide by N - 1. The loss is a statistic of the batch, so
@@ -177,7 +177,7 @@ def dino_loss(
     With q_t = softmax((targets[t] - center) / teacher_temperature) and
     p_s = softmax(logits[s] / student_temperature) over K outputs,
 
-        loss = mean over the pairs of views s ≠ t of Σ_k q_t[k] · -log p_s[k]
+        loss = mean_{s≠t} Σ_k q_t[k] · -log p_s[k]    over the pairs of views
 
     The first views of student and teacher must be the same views in the same order.
 

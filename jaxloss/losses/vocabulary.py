@@ -46,9 +46,11 @@ def linear_cross_entropy(
 ) -> jax.Array:
     """Softmax cross-entropy of a linear layer's output, without materializing its logits.
 
-    loss = cross_entropy(hidden · kernel + bias, targets), with the options of `cross_entropy`. Logits are
-    computed in blocks and recomputed for the gradient, so they are never all in memory. If `hidden` and
-    `kernel` are bfloat16, matrix products have bfloat16 operands and float32 sums.
+        loss = cross_entropy(hidden · kernel + bias, targets)
+
+    with the options of `cross_entropy`. Logits are computed in blocks and recomputed for the gradient, so
+    they are never all in memory. If `hidden` and `kernel` are bfloat16, matrix products have bfloat16
+    operands and float32 sums.
 
     Args:
         hidden: Input of the last layer, shape (..., H).
@@ -127,7 +129,8 @@ def linear_log_probs(
 
     With logits = hidden · kernel + bias and p = softmax(logits) at each position,
 
-        log_prob = log p[y] for a label y, or Σ_c t[c] · log p[c] for probabilities t
+        log_prob = log p[y]                 for a label y
+        log_prob = Σ_c t[c] · log p[c]      for probabilities t
         logsumexp = log Σ_c exp(logits[c])
         entropy = -Σ_c p[c] · log p[c]
 

@@ -77,18 +77,19 @@ def create_train_state(
               variables may also have the collection `_overwrite_with_gradient` of FP8 layers;
             * a triple `(apply_fn, params, model_state)` with
               `apply_fn(params, model_state, inputs) -> (outputs, model_state)`, for a model that updates its
-              own state. For a Linen module with batch normalization and dropout::
-
-                  def apply_fn(params, model_state, inputs):
-                      key, dropout = jax.random.split(model_state["dropout"])
-                      variables = {"params": params, "batch_stats": model_state["batch_stats"]}
-                      outputs, updates = module.apply(
-                          variables, inputs, rngs={"dropout": dropout}, mutable=["batch_stats"]
-                      )
-                      return outputs, {"dropout": key, **updates}
+              own state.
 
             If the call of an NNX or Linen module takes several arguments, `inputs` may be a tuple of them, or
-            a dict with their names.
+            a dict with their names. For a Linen module with batch normalization and dropout, the `apply_fn`
+            of a triple is
+
+                def apply_fn(params, model_state, inputs):
+                    key, dropout = jax.random.split(model_state["dropout"])
+                    variables = {"params": params, "batch_stats": model_state["batch_stats"]}
+                    outputs, updates = module.apply(
+                        variables, inputs, rngs={"dropout": dropout}, mutable=["batch_stats"]
+                    )
+                    return outputs, {"dropout": key, **updates}
         optimizer: An Optax optimizer. Create it once: JAX treats the results of two calls of `optax.adam` as
             different optimizers and compiles `train_step` for each. Optimizers that need the loss, such as
             `optax.contrib.reduce_on_plateau`, receive the loss of the batch. Optimizers that evaluate the
