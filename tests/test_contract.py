@@ -50,7 +50,7 @@ def test_every_public_loss_is_in_the_catalogue():
 # Parity with PyTorch or, beyond it, with the formula.
 
 
-def test_the_record_is_of_this_catalogue():
+def test_recorded_digests_match_the_catalogue():
     recorded = {
         name.removesuffix("/digest"): str(RECORD[name]) for name in RECORD if name.endswith("/digest")
     }
@@ -88,7 +88,7 @@ def test_float32_is_as_near_the_truth_as_pytorch(case: Case):
 
 if torch_oracle.IS_INSTALLED:
 
-    def test_the_record_is_what_pytorch_answers():
+    def test_recorded_answers_equal_live_pytorch():
         live = torch_oracle.record()
         assert live.keys() == RECORD.keys()
         for name, recorded in RECORD.items():
@@ -114,7 +114,7 @@ def test_reductions_agree(case: Case):
 
 
 @every_kind_with_own_rows
-def test_pairs_of_parts_add_up_to_the_whole(case: Case):
+def test_sums_and_weights_of_parts_give_the_mean_of_the_whole(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         parts = [rows(case, arrays, part) for part in (slice(0, 1), slice(1, None))]
@@ -125,7 +125,7 @@ def test_pairs_of_parts_add_up_to_the_whole(case: Case):
 
 @pytest.mark.slow
 @every_kind_with_own_rows
-def test_a_batch_many_times_over_has_the_same_mean(case: Case):
+def test_a_repeated_batch_has_the_same_mean(case: Case):
     arrays = case.inputs(jnp.float32)
     times = 2**17 // next(iter(arrays.values())).size  # so many numbers are added up in other ways than few
 
@@ -145,7 +145,7 @@ def test_a_batch_many_times_over_has_the_same_mean(case: Case):
 
 
 @every_kind_of_batch
-def test_where_is_slicing(case: Case):
+def test_masking_rows_equals_slicing_them(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         shape = case.shape(arrays)
@@ -162,7 +162,7 @@ def test_where_is_slicing(case: Case):
 
 
 @every_kind
-def test_what_lies_behind_the_mask_has_no_influence(case: Case):
+def test_masked_elements_never_affect_value_or_gradient(case: Case):
     arrays = case.inputs(jnp.float32)
     mask = np.random.RandomState(0).rand(*case.shape(arrays)) < 0.6
     clean = case.answers(arrays, REDUCTIONS, where=mask)
@@ -171,7 +171,7 @@ def test_what_lies_behind_the_mask_has_no_influence(case: Case):
 
 
 @every_kind
-def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
+def test_an_all_false_mask_equals_an_empty_batch(case: Case):
     arrays = case.inputs(jnp.float32)
     nothing = np.zeros(case.shape(arrays), bool)
     answers = case.answers(arrays, REDUCTIONS, where=nothing)
@@ -230,7 +230,7 @@ def stacked(*trees: Any) -> Any:
 
 @pytest.mark.slow
 @every_loss
-def test_jit_changes_nothing(case: Case):
+def test_jit_does_not_change_the_value(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         plain = inspect.unwrap(getattr(jaxloss, case.loss))
@@ -240,7 +240,7 @@ def test_jit_changes_nothing(case: Case):
 
 @pytest.mark.slow
 @every_kind
-def test_vmap_is_a_loop(case: Case):
+def test_vmap_equals_a_loop(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         others = {name: jnp.asarray(np.roll(a, 1, 0)) if a.ndim else a for name, a in arrays.items()}
@@ -251,7 +251,7 @@ def test_vmap_is_a_loop(case: Case):
 
 @pytest.mark.slow
 @every_kind
-def test_scan_and_remat_change_nothing(case: Case):
+def test_scan_and_remat_do_not_change_value_or_gradient(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
 
@@ -264,7 +264,7 @@ def test_scan_and_remat_change_nothing(case: Case):
 
 
 @every_smooth_kind
-def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
+def test_jvp_and_hessian_vector_products_equal_finite_differences(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         point = {name: arrays[name] for name in case.gradients}
@@ -292,7 +292,7 @@ def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
 
 
 @every_other_case
-def test_hessians_exist_at_kinks_and_infinities(case: Case):
+def test_hessians_are_finite_at_kinks_and_infinities(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         name = case.gradients[0]
@@ -307,7 +307,7 @@ def test_hessians_exist_at_kinks_and_infinities(case: Case):
 
 @pytest.mark.slow
 @every(list({case.loss: case for case in reversed(KINDS) if case.batched}.values()))
-def test_a_program_for_batches_of_any_size_is_exported(case: Case):
+def test_export_with_a_symbolic_batch_size(case: Case):
     arrays = case.inputs(jnp.float32)
     (size,) = jax.export.symbolic_shape("size")
 
@@ -338,7 +338,7 @@ HALF = [(case, "bfloat16") for case in KINDS] + [(case, "float16") for case in F
         for case, dtype in HALF
     ],
 )
-def test_half_precision_is_widened(case: Case, dtype: str):
+def test_half_precision_is_computed_in_float32(case: Case, dtype: str):
     arrays = case.inputs(jnp.dtype(dtype))
     answer = case.answer(arrays)
     assert answer["value"].dtype == jnp.float32
@@ -360,14 +360,14 @@ def test_half_precision_is_widened(case: Case, dtype: str):
 
 
 @every_loss
-def test_float32_stays_where_float64_is_allowed(case: Case):
+def test_float32_inputs_give_float32_under_x64(case: Case):
     with jax.enable_x64(True):
         assert case(case.inputs(jnp.float32)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool"])
 @every_loss
-def test_integers_and_booleans_follow_the_other_arguments(case: Case, dtype: str):
+def test_integers_and_booleans_are_cast_to_the_dtype_of_the_others(case: Case, dtype: str):
     arrays = case.inputs(jnp.float32)
     for name in case.gradients:
         ones = {**arrays, name: jnp.asarray(np.ones(arrays[name].shape, np.float32))}
@@ -406,7 +406,7 @@ def test_one_compilation_per_shape(case: Case):
 
 
 @every_loss
-def test_wrong_calls_are_refused(case: Case):
+def test_invalid_calls_raise(case: Case):
     arrays = case.inputs(jnp.float32)
     first, *others = arrays
     for second in others[:1]:
@@ -432,13 +432,13 @@ def test_wrong_calls_are_refused(case: Case):
 
 @pytest.mark.slow
 @every_kind
-def test_checkify_finds_nothing_wrong_with_what_is_right(case: Case):
+def test_checkify_reports_no_error_for_valid_input(case: Case):
     error, _ = checkify.checkify(lambda arrays: case(arrays))(case.inputs(jnp.float32))
     assert error.get() is None
 
 
 @every_loss
-def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
+def test_checkify_under_vmap_reports_no_error_for_valid_input(case: Case):
     arrays = case.inputs(jnp.float32)
     error, losses = checkify.checkify(jax.vmap(lambda arrays: case(arrays)))(stacked(arrays, arrays))
     assert error.get() is None
@@ -447,7 +447,7 @@ def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
 
 @pytest.mark.slow
 @every_loss
-def test_valid_input_makes_no_nan_on_the_way(case: Case):
+def test_valid_input_produces_no_intermediate_nan(case: Case):
     # Step by step, where constants are seen, too; and compiled, where what is kept for the gradient is.
     arrays = case.inputs(jnp.float32)
     moved = {name: arrays[name] for name in case.gradients}

@@ -147,7 +147,7 @@ def plain(
 @pytest.mark.parametrize("loss", LOSSES)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.data())
-def test_every_loss_is_its_formula(loss: str, data: st.DataObject):
+def test_every_loss_equals_its_formula(loss: str, data: st.DataObject):
     draw, every_option = LOSSES[loss]
     positions = data.draw(st.sampled_from(POSITIONS.get(loss, [(), (3,), (2, 1, 2), (0,)])))
     options = data.draw(st.sampled_from(every_option))

@@ -35,23 +35,23 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def test_the_reader_of_imports_sees_them():
+def test_imports_finds_known_imports():
     assert "_core.reduction" in imports("losses.regression")
     assert "flax" in imports("models")
 
 
-def test_every_module_has_its_floor():
+def test_every_module_belongs_to_a_layer():
     assert {*MODULES} <= {*CORE, *FAMILIES, *TRAINING}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("_core.")])
-def test_a_core_file_imports_only_from_those_before_it(module: str):
+def test_a_core_module_imports_only_from_lower_ones(module: str):
     within = {name for name in imports(module) if name.split(".")[0] in ("_core", "losses", "jaxloss")}
     assert within <= {*CORE[: CORE.index(module)]}
 
 
 @pytest.mark.parametrize("module", FAMILIES)
-def test_families_import_the_core_and_never_each_other(module: str):
+def test_loss_families_do_not_import_each_other(module: str):
     outside = {name for name in imports(module) if name.split(".")[0] in ("losses", "jaxloss", "models")}
     assert not outside
 
@@ -63,7 +63,7 @@ def test_models_and_training_import_no_loss(module: str):
     assert not imports(module) & {*FAMILIES, "jaxloss", "losses"} - allowed
 
 
-def test_importing_the_package_loads_jax_alone():
+def test_importing_the_package_loads_no_optional_dependency():
     code = (
         "import sys, jaxloss; print(sorted({'flax', 'optax', 'torch', 'chex', 'sklearn'} & set(sys.modules)))"
     )

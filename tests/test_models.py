@@ -55,7 +55,7 @@ def test_sizes_are_arguments(model, layers):
 
 
 @pytest.mark.parametrize("model", DEFAULT_LAYERS)
-def test_outputs_are_layers_with_relu_between(model):
+def test_outputs_equal_dense_layers_with_relu_between(model):
     model = model(rngs=nnx.Rngs(0))
     layers = jax.tree.map(np.asarray, list(parameters(model).values()))
     inputs = np.random.RandomState(0).normal(size=(5, layers[0]["kernel"].shape[0])).astype(np.float32)
@@ -108,7 +108,7 @@ def first_loss(model, criterion, batch_size, targets, seed):
         ),
     ],
 )
-def test_first_losses_are_those_of_pytorch(model, criterion, batch_size, targets, level, tolerance):
+def test_initial_losses_are_those_of_pytorch(model, criterion, batch_size, targets, level, tolerance):
     losses = [first_loss(model, criterion, batch_size, targets, seed) for seed in SEEDS]
     assert abs(np.mean(losses) - level) < tolerance
 
@@ -117,7 +117,7 @@ CUTOFFS = (5, 20)
 
 
 @pytest.mark.parametrize("leading", [(), (8,), (2, 3)])
-def test_adaptive_log_softmax_is_a_layer_over_the_functions(leading):
+def test_adaptive_log_softmax_layer_equals_the_functions(leading):
     layer = AdaptiveLogSoftmax(16, 50, list(CUTOFFS), 2.0, head_bias=True, rngs=nnx.Rngs(0))
     hidden = jax.random.normal(jax.random.key(0), (*leading, 16))
     labels = jax.random.randint(jax.random.key(1), leading, 0, 50)
@@ -130,7 +130,7 @@ def test_adaptive_log_softmax_is_a_layer_over_the_functions(leading):
         np.testing.assert_allclose(layer.loss(hidden, labels, **options), expected, rtol=1e-5)
 
 
-def test_adaptive_log_softmax_holds_the_parameters_of_the_function():
+def test_adaptive_log_softmax_layer_holds_the_parameters_of_the_function():
     layer = AdaptiveLogSoftmax(16, 50, CUTOFFS, rngs=nnx.Rngs(0))
     assert jax.tree.map(jnp.shape, layer.params) == {
         "head": {"kernel": (16, 7)},
@@ -165,7 +165,7 @@ def _of_hidden_and_params(outputs, targets):
     return jaxloss.adaptive_log_softmax(*outputs, targets, cutoffs=CUTOFFS)
 
 
-def test_adaptive_log_softmax_trains_alike_with_and_without_all_log_probs():
+def test_training_with_hidden_features_equals_training_with_all_log_probs():
     inputs = jax.random.normal(jax.random.key(0), (32, 4))
     labels = jax.random.randint(jax.random.key(1), (32,), 0, 50)
     values = []

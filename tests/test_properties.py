@@ -81,7 +81,7 @@ def test_elementwise_losses(name, shape, dtype, seed, masked, reduction):
     st.tuples(st.booleans(), st.booleans(), st.booleans()),
     st.sampled_from(["none", "mean", "sum_and_weight"]),
 )
-def test_classes(positions, classes, axis, seed, with_weight_mask_ignored, reduction):
+def test_class_losses(positions, classes, axis, seed, with_weight_mask_ignored, reduction):
     with_weight, with_mask, with_ignored = with_weight_mask_ignored
     rng = np.random.RandomState(seed)
     logits = rng.randn(*positions, classes)

@@ -16,7 +16,7 @@ ENVIRONMENT = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_every_kind_of_entry_in_every_layout(kind: str):
+def test_sharded_losses_equal_unsharded_ones(kind: str):
     program = subprocess.run(
         [sys.executable, "-m", "tests.sharded", kind],
         cwd=Path(__file__).parent.parent,

@@ -56,7 +56,7 @@ def options_of(loss: str, theirs: dict[str, Any], left_out: set[str] = LEFT_OUT)
     return {option: MEANT.get((loss, option), default) for option, default in found.items()}
 
 
-def test_every_loss_of_pytorch_is_here():
+def test_every_pytorch_loss_has_a_counterpart():
     assert set(FUNCTIONS) - set(vars(jaxloss)) - set(NOT_HERE) == set()
     assert {case.loss for case in CASES} - set(FUNCTIONS) == MODULES | {*BEYOND}
     assert set(CLASSES) - set(LOSS_OF) - set(NOT_HERE) == set()
@@ -65,7 +65,7 @@ def test_every_loss_of_pytorch_is_here():
 
 
 @pytest.mark.parametrize("name", sorted({case.loss for case in CASES} - MODULES - {*BEYOND}))
-def test_options_and_defaults_are_those_of_the_function(name: str):
+def test_options_and_defaults_equal_those_of_the_function(name: str):
     ours = defaults(getattr(jaxloss, name))
     theirs = options_of(name, FUNCTIONS[name])
     assert ours == theirs | {option: default for option, default in ADDED.items() if option in ours}
@@ -73,7 +73,7 @@ def test_options_and_defaults_are_those_of_the_function(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(LOSS_OF))
-def test_options_and_defaults_are_those_of_the_class(name: str):
+def test_options_and_defaults_equal_those_of_the_class(name: str):
     ours = defaults(getattr(jaxloss, LOSS_OF[name]))
     theirs = options_of(LOSS_OF[name], CLASSES[name], left_out=LEFT_OUT | {*ELSEWHERE})
     if "kernel" in inspect.signature(getattr(jaxloss, LOSS_OF[name])).parameters:
@@ -83,7 +83,7 @@ def test_options_and_defaults_are_those_of_the_class(name: str):
     assert ours.keys() - theirs.keys() <= ADDED.keys() | {"weight", "reduction", "bias"}
 
 
-def test_what_initialises_the_adaptive_softmax_has_the_other_options_of_its_class():
+def test_init_adaptive_log_softmax_has_the_remaining_options_of_the_class():
     ours = defaults(jaxloss.init_adaptive_log_softmax)
     theirs = CLASSES["AdaptiveLogSoftmaxWithLoss"]
     assert ours == {option: theirs[option] for option in ("div_value", "head_bias")}
@@ -91,5 +91,5 @@ def test_what_initialises_the_adaptive_softmax_has_the_other_options_of_its_clas
 
 if torch_oracle.IS_INSTALLED:
 
-    def test_the_record_is_pytorchs():
+    def test_recorded_signatures_equal_live_pytorch():
         assert torch_oracle.signatures() == RECORDED

@@ -27,14 +27,14 @@ def answer(loss, embeddings, targets, **options):
 
 
 @every_loss
-def test_defaults_are_those_of_the_specification(loss, targets):
+def test_defaults_match_the_specification(loss, targets):
     parameters = inspect.signature(loss).parameters
     assert parameters["temperature"].default == (0.5 if loss is nt_xent_loss else 0.1)
     assert parameters["normalize"].default is True
 
 
 @every_loss
-def test_rows_in_blocks_are_rows_at_once(loss, targets, monkeypatch):
+def test_row_blocks_equal_all_rows_at_once(loss, targets, monkeypatch):
     with jax.enable_x64(True):
         whole = answer(inspect.unwrap(loss), X, targets)
         monkeypatch.setattr(pairs, "_at_once", lambda *_: 4)
@@ -45,7 +45,7 @@ def test_rows_in_blocks_are_rows_at_once(loss, targets, monkeypatch):
 
 @every_loss
 @pytest.mark.parametrize("size", [1e-20, 1e20])
-def test_lengths_may_be_far_from_one(loss, targets, size):
+def test_very_long_and_short_embeddings(loss, targets, size):
     # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
     x = np.float32(size * X)
     value, gradient = answer(loss, x, targets)
@@ -85,7 +85,7 @@ def test_one_row(loss, targets):
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-def test_labels_without_positives_and_all_alike():
+def test_labels_all_distinct_and_all_equal():
     total, weight = supervised_contrastive_loss(X, np.arange(6), reduction="sum_and_weight")
     assert (total, weight) == (0, 0)
     value, gradient = answer(supervised_contrastive_loss, X, np.arange(6))
@@ -100,7 +100,7 @@ def test_labels_without_positives_and_all_alike():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_labels_may_be_any_integers():
+def test_labels_may_be_arbitrary_integers():
     wide = np.array([2**40, 2**41, 2**40, -1, 2**41, 2**41])
     few = np.array([0, 255, 0, 7, 255, 255], np.uint8)
     for labels in (wide, few):
@@ -112,12 +112,12 @@ def test_labels_may_be_any_integers():
 
 
 @every_loss
-def test_a_mask_of_one_number_is_of_all_rows(loss, targets):
+def test_a_mask_of_shape_1_broadcasts_to_all_rows(loss, targets):
     found = loss(X, targets, where=np.ones(1, bool), reduction="none")
     np.testing.assert_allclose(found, loss(X, targets, reduction="none"), rtol=1e-5)
 
 
-def test_negatives_behind_the_mask_are_not_seen():
+def test_masked_negatives_never_affect_value_or_gradient():
     negatives = RNG.randn(6, 4, 3)
     where = np.array([True, False, True, True, False, True])
     spoilt = np.where(where[:, None, None], negatives, np.nan)
@@ -129,21 +129,21 @@ def test_negatives_behind_the_mask_are_not_seen():
     np.testing.assert_array_equal(slopes[~where], 0)
 
 
-def test_without_any_negative_the_loss_is_zero():
+def test_the_loss_without_negatives_is_zero():
     for negatives in (np.zeros((0, 3)), np.zeros((6, 0, 3))):
         value, gradient = answer(info_nce_loss, X, Y, negatives=negatives)
         assert value == 0
         np.testing.assert_array_equal(gradient, 0)
 
 
-def test_temperature_is_learned():
+def test_temperature_is_differentiable():
     slope = jax.grad(lambda t: info_nce_loss(X, Y, temperature=t))(0.5)
     with jax.enable_x64(True):
         ends = [info_nce_loss(X, Y, temperature=0.5 + h) for h in (1e-4, -1e-4)]
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-4, rtol=1e-4)
 
 
-def test_wrong_calls_are_refused():
+def test_invalid_calls_raise():
     with pytest.raises(ValueError, match=r"embeddings must have shape \(N, D\), got shape \(3,\)"):
         info_nce_loss(X[0], Y[0])
     with pytest.raises(

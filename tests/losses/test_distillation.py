@@ -54,7 +54,7 @@ def value_gradient_hessian(function):
     return derivatives
 
 
-def test_excluded_classes_have_the_values_of_the_formula(derivatives):
+def test_losses_with_minus_infinity_logits_equal_the_formula(derivatives):
     s, t = probabilities(STUDENT), probabilities(TEACHER)
     of_betas, kl = derivatives
     mixed = [beta * divergence(t, m) + (1 - beta) * divergence(s, m) for beta, m in mixtures(s, t)]
@@ -70,7 +70,7 @@ def mixtures(s, t):
     return [(beta, beta * t + (1 - beta) * s) for beta in (0.25, 0.5)]
 
 
-def test_derivatives_are_finite_where_the_loss_is(derivatives):
+def test_derivatives_are_finite_where_the_loss_is_finite(derivatives):
     of_betas, kl = derivatives
     for values, *higher in (of_betas, kl):
         for derivative in higher:
@@ -81,7 +81,7 @@ def test_derivatives_are_finite_where_the_loss_is(derivatives):
     np.testing.assert_array_equal(kl[1][0, :, 0], 0)
 
 
-def test_the_ends_of_beta_are_the_two_divergences_in_every_derivative(derivatives):
+def test_beta_0_and_1_give_the_two_divergences_and_their_derivatives(derivatives):
     of_betas, kl = derivatives
     finite = np.isfinite(kl[0])
     for ours, theirs in zip(of_betas, kl, strict=True):
@@ -91,7 +91,7 @@ def test_the_ends_of_beta_are_the_two_divergences_in_every_derivative(derivative
         np.testing.assert_allclose(turned, distillation_loss(X, Y, reduction="none"), rtol=1e-12)
 
 
-def test_the_student_learns_where_only_it_excludes_a_class():
+def test_gradients_are_finite_when_only_the_student_excludes_a_class():
     # The loss is infinite, and its gradient in the student is finite in reverse and in forward mode.
     student, teacher = STUDENT[OF_TEACHER], TEACHER[OF_TEACHER]
     expected = probabilities(student) - probabilities(teacher)
@@ -101,7 +101,7 @@ def test_the_student_learns_where_only_it_excludes_a_class():
         np.testing.assert_allclose(tangent, expected @ np.arange(3.0), rtol=1e-5)
 
 
-def test_temperature_and_beta_are_learned():
+def test_temperature_and_beta_are_differentiable():
     def total(temperature, beta):
         mixed = jensen_shannon_loss(STUDENT, TEACHER, beta=beta, temperature=temperature)
         return mixed + distillation_loss(X, Y, temperature=temperature)
@@ -119,7 +119,7 @@ def test_temperature_and_beta_are_learned():
             assert jax.grad(lambda beta: jensen_shannon_loss(X, Y, beta=beta))(end) == 0
 
 
-def test_the_mean_is_batchmean_of_kl_div():
+def test_the_mean_equals_batchmean_of_kl_div():
     log_probs = (jax.nn.log_softmax(array / 2) for array in (X, Y))
     expected = 4 * jaxloss.kl_div(*log_probs, log_target=True, reduction="batchmean")
     np.testing.assert_allclose(distillation_loss(X, Y, temperature=2.0), expected, rtol=1e-5)
@@ -137,7 +137,7 @@ def test_logits_far_apart_neither_overflow_nor_vanish():
         assert np.isfinite(slopes).all()
 
 
-def test_wrong_calls_are_refused():
+def test_invalid_calls_raise():
     with pytest.raises(ValueError, match=r"logits and targets must have the same shape, got logits \(4, 5\)"):
         distillation_loss(X, Y[:, :4])
     with pytest.raises(ValueError, match=r"logits must have at least one class, got logits \(4, 0\)"):

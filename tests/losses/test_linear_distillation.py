@@ -47,7 +47,7 @@ def plain(
 
 
 @pytest.mark.parametrize("positions", [4, 60])
-def test_values_and_gradients_are_those_of_the_plain_form(positions: int):
+def test_values_and_gradients_equal_the_plain_form(positions: int):
     """The loop runs over classes or over positions."""
     with jax.enable_x64(True):
         arrays = {
@@ -78,7 +78,7 @@ def test_equal_layers_have_loss_and_gradient_zero():
     jax.tree.map(lambda gradient: np.testing.assert_allclose(gradient, 0, atol=1e-6), gradients)
 
 
-def test_a_frozen_teacher_has_no_gradient_and_changes_none():
+def test_stopping_the_teacher_gradient_keeps_the_student_gradient():
     def frozen(arrays: Any) -> jax.Array:
         fixed = {name: jax.lax.stop_gradient(arrays[name]) for name in arrays if "teacher" in name}
         return linear_distillation_loss(**{**arrays, **fixed})
@@ -100,7 +100,7 @@ def with_bias(**changes: Any) -> dict[str, Any]:
     return {**ARRAYS, **biases}
 
 
-def test_classes_that_both_rule_out_are_as_if_they_were_not_there():
+def test_classes_excluded_by_both_equal_removed_classes():
     with jax.enable_x64(True):
         # All of the first block, too.
         places = np.arange(CLASSES) < 13
@@ -115,7 +115,7 @@ def test_classes_that_both_rule_out_are_as_if_they_were_not_there():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), *both)
 
 
-def test_a_class_that_only_one_rules_out():
+def test_a_class_excluded_by_one_layer_only():
     # The teacher's impossible class adds nothing; the student's costs infinitely much.
     possible = linear_distillation_loss(**with_bias(teacher_bias=[3, 20]), reduction="none")
     assert np.isfinite(possible).all()
@@ -127,12 +127,12 @@ def test_a_class_that_only_one_rules_out():
     )
 
 
-def test_no_class_with_a_chance_is_nan():
+def test_all_logits_minus_infinity_give_nan():
     for name in ("bias", "teacher_bias"):
         assert np.isnan(linear_distillation_loss(**with_bias(**{name: np.ones(CLASSES, bool)})))
 
 
-def test_large_logits_lose_no_digits():
+def test_large_logits_keep_full_precision():
     arrays = {name: np.round(np.float32(array)) for name, array in ARRAYS.items()}  # with a shift, too
     far = {name: arrays[name] + shift for name, shift in (("bias", 2**20), ("teacher_bias", -(2**20)))}
     losses, shifted = (
@@ -175,13 +175,13 @@ def test_layers_may_differ_in_dtype():
         ({"temperature": 0.0}, "linear_distillation_loss: temperature must be a finite number > 0, got 0"),
     ],
 )
-def test_wrong_calls_are_refused(change: dict[str, Any], message: str):
+def test_invalid_calls_raise(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=rf"(?s){message}"):
         linear_distillation_loss(**{**ARRAYS, **change})
 
 
 @pytest.mark.usefixtures("blocks_of_a_user")
-def test_the_logits_are_never_held():
+def test_the_logits_are_never_materialized():
     shapes = [(2048, 256), (256, 32_000), (2048, 128), (128, 32_000)]
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     gradient = jax.value_and_grad(linear_distillation_loss, (0, 1, 2, 3))

@@ -35,7 +35,7 @@ def formula(loss, embeddings, targets, **options):
         return float(np.sum(losses) / np.sum(weight))
 
 
-def test_defaults_are_those_of_the_specification():
+def test_defaults_match_the_specification():
     def options(loss):
         parameters = inspect.signature(loss).parameters.values()
         return [parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
@@ -45,7 +45,7 @@ def test_defaults_are_those_of_the_specification():
 
 
 @every_loss
-def test_rows_in_blocks_are_rows_at_once(loss, monkeypatch):
+def test_row_blocks_equal_all_rows_at_once(loss, monkeypatch):
     with jax.enable_x64(True):
         whole = answer(inspect.unwrap(loss), X, LABELS)
         monkeypatch.setattr(pairs, "_at_once", lambda *_: 4)
@@ -57,7 +57,7 @@ def test_rows_in_blocks_are_rows_at_once(loss, monkeypatch):
 
 @every_loss
 @pytest.mark.parametrize("size", [1e-20, 1e20])
-def test_lengths_may_be_far_from_one(loss, size):
+def test_very_long_and_short_embeddings(loss, size):
     # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
     x = np.float32(size * X)
     value, gradient = answer(loss, x, LABELS)
@@ -75,7 +75,7 @@ def test_lengths_may_be_far_from_one(loss, size):
         (multi_similarity_loss, ["alpha", "beta"]),
     ],
 )
-def test_exponents_may_be_small_or_large(loss, options, size):
+def test_very_small_and_large_exponents(loss, options, size):
     given = dict.fromkeys(options, size)
     value, gradient = answer(loss, np.float32(X), LABELS, **given)
     np.testing.assert_allclose(value, formula(loss, np.float32(X), LABELS, **given), rtol=1e-5)
@@ -129,7 +129,7 @@ def test_all_rows_masked(loss):
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_wrong_calls_are_refused():
+def test_invalid_calls_raise():
     with pytest.raises(
         ValueError, match=r"targets must have the shape of embeddings .* \(6,\), got shape \(3,\)"
     ):

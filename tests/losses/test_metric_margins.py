@@ -50,7 +50,7 @@ def exact(loss: Any, embeddings: Any, kernel: Any, targets: Any, **options: Any)
     return np.array(losses)
 
 
-def test_defaults_are_those_of_the_specification():
+def test_defaults_match_the_specification():
     for loss, margin in ((arcface_loss, 0.5), (cosface_loss, 0.35)):
         parameters = inspect.signature(loss).parameters
         assert (parameters["margin"].default, parameters["scale"].default) == (margin, 64.0)
@@ -97,7 +97,7 @@ def test_every_angle_and_margin_in_float32(loss: Any, scale: float):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_derivative_is_finite_along_the_class(dtype: Any):
+def test_derivatives_are_finite_for_embeddings_parallel_to_the_class(dtype: Any):
     """Where others divide by the sine of an angle that is 0, or rounds to it."""
     angles = np.array([0.0, 1e-300, 1e-20, 1e-9, 1e-8, 1e-7, 1e-4, math.pi - 1e-7, math.pi])
     rows = np.stack([np.cos(angles), np.sin(angles)], 1).astype(dtype)
@@ -115,7 +115,7 @@ def test_every_derivative_is_finite_along_the_class(dtype: Any):
 
 
 @every_loss
-def test_lengths_may_be_far_from_one(loss: Any):
+def test_very_long_and_short_embeddings(loss: Any):
     # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
     lengths = np.array([1e20, 1.0, 1e-20, 1e-10, 3e-13])[:, None]
     rows, kernel = np.float32(X * lengths), np.float32(KERNEL * [1e20, 1.0, 1e-20, 1.0, 1.0, 1.0, 1e-13])
@@ -130,7 +130,7 @@ def test_lengths_may_be_far_from_one(loss: Any):
 
 
 @every_loss
-def test_zero_vectors_stay_zero(loss: Any):
+def test_zero_vectors_have_gradient_zero(loss: Any):
     rows, kernel = X.copy(), KERNEL.copy()
     rows[1], kernel[:, 3] = 0, 0
     value = loss(rows, kernel, LABELS, reduction="none")
@@ -149,7 +149,7 @@ def test_one_class_has_loss_zero(loss: Any):
 
 
 @every_loss
-def test_without_margin_it_is_the_cross_entropy_of_cosines(loss: Any):
+def test_a_margin_of_0_gives_the_cross_entropy_of_cosines(loss: Any):
     with jax.enable_x64(True):
         unit_rows = X / np.linalg.norm(X, axis=1, keepdims=True)
         unit_kernel = KERNEL / np.linalg.norm(KERNEL, axis=0)
@@ -158,7 +158,7 @@ def test_without_margin_it_is_the_cross_entropy_of_cosines(loss: Any):
         np.testing.assert_allclose(found, plain, rtol=1e-12)
 
 
-def test_a_label_far_above_the_others_hides_them_not():
+def test_other_classes_count_even_far_below_the_label_logit():
     # Their exponentials relative to the label's logit, of 1000 - 800, would be 0.
     row, kernel = np.float32([1.0, 0.0]), np.float32([[1.0, 0.8], [0.0, 0.6]])
     given = {"margin": math.pi / 2, "scale": 1000.0}
@@ -167,7 +167,7 @@ def test_a_label_far_above_the_others_hides_them_not():
 
 
 @every_loss
-def test_margin_and_scale_are_learned(loss: Any):
+def test_margin_and_scale_are_differentiable(loss: Any):
     with jax.enable_x64(True):
         mean = jax.jit(lambda options: loss(X, KERNEL, LABELS, **options))
         at = {"margin": 0.3, "scale": 10.0}
@@ -179,7 +179,7 @@ def test_margin_and_scale_are_learned(loss: Any):
 
 @every_loss
 @pytest.mark.parametrize("label", [-1, -100, 7, 10**6])
-def test_a_label_out_of_range_is_nan_and_named(loss: Any, label: int):
+def test_an_out_of_range_label_is_nan_and_reported_by_checkify(loss: Any, label: int):
     labels = np.array([6, label, 3, 3, 1])
     losses = loss(X, KERNEL, labels, reduction="none")
     np.testing.assert_array_equal(np.isnan(losses), labels == label)
@@ -192,7 +192,7 @@ def test_a_label_out_of_range_is_nan_and_named(loss: Any, label: int):
 
 
 @every_loss
-def test_wrong_calls_are_refused(loss: Any):
+def test_invalid_calls_raise(loss: Any):
     with pytest.raises(ValueError, match=r"kernel must have shape \(H, V\).* embeddings \(5, 3\); a tied"):
         loss(X, KERNEL.T, LABELS)
     with pytest.raises(ValueError, match=r"shape of embeddings without its last axis, \(5,\), got .*\(4,\)"):
@@ -206,7 +206,7 @@ def test_wrong_calls_are_refused(loss: Any):
     assert np.isnan(loss(X, KERNEL, LABELS, margin=jnp.float32(-0.1)))
 
 
-def test_a_margin_in_degrees_is_refused():
+def test_a_margin_in_degrees_raises():
     with pytest.raises(ValueError, match=r"margin must be an angle in \[0, π/2\], got 28.6"):
         arcface_loss(X, KERNEL, LABELS, margin=28.6)
     right = jnp.float32(math.pi / 2)  # rounded up
@@ -214,7 +214,7 @@ def test_a_margin_in_degrees_is_refused():
 
 
 @pytest.mark.usefixtures("blocks_of_a_user")
-def test_neither_logits_nor_unit_vectors_are_held():
+def test_neither_logits_nor_normalized_kernel_are_materialized():
     shapes = jax.ShapeDtypeStruct((512, 256), jnp.float32), jax.ShapeDtypeStruct((256, 64_000), jnp.float32)
     labels = jax.ShapeDtypeStruct((512,), jnp.int32)
     program = jax.jit(jax.value_and_grad(arcface_loss, (0, 1))).lower(*shapes, labels).compile()

@@ -53,7 +53,7 @@ def one(log_probs, labels, **options):
     ],
 )
 @pytest.mark.parametrize("kind", ["scores", "infinite"])
-def test_all_paths_are_counted(frames, labels, blank, kind):
+def test_losses_equal_a_sum_over_all_paths(frames, labels, blank, kind):
     rng = np.random.RandomState(frames)
     log_probs = rng.randn(frames, 3) - 2  # not normalised: the derivative must be true there, too
     if kind == "infinite":
@@ -98,7 +98,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_the_impossible_is_infinite_of_gradient_0(name):
+def test_an_impossible_alignment_is_infinite_with_gradient_zero(name):
     log_probs, labels = IMPOSSIBLE[name]
 
     def loss(log_probs):
@@ -112,7 +112,7 @@ def test_the_impossible_is_infinite_of_gradient_0(name):
     assert one(point, labels, zero_infinity=True) == 0
 
 
-def test_no_frames_spell_no_labels():
+def test_no_frames_and_no_labels_have_loss_zero():
     loss = one(jnp.zeros((0, 3)), [])
     assert loss == 0
     assert not np.signbit(loss)
@@ -127,7 +127,7 @@ def test_an_infinite_score_is_nan(scores, zero_infinity):
     assert all(np.isnan(array).all() for array in jax.value_and_grad(loss)(jnp.array(scores, jnp.float32)))
 
 
-def test_an_impossible_sample_leaves_the_others_alone():
+def test_an_impossible_sample_does_not_affect_the_others():
     log_probs = drawn(3, 2, 3)
     targets, lengths = jnp.array([[1, 1, 1], [1, 2, 0]]), (jnp.array([3, 3]), jnp.array([3, 2]))
     alone = jax.value_and_grad(one)(log_probs[:, 1], [1, 2])
@@ -140,7 +140,7 @@ def test_an_impossible_sample_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rounding_is_never_below_0(dtype):
+def test_rounding_never_makes_the_loss_negative(dtype):
     frames, classes = 60, 7
     for seed in range(20):
         rng = np.random.RandomState(seed)
@@ -156,7 +156,7 @@ def test_rounding_is_never_below_0(dtype):
     np.testing.assert_array_equal(jax.grad(lambda x: one(x, [1, 2]))(sure), -jnp.exp(sure))
 
 
-def test_scores_that_are_no_log_probabilities_may_be_negative():
+def test_losses_of_unnormalized_scores_may_be_negative():
     # Three paths of score 0 each: as in PyTorch, what is not normalised shows.
     np.testing.assert_allclose(one(jnp.zeros((2, 2)), [1]), -np.log(3), rtol=1e-6)
     # What is taken for rounding depends on the sample's own frames alone.
@@ -164,7 +164,7 @@ def test_scores_that_are_no_log_probabilities_may_be_negative():
     assert ctc_loss(scores, jnp.zeros(0, int), 2, 0, reduction="sum") == -0.25
 
 
-def test_long_sequences_are_exact():
+def test_long_sequences_keep_full_precision():
     targets = np.random.RandomState(1).randint(1, 6, (2, 90))
     lengths = jnp.array([400, 333]), jnp.array([90, 71])
     for dtype in ("bfloat16", "float32"):
@@ -214,7 +214,7 @@ def assert_close(ours, theirs):
     jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-6), ours, theirs)
 
 
-def test_what_lies_behind_the_lengths_has_no_influence():
+def test_padding_never_affects_value_or_gradient():
     behind_frames = np.arange(7)[:, None, None] >= np.asarray(INPUT_LENGTHS)[None, :, None]
     behind_labels = np.arange(3)[None] >= np.asarray(TARGET_LENGTHS)[:, None]
     for bad in (np.nan, INF, -INF):
@@ -225,7 +225,7 @@ def test_what_lies_behind_the_lengths_has_no_influence():
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum_and_weight"])
-def test_concatenated_is_padded(reduction):
+def test_concatenated_targets_equal_padded_ones(reduction):
     lengths = {"input_lengths": INPUT_LENGTHS, "target_lengths": TARGET_LENGTHS, "reduction": reduction}
     assert_close(ctc_loss(LOG_PROBS, CONCATENATED, **lengths), ctc_loss(LOG_PROBS, TARGETS, **lengths))
     where = jnp.array([True, False, True, True])
@@ -235,7 +235,7 @@ def test_concatenated_is_padded(reduction):
     )
 
 
-def test_concatenated_has_the_gradient_of_padded():
+def test_gradients_of_concatenated_targets_equal_those_of_padded_ones():
     assert_close(answer(targets=CONCATENATED), answer())
     both = jax.vmap(answer)(
         jnp.stack([LOG_PROBS, LOG_PROBS[::-1]]),
@@ -248,7 +248,7 @@ def test_concatenated_has_the_gradient_of_padded():
     assert_close(both, jax.tree.map(lambda *pair: jnp.stack(pair), answer(), second))
 
 
-def test_concatenated_of_more_labels_than_frames():
+def test_concatenated_targets_with_more_labels_than_frames():
     # The second sample has 8 labels for 7 frames; the third, behind it, is found nevertheless.
     lengths = jnp.array([7, 7, 7, 7]), jnp.array([1, 8, 2, 0])
     targets = jnp.array([3, 1, 2, 1, 2, 1, 2, 1, 2, 2, 4])
@@ -258,7 +258,7 @@ def test_concatenated_of_more_labels_than_frames():
 
 
 @pytest.mark.slow
-def test_a_program_for_concatenated_targets_of_any_number_is_exported():
+def test_export_with_symbolic_numbers_of_samples_and_labels():
     sizes = jax.export.symbolic_shape("samples, labels")
     labels, lengths = (jax.ShapeDtypeStruct((size,), jnp.int32) for size in sizes[::-1])
     program = jax.export.export(jax.jit(jax.value_and_grad(ctc_loss)))(
@@ -282,7 +282,7 @@ def test_a_batch_without_labels_or_samples():
     assert np.isnan(ctc_loss(*empty))
 
 
-def test_a_single_sample_takes_plain_integers():
+def test_a_single_sample_accepts_python_integer_lengths():
     alone = ctc_loss(LOG_PROBS[:, 0], TARGETS[0], 7, 3)
     np.testing.assert_allclose(alone, answer()[0][0] / 3, rtol=1e-6)
 
@@ -311,7 +311,7 @@ def test_a_single_sample_takes_plain_integers():
         ({"target_lengths": TARGET_LENGTHS.at[1].set(-1)}, r"target_lengths: .* in \[0, 3\], got -1"),
     ],
 )
-def test_bad_values_are_nan_and_named(bad, message):
+def test_invalid_values_are_nan_and_reported_by_checkify(bad, message):
     losses, gradient = answer(**bad, zero_infinity=True)
     good_losses, good_gradient = answer(zero_infinity=True)
     others = jnp.array([0, 2, 3])
@@ -326,7 +326,7 @@ def test_bad_values_are_nan_and_named(bad, message):
     assert np.isfinite(masked).all()
 
 
-def test_concatenated_targets_that_end_too_early_are_nan():
+def test_concatenated_targets_shorter_than_their_lengths_are_nan():
     lengths = jnp.array([3, 4, 1, 0])  # 8 labels of 6
     losses, gradient = answer(targets=CONCATENATED, target_lengths=lengths)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True, False])
@@ -336,7 +336,7 @@ def test_concatenated_targets_that_end_too_early_are_nan():
 
 
 @pytest.mark.parametrize("frames", [0, 3])
-def test_bad_values_are_nan_without_frames_too(frames):
+def test_invalid_lengths_are_nan_even_without_frames(frames):
     for length in (-1, 2, 2**31 - 1, -(2**31)):
         assert np.isnan(ctc_loss(jnp.zeros((frames, 3)), jnp.array([1]), frames, length, zero_infinity=True))
 
@@ -378,7 +378,7 @@ def test_bad_values_are_nan_without_frames_too(frames):
         ({"blank": jnp.array(0)}, TypeError, "blank must be known while tracing"),
     ],
 )
-def test_wrong_calls_say_what_is_wrong(changed, error, message):
+def test_invalid_calls_raise(changed, error, message):
     with pytest.raises(error, match=message):
         answer(**changed)
 
@@ -389,7 +389,7 @@ def test_wrong_calls_say_what_is_wrong(changed, error, message):
 @pytest.mark.parametrize(
     ("shape", "labels", "megabytes"), [((200, 32, 80), 40, 9), ((1000, 16, 80), 100, 51)]
 )
-def test_the_gradient_needs_little_memory(shape, labels, megabytes):
+def test_the_gradient_has_bounded_memory_and_no_scatter(shape, labels, megabytes):
     lengths = jax.ShapeDtypeStruct(shape[1:2], jnp.int32)
     compiled = (
         jax.jit(jax.value_and_grad(ctc_loss))

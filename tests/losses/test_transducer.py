@@ -42,7 +42,7 @@ LENGTHS = np.array([(frames, labels) for frames in range(1, 5) for labels in ran
 
 
 @pytest.mark.parametrize("kind", ["scores", "infinite"])
-def test_all_paths_are_counted(kind):
+def test_losses_equal_a_sum_over_all_paths(kind):
     rng = np.random.RandomState(0)
     logits, targets = rng.randn(len(LENGTHS), 4, 5, 3), rng.randint(1, 3, (len(LENGTHS), 4))
     if kind == "infinite":  # never of all classes
@@ -76,7 +76,7 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
     np.testing.assert_allclose(hessian, np.reshape(differences, hessian.shape), rtol=1e-6, atol=1e-9)
 
 
-def test_long_sequences_are_exact():
+def test_long_sequences_keep_full_precision():
     rng = np.random.RandomState(1)
     targets, lengths = rng.randint(1, 6, (2, 40)), (jnp.array([150, 111]), jnp.array([40, 33]))
     scores = 3 * rng.randn(2, 150, 41, 6)
@@ -96,7 +96,7 @@ def test_long_sequences_are_exact():
         assert np.isfinite(gradient).all()
 
 
-def test_many_impossible_steps_are_no_nan():
+def test_many_impossible_steps_do_not_give_nan():
     logits, targets = np.zeros((2, 30, 7, 4)), jnp.array([[1, 2, 1, 2, 1, 2]] * 2)
     logits[0, :20, 1:, :3] = logits[0, :20, 0, 1] = -INF  # only blanks at first, 1 class of 3 each,
     logits[1, ..., :3] = -INF  # and nothing that is needed
@@ -108,7 +108,7 @@ def test_many_impossible_steps_are_no_nan():
     np.testing.assert_array_equal(gradient[1], 0)
 
 
-def test_rounding_is_never_below_0():
+def test_rounding_never_makes_the_loss_negative():
     # A path that is sure, but for when it emits each label.
     rng = np.random.RandomState(0)
     logits = np.zeros((20, 30, 6, 2), np.float32)
@@ -132,7 +132,7 @@ ARGUMENTS = {
 }
 
 
-def test_what_lies_behind_the_lengths_has_no_influence():
+def test_padding_never_affects_value_or_gradient():
     behind = np.arange(5)[None, :, None] >= np.asarray(INPUT_LENGTHS)[:, None, None]
     behind = behind | (np.arange(4)[None, None] > np.asarray(TARGET_LENGTHS)[:, None, None])
     behind_labels = np.arange(3)[None] >= np.asarray(TARGET_LENGTHS)[:, None]
@@ -145,7 +145,7 @@ def test_what_lies_behind_the_lengths_has_no_influence():
         jax.tree.map(np.testing.assert_array_equal, spoilt, (losses, gradient))
 
 
-def test_lengths_are_lists_and_tuples_too():
+def test_lengths_may_be_lists_or_tuples():
     expected = rnnt_loss(**ARGUMENTS)
     assert rnnt_loss(LOGITS, TARGETS, [5, 3, 4, 1], (3, 2, 1, 0)) == expected
     # Of log-probabilities, the log-softmax is what they are.
@@ -160,7 +160,7 @@ def test_a_negative_blank_is_counted_from_the_last_class():
         assert found == expected
 
 
-def test_no_labels_are_a_sum_of_blanks():
+def test_the_loss_without_labels_sums_the_blanks():
     lengths = jnp.array([5, 3, 4, 1]), jnp.zeros(4, int)
     losses = rnnt_loss(LOGITS[:, :, :1], TARGETS[:, :0], *lengths, reduction="none")
     blanks = -jax.nn.log_softmax(LOGITS)[:, :, 0, 0]
@@ -168,7 +168,7 @@ def test_no_labels_are_a_sum_of_blanks():
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
-def test_nothing_is_nan():
+def test_no_frames_or_samples_give_nan():
     nothing = rnnt_loss(LOGITS[:, :0], TARGETS, jnp.zeros(4, int), TARGET_LENGTHS, reduction="none")
     assert np.isnan(nothing).all()
     masked = rnnt_loss(
@@ -197,7 +197,7 @@ _OF_CLASS = r"targets: expected class indices in \[0, 6\) other than blank=0, go
         ({"target_lengths": TARGET_LENGTHS.at[1].set(-1)}, r"target_lengths: .* in \[0, 3\], got -1"),
     ],
 )
-def test_bad_values_are_nan_and_named(bad, message):
+def test_invalid_values_are_nan_and_reported_by_checkify(bad, message):
     others, good = jnp.array([0, 2, 3]), answer(**ARGUMENTS)
     for logits in (LOGITS, jnp.full_like(LOGITS, -INF).at[..., 3].set(0)):  # of which no path is possible
         losses, gradient = answer(**{**ARGUMENTS, **bad, "logits": logits.at[others].set(LOGITS[others])})
@@ -232,7 +232,7 @@ def test_bad_values_are_nan_and_named(bad, message):
         ({"where": jnp.ones((4, 5), bool)}, ValueError, r"where must broadcast to shape \(4,\)"),
     ],
 )
-def test_wrong_calls_say_what_is_wrong(changed, error, message):
+def test_invalid_calls_raise(changed, error, message):
     with pytest.raises(error, match=message):
         rnnt_loss(**{**ARGUMENTS, **changed})
 
@@ -241,7 +241,7 @@ def test_wrong_calls_say_what_is_wrong(changed, error, message):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_gradient_alone_is_as_large_as_the_logits(dtype):
+def test_nothing_but_the_gradient_is_as_large_as_the_logits(dtype):
     lengths = jax.ShapeDtypeStruct((4,), jnp.int32)
     logits = jax.ShapeDtypeStruct((4, 50, 11, 512), dtype)
     arguments = logits, jax.ShapeDtypeStruct((4, 10), jnp.int32), lengths, lengths

@@ -40,7 +40,7 @@ def scored(tmp_path, accuracies, **options):
         ([0.9, 0.5, 0.4, 0.3, 0.2, 0.1], {"keep": 1, "keep_period": 2}, ["0", "2", "4", "5"], 0),
     ],
 )
-def test_the_best_and_the_newest_are_kept(accuracies, options, left, best, tmp_path):
+def test_the_best_and_the_newest_checkpoints_are_kept(accuracies, options, left, best, tmp_path):
     assert scored(tmp_path, accuracies, **options) == (left, best)
     # Another process finds the same.
     with Checkpoints(tmp_path, best="accuracy", best_mode=options.get("best_mode", "max")) as checkpoints:
@@ -65,13 +65,13 @@ def test_the_best_and_the_newest_are_kept(accuracies, options, left, best, tmp_p
         ({"best": "a"}, {"a": 1j}, TypeError, "real scalars, got 1j for 'a'"),
     ],
 )
-def test_what_is_no_metric_is_refused(options, metrics, error, message, tmp_path):
+def test_invalid_metrics_raise(options, metrics, error, message, tmp_path):
     with Checkpoints(tmp_path, **options) as checkpoints, pytest.raises(error, match=message):
         checkpoints.save(small(6, 5, 3), metrics)
     assert not names(tmp_path)
 
 
-def test_the_best_needs_a_metric(tmp_path):
+def test_invalid_options_raise(tmp_path):
     for options, message in (
         ({"best_mode": "most"}, "best_mode must be 'max' or 'min', got 'most'"),
         ({"keep_period": 0}, "keep_period must be at least 1, got 0"),
@@ -82,7 +82,7 @@ def test_the_best_needs_a_metric(tmp_path):
         _ = checkpoints.best
 
 
-def test_any_step_can_be_restored(tmp_path):
+def test_a_chosen_step_can_be_restored(tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         with pytest.raises(ValueError, match=r"no checkpoint of step 4 in .*; there are none"):
@@ -98,7 +98,7 @@ def test_any_step_can_be_restored(tmp_path):
                 use(state, step=5)
 
 
-def test_parameters_come_back_without_their_optimizer(tmp_path):
+def test_parameters_are_restored_without_the_optimizer_state(tmp_path):
     saved, _ = train_step(
         small(6, 5, 3), np.ones((4, 6), np.float32), np.array([0, 1, 2, 0]), loss=cross_entropy
     )
@@ -166,7 +166,7 @@ LEAVES = {
 }
 
 
-def test_leaves_of_numpy_and_python_are_saved(tmp_path):
+def test_numpy_and_python_leaves_are_saved(tmp_path):
     state = small(6, 5, 3).replace(model_state=LEAVES, step=7)
     zeros = jax.tree.map(lambda leaf: leaf ^ leaf if isinstance(leaf, bool | np.bool) else leaf * 0, LEAVES)
     expected = {name: jnp.asarray(leaf, jnp.result_type(leaf)) for name, leaf in LEAVES.items()}
@@ -189,7 +189,7 @@ def test_leaves_of_numpy_and_python_are_saved(tmp_path):
         equal(checkpoints.restore(restored).model_state, expected)
 
 
-def test_a_numpy_array_is_saved_as_it_was(tmp_path):
+def test_a_numpy_array_may_change_while_it_is_saved(tmp_path):
     counts = np.zeros(100_000, np.float32)
     state = small(6, 5, 3).replace(model_state={"counts": counts})
     with Checkpoints(tmp_path) as checkpoints:
@@ -210,7 +210,7 @@ def test_a_numpy_array_is_saved_as_it_was(tmp_path):
         (np.ones(2, ">f4"), ">f4"),
     ],
 )
-def test_a_leaf_that_jax_cannot_hold_is_named(leaf, found, tmp_path):
+def test_a_leaf_that_jax_cannot_hold_raises(leaf, found, tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)

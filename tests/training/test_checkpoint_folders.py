@@ -83,7 +83,7 @@ def test_a_reader_creates_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reader_sees_what_a_writer_completes(tmp_path):
+def test_a_reader_sees_completed_checkpoints_of_a_writer(tmp_path):
     with Checkpoints(tmp_path) as reader, Checkpoints(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.save(at(step))
@@ -113,7 +113,7 @@ print(len(set(seen)))
 """
 
 
-def test_a_reader_beside_a_writer_finds_complete_checkpoints(tmp_path):
+def test_a_concurrent_reader_finds_only_complete_checkpoints(tmp_path):
     reader = in_child(READ, tmp_path)
     try:
         assert reader.stdout.readline() == "ready\n"
@@ -140,7 +140,7 @@ sys.stdin.read()
 """
 
 
-def test_the_second_writer_is_told_of_the_first(tmp_path):
+def test_a_second_writer_raises_and_names_the_first(tmp_path):
     first = in_child(WRITE, tmp_path)
     with first, Checkpoints(tmp_path) as checkpoints:
         try:
@@ -159,7 +159,7 @@ def test_the_second_writer_is_told_of_the_first(tmp_path):
             first.kill()
 
 
-def test_objects_of_one_process_are_several_writers(tmp_path):
+def test_two_objects_in_one_process_are_two_writers(tmp_path):
     first, second = Checkpoints(tmp_path), Checkpoints(tmp_path)
     with first, second:
         first.save(at(1))
@@ -170,7 +170,7 @@ def test_objects_of_one_process_are_several_writers(tmp_path):
         assert second.newest == 2
 
 
-def test_the_lock_of_a_lost_object_ends_with_its_save(tmp_path):
+def test_an_unreferenced_object_releases_its_lock_after_the_save(tmp_path):
     Checkpoints(tmp_path).save(at(1))
     for _ in range(1000):
         gc.collect()
@@ -229,7 +229,7 @@ def test_threads_share_one_object(tmp_path):
     assert all("is of step" in error for error in errors), errors
 
 
-def test_where_files_cannot_be_locked_a_warning_is_logged(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_logs_a_warning(tmp_path, monkeypatch, caplog):
     import fcntl
 
     def refuse(*_):
@@ -266,7 +266,7 @@ def damage(path, kind):
 
 @abandons
 @pytest.mark.parametrize("kind", ["missing", "empty", "half"])
-def test_damage_is_named_with_the_remedy(kind, tmp_path):
+def test_a_damaged_checkpoint_raises_with_a_remedy(kind, tmp_path):
     unharmed = filled(tmp_path / "unharmed", 4, 8)
     files = [path.relative_to(unharmed) for path in (unharmed / "8").rglob("*") if path.is_file()]
     found = 0
@@ -296,7 +296,7 @@ def test_damage_is_named_with_the_remedy(kind, tmp_path):
 
 
 @abandons
-def test_only_complete_checkpoints_are_offered(tmp_path):
+def test_the_remedy_suggests_only_complete_checkpoints(tmp_path):
     folder = filled(tmp_path, 4, 8, 12)
     for step in ("8", "12"):
         damage(folder / step / "default" / "manifest.ocdbt", "missing")
@@ -311,7 +311,7 @@ def test_only_complete_checkpoints_are_offered(tmp_path):
 
 
 @abandons
-def test_a_training_goes_on_before_the_damage(tmp_path):
+def test_training_resumes_from_before_a_damaged_checkpoint(tmp_path):
     folder = filled(tmp_path, 4, 8)
     damage(folder / "8" / "default" / "manifest.ocdbt", "half")
     with Checkpoints(folder) as checkpoints:
@@ -324,7 +324,7 @@ def test_a_training_goes_on_before_the_damage(tmp_path):
         assert checkpoints.newest == 8
 
 
-def test_a_reader_whose_checkpoint_is_replaced_reads_the_newer(tmp_path, monkeypatch):
+def test_a_reader_falls_back_to_a_newer_checkpoint_when_its_own_is_deleted(tmp_path, monkeypatch):
     folder = filled(tmp_path, 4)
     with Checkpoints(folder) as checkpoints:
         from jaxloss.training import checkpoints as module
@@ -343,7 +343,7 @@ def test_a_reader_whose_checkpoint_is_replaced_reads_the_newer(tmp_path, monkeyp
 
 @abandons
 @pytest.mark.parametrize("pattern", ["manifest.ocdbt", "d/*", "_METADATA"])
-def test_a_flipped_byte_of_the_index_is_found(pattern, tmp_path):
+def test_a_flipped_byte_in_the_index_raises(pattern, tmp_path):
     (path,) = filled(tmp_path, 4).glob(f"4/default/{pattern}")
     data = path.read_bytes()
     with Checkpoints(tmp_path) as checkpoints:
@@ -358,7 +358,7 @@ def test_a_flipped_byte_of_the_index_is_found(pattern, tmp_path):
 @pytest.mark.parametrize(
     "rest", ["_CHECKPOINT_METADATA", "default/d", "default/ocdbt.process_0/manifest.ocdbt"]
 )
-def test_a_deletion_that_was_cut_short_is_finished(rest, tmp_path):
+def test_an_interrupted_deletion_is_completed(rest, tmp_path):
     folder = filled(tmp_path, 4, 8)
     for path in (folder / "4").rglob("*"):
         if path.is_file() and not path.relative_to(folder / "4").as_posix().startswith(rest):
@@ -373,7 +373,7 @@ def test_a_deletion_that_was_cut_short_is_finished(rest, tmp_path):
 
 
 @pytest.mark.parametrize("content", [[], ["notes.txt"], ["src/main.c"]])
-def test_a_stray_folder_is_no_checkpoint(content, tmp_path):
+def test_foreign_files_are_neither_restored_nor_deleted(content, tmp_path):
     for name in content:
         (tmp_path / "7" / name).parent.mkdir(parents=True)
         (tmp_path / "7" / name).write_text("mine")

@@ -55,7 +55,7 @@ def run(folder, kill=None):
     return state
 
 
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
     expected = run(tmp_path / "whole")
     folder = tmp_path / "killed"
     for kill in COMPLETE:
@@ -78,7 +78,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     assert names(folder) == ["12", "8"]
 
 
-def test_a_state_comes_back_as_it_was(tmp_path):
+def test_a_restored_state_equals_the_saved_one(tmp_path):
     state, _ = train_step(new_state(), *batch(1), loss=cross_entropy)
     kept = jax.tree.map(jnp.copy, state)
     with Checkpoints(tmp_path) as checkpoints:
@@ -115,7 +115,7 @@ FIRST = r"\['params'\]\['hidden'\]\['bias'\] is float32\[5\], expected "
     ],
     ids=["shape", "optimizer", "model", "dtype"],
 )
-def test_a_checkpoint_of_something_else_is_refused(other, message, saved_once):
+def test_a_checkpoint_that_does_not_match_the_state_raises(other, message, saved_once):
     files = sorted(saved_once.rglob("*"))
     with (
         Checkpoints(saved_once) as checkpoints,
@@ -144,7 +144,7 @@ def saved_once(tmp_path_factory):
         ("momentum", jnp.nan, r"\['opt_state'\]\[0\].mu\['output'\]\['bias'\]"),
     ],
 )
-def test_what_is_not_finite_is_not_saved(part, number, name, tmp_path):
+def test_a_non_finite_state_is_not_saved(part, number, name, tmp_path):
     state = small(6, 5, 3)
     broken = jax.tree.map(jnp.copy, state)
     tree = broken.params if part == "params" else broken.opt_state[0].mu
@@ -164,7 +164,7 @@ def test_the_best_loss_of_an_optimizer_may_be_infinite(tmp_path):
         assert checkpoints.newest == 0
 
 
-def test_what_was_just_saved_is_waited_for(tmp_path):
+def test_restore_waits_for_a_pending_save(tmp_path):
     first = new_state()
     second = first.replace(step=first.step + 1)
     with Checkpoints(tmp_path) as checkpoints:
@@ -174,14 +174,14 @@ def test_what_was_just_saved_is_waited_for(tmp_path):
         equal(checkpoints.restore(new_state()), second)
 
 
-def test_a_folder_that_is_closed_is_complete(tmp_path):
+def test_close_waits_for_a_pending_save(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(new_state())
     checkpoints.close()
     assert names(tmp_path) == ["0"]
 
 
-def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
+def test_use_after_close_raises(tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
@@ -193,7 +193,7 @@ def test_a_folder_that_is_closed_takes_and_gives_nothing(tmp_path):
     assert names(tmp_path) == ["0"]
 
 
-def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
+def test_a_float64_checkpoint_is_not_rounded_to_float32(tmp_path):
     with jax.enable_x64(True), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(create_train_state((jnp.multiply, np.ones(3)), ADAM))
     state = create_train_state((jnp.multiply, np.ones(3)), ADAM)
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_64_bits_is_not_rounded(tmp_path):
         checkpoints.restore(state)
 
 
-def test_what_cannot_be_saved_is_named(tmp_path):
+def test_a_state_that_cannot_be_saved_raises(tmp_path):
     state = create_train_state((lambda params, inputs: inputs, {"w": jnp.ones(2), "b": jnp.ones(0)}), ADAM)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match=r"cannot hold arrays of size 0, got .*\['b'\]"):
@@ -213,14 +213,14 @@ def test_what_cannot_be_saved_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_state_is_neither_saved_nor_restored(tmp_path):
+def test_saving_or_restoring_anything_but_a_train_state_raises(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for use in (checkpoints.save, checkpoints.restore):
             with pytest.raises(TypeError, match=r"state must be a TrainState, .*; got None"):
                 use(None)
 
 
-def test_a_step_before_the_newest_is_refused(tmp_path):
+def test_saving_a_step_before_the_newest_raises(tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
         for step in (20, 30):
@@ -231,7 +231,7 @@ def test_a_step_before_the_newest_is_refused(tmp_path):
     assert names(tmp_path) == ["20", "30"]
 
 
-def test_another_state_of_the_same_step_is_refused(tmp_path):
+def test_saving_another_state_of_the_same_step_raises(tmp_path):
     first = small(6, 5, 3)
     second = first.replace(params=jax.tree.map(lambda parameter: parameter + 1, first.params))
     with Checkpoints(tmp_path) as checkpoints:
@@ -251,14 +251,14 @@ def test_another_state_of_the_same_step_is_refused(tmp_path):
         (__file__, 2, NotADirectoryError, "directory must not be a file, got .*test_checkpoints.py"),
     ],
 )
-def test_what_can_hold_no_checkpoints_is_refused(name, keep, error, message, tmp_path, monkeypatch):
+def test_invalid_directories_and_options_raise(name, keep, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         Checkpoints(name, keep=keep)
     assert not list(tmp_path.iterdir())
 
 
-def test_only_so_many_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in range(4):
@@ -266,6 +266,6 @@ def test_only_so_many_are_kept(tmp_path):
     assert names(tmp_path) == ["2", "3"]
 
 
-def test_a_run_that_is_killed_at_random_ends_as_one_that_was_not():
+def test_a_run_killed_at_random_and_resumed_equals_an_uninterrupted_one():
     steps, _ = check_killed_runs(2)
     assert steps > 4

@@ -125,14 +125,14 @@ def test_big_endian_arrays_give_the_result_of_native_ones(run):
 
 @every_way
 @pytest.mark.parametrize("masked", ["inputs", "targets"])
-def test_a_numpy_masked_array_is_refused(run, masked):
+def test_a_numpy_masked_array_raises(run, masked):
     arguments = {"inputs": LOGITS, "targets": LOGITS}
     arguments[masked] = {"a": np.ma.array(LOGITS, mask=LOGITS > 0)}
     with pytest.raises(TypeError, match=r"\['a'\] must be an array, .* pass its mask as where="):
         run(**arguments, loss=mse_loss)
 
 
-def test_host_arrays_bound_to_a_loss_are_read_alike():
+def test_host_arrays_bound_to_a_loss_are_converted_like_inputs():
     def weighted(outputs, targets, weight):
         return (outputs * weight.astype(jnp.float32)).sum()
 
@@ -143,7 +143,7 @@ def test_host_arrays_bound_to_a_loss_are_read_alike():
         step(ones, ones, Partial(weighted, weight=np.ma.ones(4)))
 
 
-def test_a_batch_on_devices_does_not_follow_the_buffer_that_it_came_from():
+def test_a_device_batch_does_not_alias_its_host_buffer():
     memory = np.zeros(2**12 + 16, np.float32)
     buffer = memory[-(memory.ctypes.data // 4) % 16 :][: 2**12]  # aligned, so that a CPU may share it
     for shard in (shard_batch, sharded_in_processes):

@@ -67,7 +67,7 @@ SCALE = np.full((8, 3), 2.0, np.float32)
 
 @pytest.mark.parametrize("inputs", [(X, SCALE), {"x": X, "scale": SCALE}, {"scale": SCALE, "x": X}])
 @pytest.mark.parametrize("model", [lambda: Two(rngs=nnx.Rngs(0)), linen_two])
-def test_inputs_are_the_arguments_of_a_module_that_takes_several(model, inputs):
+def test_inputs_are_spread_over_the_arguments_of_a_module(model, inputs):
     state = create_train_state(model(), SGD)
     kernel = np.asarray(jax.tree.leaves(state.params)[-1])
     targets = np.zeros((8, 3), np.float32)
@@ -79,7 +79,7 @@ def test_inputs_are_the_arguments_of_a_module_that_takes_several(model, inputs):
 
 
 @pytest.mark.parametrize("inputs", [(X, SCALE), {"a": X, "b": SCALE}])
-def test_a_module_of_one_argument_gets_the_pytree(inputs):
+def test_a_module_of_one_argument_receives_the_pytree(inputs):
     _, value = train(create_train_state(One(rngs=nnx.Rngs(0)), SGD), inputs)
     assert np.isfinite(value)
     _, value = train(create_train_state(nnx.Sequential(One(rngs=nnx.Rngs(0))), SGD), {"a": X, "b": SCALE})
@@ -103,7 +103,7 @@ class Sows(nnx.Module):
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
 @pytest.mark.parametrize("has_run", [False, True])
-def test_what_a_module_sows_does_not_stop_it(has_run):
+def test_sown_variables_do_not_break_training(has_run):
     model = Sows(rngs=nnx.Rngs(0))
     if has_run:
         model(jnp.asarray(X))
@@ -128,7 +128,7 @@ class Adapted(nnx.Module):
         return self.norm(self.linear(x))
 
 
-def test_only_what_wrt_selects_is_trained(tmp_path):
+def test_only_variables_selected_by_wrt_are_trained(tmp_path):
     model = Adapted(rngs=nnx.Rngs(0))
     before = jax.device_get(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.LoRAParam))))
     state = create_train_state(model, ADAM, wrt=nnx.LoRAParam)
@@ -148,7 +148,7 @@ def test_only_what_wrt_selects_is_trained(tmp_path):
     np.testing.assert_array_equal(model.linear.kernel[...], before["linear"]["kernel"])
 
 
-def test_a_part_of_the_parameters_is_trained_as_in_nnx():
+def test_training_a_part_of_the_parameters_equals_nnx():
     model, again = Adapted(rngs=nnx.Rngs(0)), Adapted(rngs=nnx.Rngs(0))
     filters = nnx.All(nnx.Param, nnx.PathContains("norm"))
     state, _ = train(create_train_state(model, SGD, wrt=filters))
@@ -162,7 +162,7 @@ def test_a_part_of_the_parameters_is_trained_as_in_nnx():
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5), state.params, expected)
 
 
-def test_a_filter_that_selects_nothing_or_no_module_is_refused():
+def test_a_wrt_filter_without_variables_or_module_raises():
     model = Two(rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"wrt must select variables of the model, .*, which selects none"):
         create_train_state(model, SGD, wrt=nnx.LoRAParam)
@@ -192,7 +192,7 @@ def test_fp8_scales_follow_flax():
     assert np.count_nonzero(scales["input_amax_history"]) == 4
 
 
-def test_fp8_scales_are_not_divided_and_pass_from_part_to_part():
+def test_fp8_scales_are_not_averaged_and_carry_over_between_micro_batches():
     module, variables = fp8()
 
     def sums(outputs, targets):
@@ -215,7 +215,7 @@ def test_fp8_scales_are_not_divided_and_pass_from_part_to_part():
     assert found == sorted(float(np.abs(X[part::2]).max()) for part in (0, 1))
 
 
-def test_other_variables_beside_fp8_scales_are_refused():
+def test_variables_other_than_fp8_scales_raise():
     module, variables = fp8()
     with pytest.raises(TypeError, match="variables of a Linen module with batch_stats"):
         create_train_state((module.apply, {**variables, "batch_stats": {}}), SGD)
@@ -225,12 +225,12 @@ def test_other_variables_beside_fp8_scales_are_refused():
 
 
 @pytest.mark.parametrize("model", [Two(rngs=nnx.Rngs(0)), linen_two()[0].__self__, linen_two()])
-def test_arguments_that_are_swapped_are_named(model):
+def test_swapped_arguments_raise(model):
     with pytest.raises(TypeError, match=r"(?s)must be an Optax optimizer, .*takes the model first"):
         create_train_state(ADAM, model)
 
 
-def test_an_optimizer_that_evaluates_the_model_is_refused():
+def test_an_optimizer_that_evaluates_the_model_raises():
     for optimizer in (optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(9))):
         with pytest.raises(ValueError, match=r"must not evaluate the model, .*; pass linesearch=None, or"):
             create_train_state(Two(rngs=nnx.Rngs(0)), optimizer)
@@ -239,7 +239,7 @@ def test_an_optimizer_that_evaluates_the_model_is_refused():
 
 
 @pytest.mark.parametrize("bound", [jnp.ones(3), np.ones(3)])
-def test_a_loss_that_holds_arrays_is_named(bound):
+def test_an_unhashable_loss_that_holds_arrays_raises(bound):
     for decorate in (struct.dataclass, dataclasses.dataclass(frozen=True), dataclasses.dataclass):
 
         class Weighted:

@@ -33,12 +33,12 @@ def finish(*processes):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one():
+def test_eight_devices_train_like_one():
     finish(start())
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
