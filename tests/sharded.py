@@ -114,13 +114,13 @@ def compare_rows(case: Case, mesh: Mesh) -> None:
             return case({**arrays, **moved}, where=where, axis_name=BATCH)
 
         value, gradients = jax.value_and_grad(mean)(moved)
-        if case.is_of_batch:
+        if case.is_batch_loss:
             return {"value": value, **gradients}
         pair = case(arrays, where=where, reduction="sum_and_weight", axis_name=BATCH)
         return {"value": value, **gradients, "pair": jax.lax.psum(pair, BATCH)}
 
     out = {"value": P(), **{name: specs[name] for name in case.gradients}}
-    out |= {} if case.is_of_batch else {"pair": P()}
+    out |= {} if case.is_batch_loss else {"pair": P()}
     sharded = jax.shard_map(answer, mesh=mesh, in_specs=(specs, P(BATCH)), out_specs=out)
     split = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (specs, P(BATCH)))
     found = jax.jit(sharded)(*jax.device_put((arrays, where), split))

@@ -1,4 +1,4 @@
-"""The edge-case certificate is whole, true and up to date."""
+"""The edge-case certificate is complete, correct and up to date."""
 
 import inspect
 import json

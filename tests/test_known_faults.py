@@ -1,4 +1,4 @@
-"""Faults that other loss libraries are known for, and that no other test here holds off."""
+"""Known faults of other loss libraries that no other test here covers."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ LOGITS = jnp.array([[2.0, -1.0, 0.5]])
 
 @pytest.mark.parametrize("targets", [[0.0, 0.0, 0.0], [0.5, 0.0, 0.25], [1.0, 2.0, 0.0]])
 def test_probabilities_that_do_not_sum_to_1_have_the_gradient_of_the_formula(targets):
-    # Closed forms such as softmax - targets assume that they do.
+    # Closed forms such as softmax - targets assume a sum of 1.
     targets = jnp.array([targets])
 
     def formula(logits, targets):
@@ -31,7 +31,7 @@ def test_target_probabilities_have_a_gradient():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_half_precision_probability_near_1_keeps_its_complement(dtype):
-    # The label's gradient is -1.2e-4, and the probability 1 in both dtypes.
+    # The gradient at the label is -1.2e-4, but the probability rounds to 1 in both dtypes.
     logits = jnp.array([9.0, 0.0], dtype)
     gradient = jax.grad(jaxloss.cross_entropy)(logits, jnp.int32(0))
     expected = 1 / (1 + np.exp(9.0))
@@ -49,7 +49,7 @@ def test_label_smoothing_is_finite_when_a_probability_underflows():
 
 @pytest.mark.parametrize(("p", "distance"), [(1, 7.0), (2, 5.0), (3, 91 ** (1 / 3))])
 def test_triplet_distances_use_absolute_differences(p, distance):
-    # A sum of signed powers is -1 for p = 1, and has no root for p = 3.
+    # A sum of signed powers would be negative for p = 1, and have no root for p = 3.
     anchors, positives, negatives = jnp.zeros(2), jnp.array([-3.0, 4.0]), jnp.array([0.0, 100.0])
     far = jaxloss.triplet_margin_loss(anchors, negatives, positives, p=p, eps=0)
     np.testing.assert_allclose(far, 1 + 100 - distance, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The structure of the house: who may import whom, and what an import costs."""
+"""The layers of the package: which module may import which, and what an import loads."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.stem != "__init__"
 )
-# From the lowest floor of the core to the highest: each imports only from those before it.
+# From the lowest module of the core to the highest: each imports only from those before it.
 _CORE = "checks arguments decorator derivatives reduction classes blocks projection pairs"
 CORE = [f"_core.{name}" for name in _CORE.split()]
 FAMILIES = [name for name in MODULES if name.startswith("losses.")]
@@ -23,7 +23,7 @@ TRAINING = [name for name in MODULES if name.startswith("training.") or name == 
 
 
 def imports(module: str) -> set[str]:
-    """Returns the modules of this package, and the top level of the others, that a module imports."""
+    """Returns what a module imports: modules of this package, and top-level names of other packages."""
     found: set[str] = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -58,7 +58,7 @@ def test_loss_families_do_not_import_each_other(module: str):
 
 @pytest.mark.parametrize("module", TRAINING)
 def test_models_and_training_import_no_loss(module: str):
-    # A loss that has parameters has a layer over them.
+    # The adaptive softmax has parameters, and `models` has a layer for them.
     allowed = {"losses.adaptive"} if module == "models" else set[str]()
     assert not imports(module) & {*FAMILIES, "jaxloss", "losses"} - allowed
 

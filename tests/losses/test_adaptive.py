@@ -1,4 +1,4 @@
-"""Adaptive softmax: what the catalogue cannot say."""
+"""Adaptive log-softmax, beyond the catalogue: definition, prediction, memory, errors, initialization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,15 +36,16 @@ def loss(arguments: dict[str, Any], **options: Any) -> jax.Array:
 def one_by_one(hidden: np.ndarray, params: Any, label: int) -> float:
     """Returns the loss of one position, from its definition."""
 
-    def surprise(scores: np.ndarray, chosen: int) -> float:
+    def neg_log_softmax(scores: np.ndarray, chosen: int) -> float:
         return np.log(np.exp(scores).sum()) - scores[chosen]
 
     scores = hidden @ params["head"]["kernel"] + params["head"]["bias"]
     if label < 3:
-        return surprise(scores, label)
+        return neg_log_softmax(scores, label)
     tail, first = (0, 3) if label < 7 else (1, 7)
     layers = params["tail"][tail]
-    return surprise(scores, 3 + tail) + surprise(hidden @ layers["down"] @ layers["up"], label - first)
+    within_tail = hidden @ layers["down"] @ layers["up"]
+    return neg_log_softmax(scores, 3 + tail) + neg_log_softmax(within_tail, label - first)
 
 
 def test_losses_equal_the_definition_for_any_leading_axes():
@@ -97,7 +98,7 @@ def test_predict_can_be_called_inside_a_differentiated_function():
     assert hits.shape == (4,)
 
 
-# More classes than are scored at once.
+# More classes than one block holds.
 
 
 @pytest.mark.slow
@@ -142,7 +143,7 @@ def test_the_scores_of_all_classes_are_never_materialized():
     assert memory < 0.3 * 4 * positions * classes
 
 
-# What is wrong with the input.
+# Invalid input.
 
 
 @pytest.mark.parametrize("bad", [-1, 12, -(2**31)])
@@ -163,7 +164,7 @@ def test_an_out_of_range_label_gives_nan_at_its_position(bad: int):
 @pytest.mark.parametrize("cutoffs", [(), (0, 3), (3, 3), (7, 3), (3, 12), (3.0, 7.0), (3, True), 3, None])
 def test_cutoffs_must_increase_within_the_classes(cutoffs: Any):
     message = r"cutoffs must be integers that rise within \[1, "
-    if cutoffs != (3, 12):  # which would fit parameters of more classes
+    if cutoffs != (3, 12):  # valid for parameters of more classes
         with pytest.raises(ValueError, match=message + r"n_classes - 1\], got"):
             loss(draw(2), cutoffs=cutoffs)
     with pytest.raises(ValueError, match=message + r"11\], got"):
@@ -242,7 +243,7 @@ def test_a_tail_with_zero_features_raises():
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 100, (10, 20), div_value=-2)
 
 
-# The parameters at the start.
+# Initial parameters.
 
 
 @pytest.mark.parametrize("head_bias", [False, True])

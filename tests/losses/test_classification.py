@@ -167,10 +167,10 @@ def test_non_finite_ignored_positions_affect_no_derivative(loss, bad):
             found.append((slope(scores, chosen), jax.jvp(slope, (scores, chosen), ones)[1]))
         return found
 
-    spoilt = scores.copy()
-    spoilt[1] = bad
+    poisoned = scores.copy()
+    poisoned[1] = bad
     for smoothed in (False, True) if loss is cross_entropy else (False,):
-        clean, found = derivatives(scores, smoothed), derivatives(spoilt, smoothed)
+        clean, found = derivatives(scores, smoothed), derivatives(poisoned, smoothed)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, clean)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(clean))
 

@@ -120,12 +120,12 @@ def test_a_mask_of_shape_1_broadcasts_to_all_rows(loss, targets):
 def test_masked_negatives_never_affect_value_or_gradient():
     negatives = RNG.randn(6, 4, 3)
     where = np.array([True, False, True, True, False, True])
-    spoilt = np.where(where[:, None, None], negatives, np.nan)
-    found = info_nce_loss(X, Y, negatives=spoilt, where=where, reduction="none")
+    poisoned = np.where(where[:, None, None], negatives, np.nan)
+    found = info_nce_loss(X, Y, negatives=poisoned, where=where, reduction="none")
     np.testing.assert_array_equal(found[~where], 0)
     kept = info_nce_loss(X[where], Y[where], negatives=negatives[where], reduction="none")
     np.testing.assert_allclose(found[where], kept, rtol=1e-6)
-    slopes = jax.grad(lambda n: info_nce_loss(X, Y, negatives=n, where=where))(jnp.asarray(spoilt))
+    slopes = jax.grad(lambda n: info_nce_loss(X, Y, negatives=n, where=where))(jnp.asarray(poisoned))
     np.testing.assert_array_equal(slopes[~where], 0)
 
 

@@ -387,12 +387,12 @@ def test_masking_many_rows_equals_slicing_them(loss, count, dtype):
     rng = np.random.RandomState(0)
     where = rng.rand(700) < 0.8
     vectors = [jnp.asarray(rng.randn(700, 130), dtype) for _ in range(count)]
-    spoilt = [jnp.where(where[:, None], array, jnp.asarray(np.nan, dtype)) for array in vectors]
+    poisoned = [jnp.where(where[:, None], array, jnp.asarray(np.nan, dtype)) for array in vectors]
     targets = [np.sign(np.float32(rng.randn(700)))] if count == 2 else []
     value_and_gradients = jax.value_and_grad(loss, range(count))
     value, gradients = value_and_gradients(*(array[where] for array in vectors + targets))
-    np.testing.assert_allclose(loss(*spoilt, *targets, where=where), value, rtol=1e-6)
-    masked_value, masked_gradients = value_and_gradients(*spoilt, *targets, where=where)
+    np.testing.assert_allclose(loss(*poisoned, *targets, where=where), value, rtol=1e-6)
+    masked_value, masked_gradients = value_and_gradients(*poisoned, *targets, where=where)
     np.testing.assert_allclose(masked_value, value, rtol=1e-6)
     for found, expected in zip(masked_gradients, gradients, strict=True):
         np.testing.assert_array_equal(found[~where], 0)

@@ -180,7 +180,7 @@ def test_invalid_calls_raise(change: dict[str, Any], message: str):
         linear_distillation_loss(**{**ARRAYS, **change})
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
+@pytest.mark.usefixtures("default_block_size")
 def test_the_logits_are_never_materialized():
     shapes = [(2048, 256), (256, 32_000), (2048, 128), (128, 32_000)]
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

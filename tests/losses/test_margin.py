@@ -291,12 +291,12 @@ def test_multilabel_soft_margin_averages_over_the_classes():
     rng = np.random.RandomState(0)
     logits, targets, weight = rng.randn(4, 5, 3), rng.rand(4, 5, 3), rng.rand(5)
     sigmoid = 1 / (1 + np.exp(-logits))
-    surprise = -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid))
+    cross_entropies = -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid))
     with jax.enable_x64(True):
         value = multilabel_soft_margin_loss(logits, targets, reduction="none")
-        np.testing.assert_allclose(value, surprise.mean(-1), rtol=1e-12)
+        np.testing.assert_allclose(value, cross_entropies.mean(-1), rtol=1e-12)
         value = multilabel_soft_margin_loss(logits, targets, axis=1, weight=weight, reduction="none")
-        np.testing.assert_allclose(value, (surprise * weight[:, None]).mean(1), rtol=1e-12)
+        np.testing.assert_allclose(value, (cross_entropies * weight[:, None]).mean(1), rtol=1e-12)
         value = multilabel_soft_margin_loss(logits, targets)
         np.testing.assert_allclose(value, binary_cross_entropy_with_logits(logits, targets), rtol=1e-12)
 

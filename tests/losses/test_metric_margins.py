@@ -213,7 +213,7 @@ def test_a_margin_in_degrees_raises():
     assert np.isfinite(arcface_loss(X, KERNEL, LABELS, margin=right))
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
+@pytest.mark.usefixtures("default_block_size")
 def test_neither_logits_nor_normalized_kernel_are_materialized():
     shapes = jax.ShapeDtypeStruct((512, 256), jnp.float32), jax.ShapeDtypeStruct((256, 64_000), jnp.float32)
     labels = jax.ShapeDtypeStruct((512,), jnp.int32)

@@ -47,11 +47,11 @@ def test_poly_cross_entropy_at_extreme_logits(epsilon, limit):
 def test_generalized_cross_entropy_at_q_0_and_1():
     labels = np.array([0, 2, 1, 0])
     with jax.enable_x64(True):
-        surprise = cross_entropy(LOGITS, labels, reduction="none")
+        cross_entropies = cross_entropy(LOGITS, labels, reduction="none")
         found = generalized_cross_entropy(LOGITS, labels, q=1e-9, reduction="none")
-        np.testing.assert_allclose(found, surprise, rtol=1e-7)
+        np.testing.assert_allclose(found, cross_entropies, rtol=1e-7)
         found = generalized_cross_entropy(LOGITS, labels, q=1.0, reduction="none")
-        np.testing.assert_allclose(found, 1 - np.exp(-surprise), rtol=1e-12)
+        np.testing.assert_allclose(found, 1 - np.exp(-cross_entropies), rtol=1e-12)
 
 
 @pytest.mark.parametrize("q", [0.25, 0.7, 1.0])

@@ -141,8 +141,8 @@ def test_padding_never_affects_value_or_gradient():
     for bad in (np.nan, INF, -INF):
         logits = jnp.where(behind[..., None], bad, LOGITS)
         targets = jnp.where(behind_labels, 10**6, TARGETS)
-        spoilt = answer(logits, targets, INPUT_LENGTHS, TARGET_LENGTHS)
-        jax.tree.map(np.testing.assert_array_equal, spoilt, (losses, gradient))
+        poisoned = answer(logits, targets, INPUT_LENGTHS, TARGET_LENGTHS)
+        jax.tree.map(np.testing.assert_array_equal, poisoned, (losses, gradient))
 
 
 def test_lengths_may_be_lists_or_tuples():

@@ -211,16 +211,16 @@ def test_large_logits_keep_full_precision():
 @pytest.mark.parametrize("probs", [False, True], ids=["labels", "probs"])
 def test_masked_and_ignored_positions_never_affect_value_or_gradient(probs: bool):
     arrays, where = draw(4, probs=probs), jnp.array([True, False, True, True])
-    spoilt = {**arrays, "hidden": arrays["hidden"].at[1].set(jnp.nan)}
+    poisoned = {**arrays, "hidden": arrays["hidden"].at[1].set(jnp.nan)}
     if probs:
-        spoilt["targets"] = arrays["targets"].at[1].set(jnp.nan)
+        poisoned["targets"] = arrays["targets"].at[1].set(jnp.nan)
     else:
-        spoilt["targets"] = arrays["targets"].at[1].set(10**6)
-        spoilt["hidden"] = spoilt["hidden"].at[0].set(jnp.inf)  # ignored
+        poisoned["targets"] = arrays["targets"].at[1].set(10**6)
+        poisoned["hidden"] = poisoned["hidden"].at[0].set(jnp.inf)  # ignored
     grad = jax.value_and_grad(lambda layer, rest: linear({**rest, **layer}, where=where, z_loss=0.1))
     ours, expected = (
         grad({name: given[name] for name in ("hidden", "kernel", "bias")}, given)
-        for given in (spoilt, arrays)
+        for given in (poisoned, arrays)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
@@ -345,7 +345,7 @@ def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
 @pytest.mark.parametrize(
     ("classes", "forward", "with_gradient"), [(32_000, 27, 30), (128_256, 50, 60), (50_257, 32, 40)]
 )
-@pytest.mark.usefixtures("blocks_of_a_user")
+@pytest.mark.usefixtures("default_block_size")
 def test_the_logits_are_never_materialized(classes: int, forward: float, with_gradient: float):
     def loss(*arguments: jax.Array) -> jax.Array:
         return jaxloss.linear_cross_entropy(*arguments)
@@ -354,13 +354,13 @@ def test_the_logits_are_never_materialized(classes: int, forward: float, with_gr
     assert megabytes(jax.value_and_grad(loss, (0, 1)), classes) <= with_gradient
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
+@pytest.mark.usefixtures("default_block_size")
 def test_the_logits_of_a_few_positions_are_materialized():
     gradient = jax.value_and_grad(jaxloss.linear_cross_entropy, (0, 1))
     assert megabytes(gradient, 32_000, positions=128) <= 18  # the logits are 16; blocks would take 37
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
+@pytest.mark.usefixtures("default_block_size")
 def test_forward_derivatives_materialize_neither_logits_nor_a_second_kernel():
     def product(*arguments: jax.Array) -> Any:
         point, labels = arguments[:2], arguments[2]

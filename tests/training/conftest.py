@@ -6,5 +6,5 @@ from jaxloss.training import objective
 
 
 @pytest.fixture(autouse=True)
-def no_functions_seen() -> None:
+def forget_seen_functions() -> None:
     objective._functions_seen.cache_clear()

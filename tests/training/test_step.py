@@ -25,7 +25,7 @@ from jaxloss.training import (
     train_epoch,
     train_step,
 )
-from tests.torch_trajectories import DTYPES, RUNS, ask_torch, batches, initial_parameters, recorded
+from tests.torch_trajectories import DTYPES, RUNS, batches, initial_parameters, recorded, train_in_torch
 
 SIZES = (6, 5, 3)
 SGD = optax.sgd(0.1)
@@ -55,7 +55,7 @@ MODELS = {
 }
 SOURCES = {"recorded": recorded}
 if importlib.util.find_spec("torch"):
-    SOURCES["live"] = lambda name, dtype: ask_torch(RUNS[name], dtype)
+    SOURCES["live"] = lambda name, dtype: train_in_torch(RUNS[name], dtype)
 
 
 def from_torch(model, arrays):
