@@ -1,4 +1,4 @@
-"""A test that makes a function does not count as a loop that makes it anew."""
+"""Resets the record of loss functions, so that functions of different tests do not cause a warning."""
 
 import pytest
 

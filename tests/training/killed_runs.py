@@ -1,4 +1,4 @@
-"""Runs that are killed at random times and started again end with the same bits as one that was not.
+"""Runs that are killed at random times and resumed end with the same bits as an uninterrupted run.
 
 python -m tests.training.killed_runs 30
 """
@@ -39,13 +39,13 @@ def new_state():
 
 
 def batch(step):
-    """The data of a step depend on its number alone."""
+    """Returns the batch of a step, which depends only on the step number."""
     random = np.random.default_rng((0, step))
     return random.normal(size=(8, 20)).astype(np.float32), random.integers(3, size=8)
 
 
 def names(folder):
-    """The names in a folder, without the file that its writer locks."""
+    """Returns the names in a folder, except the lock file of its writer."""
     return sorted(path.name for path in folder.iterdir() if path.name != ".writer")
 
 
@@ -59,7 +59,7 @@ def equal(actual, expected):
 
 
 def train(folder, steps, started=None):
-    """Goes on from the newest checkpoint up to a step, or for ever."""
+    """Resumes from the newest checkpoint and trains up to a step, or endlessly if `steps` is None."""
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(new_state())
         while steps is None or state.step < steps:
@@ -80,7 +80,7 @@ def uninterrupted(steps):
 
 
 def check_killed_runs(kills, seed=0):
-    """Kills a run so many times, and returns the number of steps, and of kills during a save."""
+    """Kills and resumes a run; returns the number of steps, and of kills that interrupted a save."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.killed_runs"])
     chance = random.Random(seed)
@@ -102,7 +102,7 @@ def check_killed_runs(kills, seed=0):
         with Checkpoints(folder) as checkpoints:
             steps = (checkpoints.newest or 0) + 2 * EVERY
         equal(train(folder, steps), uninterrupted(steps))
-        # A deletion may have been cut short just before its last, empty folder.
+        # A kill may have interrupted a deletion, which then leaves empty folders.
         assert {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()} == {
             ".writer",
             str(steps - EVERY),

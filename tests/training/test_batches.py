@@ -1,4 +1,4 @@
-"""Batches from anywhere: loaders, generators and lists, sent while a step runs."""
+"""Batches from loaders, generators and lists, transferred while a step runs."""
 
 import functools
 import gc
@@ -28,7 +28,7 @@ ADAM = optax.adam(0.1)
 INPUTS = np.random.RandomState(0).normal(size=(11, 6)).astype(np.float32)
 LABELS = np.where(np.arange(11) < 8, np.arange(11) % 3, -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
-SIZES = [4, 4, 3]  # and the last batch counts no label
+SIZES = [4, 4, 3]  # the last batch has only ignored labels
 
 
 def new_state():
@@ -43,7 +43,7 @@ def batches():
 
 
 class Loader:
-    """As grain and PyTorch have them: iterable any number of times, with lists as batches."""
+    """A loader as in grain and PyTorch: iterable several times, with lists as batches."""
 
     def __iter__(self):
         return map(list, batches())
@@ -81,7 +81,7 @@ def test_an_epoch_over_any_iterable_equals_its_steps(kind):
         assert isinstance(values, jax.Array)
         np.testing.assert_array_equal(values, [found[name] for found in expected])
     jax.tree.map(np.testing.assert_array_equal, state, again)
-    assert start.step == 0  # and is still there
+    assert start.step == 0  # not donated
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,7 +157,7 @@ def test_few_batches_are_alive_at_once():
     assert max(seen) <= 6
 
 
-# What does not fit
+# Errors
 
 TORCH = [importlib.import_module("torch").ones(2, 6)] if importlib.util.find_spec("torch") else []
 ITERABLE = "without targets, inputs must be an iterable of batches"

@@ -1,4 +1,4 @@
-"""What checkpoints hold besides the newest state: the best one, any step, parameters alone, other leaves."""
+"""Contents of checkpoints: the best step, any chosen step, parameters alone, NumPy and Python leaves."""
 
 import pathlib
 import subprocess
@@ -42,7 +42,7 @@ def scored(tmp_path, accuracies, **options):
 )
 def test_the_best_and_the_newest_checkpoints_are_kept(accuracies, options, left, best, tmp_path):
     assert scored(tmp_path, accuracies, **options) == (left, best)
-    # Another process finds the same.
+    # A new object, as in another process, finds the same.
     with Checkpoints(tmp_path, best="accuracy", best_mode=options.get("best_mode", "max")) as checkpoints:
         assert checkpoints.best == best
         assert checkpoints.newest == len(accuracies) - 1
@@ -104,7 +104,7 @@ def test_parameters_are_restored_without_the_optimizer_state(tmp_path):
     )
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(saved)
-        # Nothing but the parameters is read.
+        # Only the parameters are read.
         new = small(6, 5, 3, optimizer=optax.sgd(0.1))
         equal(checkpoints.restore_params(new.params), saved.params)
         equal(checkpoints.restore_params(jax.tree.map(np.asarray, new.params), step=1), saved.params)
@@ -172,7 +172,7 @@ def test_numpy_and_python_leaves_are_saved(tmp_path):
     expected = {name: jnp.asarray(leaf, jnp.result_type(leaf)) for name, leaf in LEAVES.items()}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
-        checkpoints.save(state)  # the same one
+        checkpoints.save(state)  # the same state again
         restored = checkpoints.restore(small(6, 5, 3).replace(model_state=zeros, step=0))
         assert int(restored.step) == 7
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))

@@ -1,4 +1,4 @@
-"""Folders of checkpoints under attack: readers beside a writer, two writers, damage, and foreign files."""
+"""Robustness of checkpoint folders: concurrent readers, a second writer, damage, and foreign files."""
 
 import gc
 import os
@@ -25,7 +25,7 @@ ADAM = optax.adam(0.1)
 
 
 def at(step):
-    """A state that shows its step number in every parameter."""
+    """Returns a state whose parameters all equal its step number."""
     state = create_train_state((jnp.multiply, {"w": jnp.full((WIDTH, 8), step, jnp.float32)}), ADAM)
     return state.replace(step=jnp.int32(step))
 
@@ -38,7 +38,7 @@ def filled(folder, *steps):
 
 
 def snapshot(folder):
-    """All that a reader could change in a folder."""
+    """Returns everything in a folder that a reader could change."""
     found = {path: path.lstat() for path in [folder, *folder.rglob("*")]}
     return {path: (stat.st_mtime_ns, stat.st_size, stat.st_ino) for path, stat in found.items()}
 
@@ -59,7 +59,7 @@ def in_child(program, folder):
 
 def test_a_reader_changes_nothing(tmp_path):
     folder = filled(tmp_path, 4, 8)
-    # What the save of a killed run, or of one that still runs, looks like.
+    # An unfinished save, of a killed run or of one that is still running.
     (folder / "12.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
     before = snapshot(folder)
     with Checkpoints(folder, best="accuracy") as checkpoints:
@@ -87,7 +87,7 @@ def test_a_reader_sees_completed_checkpoints_of_a_writer(tmp_path):
     with Checkpoints(tmp_path) as reader, Checkpoints(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.save(at(step))
-            # The save may be under way.
+            # The save may be pending.
             assert reader.newest in (None if step == 1 else step - 1, step)
             with Checkpoints(tmp_path) as another:
                 assert another.newest in (None if step == 1 else step - 1, step)
@@ -204,7 +204,7 @@ def test_a_forked_process_holds_no_lock(tmp_path):
             lock_for_writing(tmp_path)
         parent.kill()
         parent.wait(timeout=30)
-        lock_for_writing(tmp_path)()  # although its child still runs
+        lock_for_writing(tmp_path)()  # although the child is still running
 
 
 def test_threads_share_one_object(tmp_path):
@@ -214,7 +214,7 @@ def test_threads_share_one_object(tmp_path):
         for step in range(first, 20, 2):
             try:
                 checkpoints.save(at(step))
-            except ValueError as error:  # the other thread was ahead
+            except ValueError as error:  # the other thread saved a later step first
                 errors.append(str(error))
 
     with Checkpoints(tmp_path) as checkpoints:
@@ -245,7 +245,7 @@ def test_a_file_system_without_locks_logs_a_warning(tmp_path, monkeypatch, caplo
 
 @pytest.fixture
 def abandoned():
-    """Collects the tasks that Orbax abandons at the first error, with what they report."""
+    """Collects the tasks that Orbax abandons at the first error, so that their warnings are ignored."""
     yield
     for _ in range(3):
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is refused, and runs that are killed for real."""
+"""Checkpoints: saving and restoring, errors, and runs that are killed and resumed."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ from jaxloss.training import Checkpoints, create_train_state, train_step
 from tests.training.killed_runs import ADAM, batch, check_killed_runs, equal, names
 
 STEPS, EVERY = 12, 4
-# Which of the names in the folder are those of complete checkpoints when a run is killed.
+# For each step at which a run is killed: which of the sorted names in its folder are complete checkpoints.
 COMPLETE = {6: [True], 8: [False, True]}
 
 
@@ -40,14 +40,14 @@ def new_state():
 
 
 def run(folder, kill=None):
-    """Trains on, and kills its own process after the step `kill`, between two saves or during one."""
+    """Resumes training, and kills its own process after step `kill`, between two saves or during one."""
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(new_state())
         for step in range(int(state.step) + 1, STEPS + 1):
             state, _ = train_step(state, *batch(step), loss=cross_entropy)
             if step % EVERY == 0:
                 checkpoints.save(state)
-            # At step 6 the checkpoint of step 4 is complete, and at step 8 there is one more, under way.
+            # At step 6 the checkpoint of step 4 is complete; at step 8 a second one is pending.
             while step == kill and sorted(map(str.isdigit, names(folder))) != COMPLETE[kill]:
                 time.sleep(0.001)
             if step == kill:
@@ -84,7 +84,7 @@ def test_a_restored_state_equals_the_saved_one(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest is None
         checkpoints.save(state)
-        # The next step takes the arrays that are still being written.
+        # The next step donates arrays that are still being written.
         state, _ = train_step(state, *batch(2), loss=cross_entropy)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest == 1
@@ -98,7 +98,7 @@ def small(*sizes, optimizer=ADAM):
     return create_train_state(Classifier(*sizes, rngs=nnx.Rngs(0)), optimizer)
 
 
-# The parameters are named first.
+# Errors name a parameter first.
 FIRST = r"\['params'\]\['hidden'\]\['bias'\] is float32\[5\], expected "
 
 
@@ -185,7 +185,7 @@ def test_use_after_close_raises(tmp_path):
     state = small(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
-    checkpoints.close()  # once more does no harm
+    checkpoints.close()  # closing twice is allowed
     uses = checkpoints.save, checkpoints.restore, lambda _: checkpoints.newest
     for use in uses:
         with pytest.raises(ValueError, match=r"the checkpoints in .* are closed"):

@@ -1,4 +1,4 @@
-"""Epochs in one call, exact means over a data set, and losses that are checked when they are read."""
+"""Epochs in one call, exact means over a data set, and non-finite losses."""
 
 import functools
 
@@ -45,7 +45,7 @@ def test_an_epoch_equals_its_steps():
         np.testing.assert_allclose(value, expected, rtol=1e-6)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6), state, again)
     assert state.step == 2
-    # The state before the epoch is still there.
+    # The initial state is not donated.
     assert start.step == 0
     in_parts, _ = epoch(start, PAIR, micro_batches=2)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), in_parts, again)
@@ -83,20 +83,20 @@ def test_a_non_finite_loss_stops_the_epoch_and_keeps_the_state(step):
     assert (state.step, state.params) == (0, 0)
     kept, losses = run(state, allow_non_finite=True)
     assert np.isinf(losses).argmax() == step - 1
-    # The steps from there on are counted and have changed nothing.
+    # The remaining steps are counted, but update nothing.
     assert (kept.step, kept.params) == (caught.value.state.step, caught.value.state.params) == (4, step - 1)
     np.testing.assert_array_equal(caught.value.losses, losses)
 
 
 def test_a_batch_of_only_ignored_labels_is_skipped():
-    """Adam would move on by its momentum."""
+    """Adam would otherwise move the parameters by its momentum."""
     state, _ = train_step(new_state(), INPUTS, LABELS, loss=cross_entropy)
     before = jax.tree.map(jnp.copy, state)
     state, value = train_step(state, INPUTS[:4], np.full(4, -100), loss=cross_entropy)
     assert np.isnan(value)
     assert state.step == 2
     jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
-    # An epoch with such a batch trains on.
+    # An epoch continues after such a batch.
     labels = np.where(np.arange(11) < 4, -100, np.arange(11) % 3)
     batches = [(INPUTS[rows], labels[rows]) for rows in (slice(4, 8), slice(0, 4), slice(7, 11))]
     trained, losses = train_epoch(new_state(), batches, loss=cross_entropy, allow_non_finite=True)
@@ -173,7 +173,7 @@ def test_a_module_is_evaluated_without_dropout_and_with_running_statistics():
     before = jax.tree.map(jnp.copy, state)
     mean = evaluate(state, INPUTS, LABELS, loss=PAIR, batch_size=4)
     jax.tree.map(lambda a, e: np.testing.assert_array_equal(*map(bits, (a, e))), state, before)
-    assert not model.dropout.deterministic  # the caller's module is as it was
+    assert not model.dropout.deterministic  # the caller's module is unchanged
     nnx.update(model, state.params, state.model_state)
     model.eval()
     np.testing.assert_allclose(mean, cross_entropy(model(jnp.asarray(INPUTS)), LABELS), rtol=1e-5)
@@ -198,7 +198,7 @@ def test_evaluating_a_function_with_state_requires_eval_fn():
     assert evaluate(state, ones, ones, loss=pair, batch_size=2) == 36
 
 
-# What does not fit
+# Errors
 
 
 @pytest.mark.parametrize(

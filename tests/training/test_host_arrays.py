@@ -1,4 +1,4 @@
-"""NumPy arrays reach every way into training without a change of their numbers."""
+"""NumPy arrays of 64 bits or another byte order keep their values through every training function."""
 
 import functools
 
@@ -16,7 +16,7 @@ from jaxloss.training import create_train_state, evaluate, shard_batch, train_ep
 SGD = optax.sgd(0.1)
 MESH = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
 LOGITS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
-# The class of NaN cast to int64, and that of 2**32 + 1, would be 0 and 1 in 32 bits.
+# NaN cast to int64, and 2**32 + 1: truncated to 32 bits, they would be the classes 0 and 1.
 BAD_LABELS = [-(2**63), 2**32 + 1]
 
 
@@ -63,7 +63,7 @@ def sharded_by_processes(inputs, targets, loss):
 
 
 def sharded_in_processes(batch, mesh, axis):
-    """`shard_batch` as in a program of several processes, which hold a part of the devices each."""
+    """Calls `shard_batch` as in a multi-process program, where each process holds a part of the devices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NamedSharding, "is_fully_addressable", False)
         return shard_batch(batch, mesh, axis)

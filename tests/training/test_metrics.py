@@ -1,4 +1,4 @@
-"""What is measured beside the loss: in a step, over an epoch, over a data set."""
+"""Metrics in addition to the loss: of a step, over an epoch, over a data set."""
 
 import functools
 
@@ -16,7 +16,7 @@ from jaxloss.training import create_train_state, evaluate, gradient_norm, train_
 
 SGD = optax.sgd(0.1)
 INPUTS = np.random.RandomState(0).normal(size=(12, 6)).astype(np.float32)
-# The parts of the batch have unequal numbers of labels.
+# The micro-batches have different numbers of labels.
 LABELS = np.where(np.isin(np.arange(12), [0, 1, 2, 4, 7, 10]), np.arange(12) % 3, -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
 
@@ -37,7 +37,7 @@ def new_state():
 
 
 def expected(rows=slice(None)):
-    """The measures of the initial state over some samples."""
+    """Returns the metrics of the initial state over some samples."""
     state = new_state()
 
     def loss(params):
@@ -161,7 +161,7 @@ def test_metrics_that_cannot_be_evaluated_raise():
             evaluate(new_state(), INPUTS, LABELS, loss=PAIR, batch_size=4, metrics={"a": metric})
 
 
-# Functions made anew
+# New functions at each call
 
 
 def test_a_new_loss_function_per_step_warns_once_at_the_third_compilation():

@@ -1,4 +1,4 @@
-"""Modules with several arguments, variables of their own making, parts that are trained, and FP8 layers."""
+"""Modules with several arguments, sown variables, partial training, and FP8 layers."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ class TwoOfLinen(linen.Module):
 
 
 class One(nnx.Module):
-    """One argument that is itself a tuple or a dict."""
+    """A module whose only argument is a tuple or a dict."""
 
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
@@ -86,7 +86,7 @@ def test_a_module_of_one_argument_receives_the_pytree(inputs):
     assert np.isfinite(value)
 
 
-# Variables that are made while the model runs
+# Variables that are created while the model runs
 
 
 class Sows(nnx.Module):
@@ -113,10 +113,10 @@ def test_sown_variables_do_not_break_training(has_run):
     assert set(state.model_state) == names == {"norm"}
     assert np.all(state.model_state["norm"]["mean"] != 0)
     state, _ = train_epoch(state, X, LABELS, loss=cross_entropy, batch_size=4, key=jax.random.key(0))
-    assert hasattr(model, "perturbed") is has_run  # the caller's module is as it was
+    assert hasattr(model, "perturbed") is has_run  # the caller's module is unchanged
 
 
-# A part of a model
+# Training a part of a model
 
 
 class Adapted(nnx.Module):
@@ -170,7 +170,7 @@ def test_a_wrt_filter_without_variables_or_module_raises():
         create_train_state((jnp.multiply, jnp.ones(3)), SGD, wrt=nnx.LoRAParam)
 
 
-# FP8 layers, whose scales are replaced and not optimized
+# FP8 layers, whose scales are overwritten instead of optimized
 
 
 def fp8():
@@ -221,7 +221,7 @@ def test_variables_other_than_fp8_scales_raise():
         create_train_state((module.apply, {**variables, "batch_stats": {}}), SGD)
 
 
-# Arguments that were mixed up
+# Errors
 
 
 @pytest.mark.parametrize("model", [Two(rngs=nnx.Rngs(0)), linen_two()[0].__self__, linen_two()])

@@ -1,4 +1,4 @@
-"""Training on eight devices, in one process and in two: the same losses as on one device."""
+"""Training on eight devices, in one process and in two, equals training on one device."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ def start(*arguments, devices=8):
 
 
 def finish(*processes):
-    """Waits for all; none outlives this, for one that waits for another would wait for ever."""
+    """Waits for all processes and kills those that are left, which could otherwise deadlock."""
     try:
         answers = [process.communicate(timeout=300) for process in processes]
     finally:

@@ -59,7 +59,7 @@ if importlib.util.find_spec("torch"):
 
 
 def from_torch(model, arrays):
-    """PyTorch's weight and bias of each layer in turn, as the parameters of a model."""
+    """Returns PyTorch's weights and biases, given layer by layer, as the parameters of a model."""
     layers = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return {
         name: {"kernel": weight.T, "bias": bias}
@@ -86,8 +86,8 @@ def test_twenty_steps_follow_pytorch(name, dtype, source):
     rtol = {"float32": 1e-5, "float64": 1e-9}[dtype]
     assert {array.dtype for array in (*losses, *jax.tree.leaves(params))} == {np.dtype(dtype)}
     np.testing.assert_allclose(losses, expected.losses, rtol)
-    # Weights are compared layer by layer, not one by one: Adam divides each gradient by its size, so where a
-    # gradient nearly vanishes, its rounding error becomes a step.
+    # Weights are compared by layer, not elementwise: Adam normalizes each gradient, so the rounding error of a
+    # nearly vanishing gradient becomes a full step.
     for actual, torchs in zip(
         jax.tree.leaves(params), jax.tree.leaves(from_torch(model, expected.parameters)), strict=True
     ):
@@ -145,7 +145,7 @@ def test_every_kind_of_model_trains_identically(kind):
     expected_state, expected = train(create_train_state(nnx_model(), SGD), steps=10)
     state, losses = train(create_train_state(kind(), SGD), steps=10)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    # The same numbers, differently named and arranged.
+    # The same numbers under other names and in another order.
     actual, expected = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
         for params in (state.params, expected_state.params)
@@ -217,7 +217,7 @@ def test_model_state_of_the_caller_is_not_donated():
 
 
 def test_the_optimizer_state_may_alias_the_parameters():
-    """One buffer twice in the state could not be donated."""
+    """The same buffer twice in a state could not be donated."""
 
     def update(gradients, start, params):
         return jax.tree.map(lambda g, s, p: -0.1 * g + 0.01 * (s - p), gradients, start, params), start
@@ -239,7 +239,7 @@ def test_trained_parameters_update_the_module():
 
 @pytest.fixture
 def traced_loss():
-    """A loss that counts in `loss.traces` how often it is traced, which is how often a step compiles."""
+    """A loss that counts its traces, and so the compilations of a step, in `loss.traces`."""
 
     def loss(outputs, targets, weight=None, scale=1.0):
         loss.traces += 1
@@ -259,7 +259,7 @@ def test_a_weakly_typed_parameter_compiles_once(traced_loss):
     def apply(params, inputs):
         return params["temperature"] * inputs[:, :3]
 
-    # A learned temperature, as a Python number and as JAX makes one of it.
+    # A learned temperature, as a Python number and as a weakly typed array.
     for number in (10.0, jnp.log(10.0)):
         train(create_train_state((apply, {"temperature": number}), optax.adam(0.1)), traced_loss)
     assert traced_loss.traces == 2
@@ -321,7 +321,7 @@ def test_the_step_is_a_plain_function():
     ]
 
 
-# What a model changes itself
+# Model state
 
 
 class Noisy(nnx.Module):
@@ -370,7 +370,7 @@ def test_trained_parameters_and_model_state_update_the_module():
 
 
 class NoisyLinen(linen.Module):
-    """The same in Linen."""
+    """The same model in Linen."""
 
     @linen.compact
     def __call__(self, inputs):
@@ -529,7 +529,7 @@ def test_a_donated_state_raises(capfd):
     ):
         with pytest.raises(ValueError, match="state was donated to an earlier train_step, which deleted its"):
             use(state)
-    assert "donate" not in capfd.readouterr().err  # XLA would log an error of its own first
+    assert "donate" not in capfd.readouterr().err  # otherwise XLA would log its own error first
 
 
 def test_an_error_inside_a_running_step_propagates():

@@ -1,4 +1,4 @@
-"""Micro-batches, low precision, clipping and schedules; and what a step refuses without losing a state."""
+"""Micro-batches, low precision, clipping and schedules; and errors that leave the state intact."""
 
 import functools
 
@@ -17,7 +17,7 @@ from jaxloss.training import create_train_state, train_step
 SIZES = (6, 5, 3)
 ADAM = optax.adam(0.1)
 INPUTS = np.random.RandomState(0).normal(size=(12, 6)).astype(np.float32)
-# The first and the third part of three hold one label each, the second holds four.
+# With three micro-batches, the first and third have one label each, the second has four.
 TARGETS = np.where(np.isin(np.arange(12), [0, 1, 2, 4, 7, 10]), np.arange(12) % 3, -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
 
@@ -51,14 +51,14 @@ def test_micro_batches_of_unequal_weight_give_the_mean_of_the_batch(micro_batche
     state, losses = train(new_state(), PAIR, micro_batches=micro_batches)
     np.testing.assert_allclose(losses, whole[1], rtol=1e-6)
     assert_trees_close(state.params, whole[0].params)
-    # The mean of the means of the parts is another number.
+    # The mean of the micro-batch means differs.
     logits = new_state().apply_fn(new_state().params, INPUTS)
     means = [cross_entropy(logits[part::3], TARGETS[part::3]) for part in range(3)]
     assert abs(np.mean(means) - whole[1][0]) > 0.01
 
 
 def test_a_mask_reaches_the_loss_with_the_targets():
-    """Targets are any pytree, and the loss a function of it."""
+    """Targets may be any pytree that the loss accepts."""
 
     def masked(outputs, targets, reduction="mean"):
         return mse_loss(outputs, targets["values"], where=targets["where"], reduction=reduction)
@@ -80,7 +80,7 @@ def test_a_batch_of_total_weight_zero_does_not_update_parameters():
 
 
 class Noisy(nnx.Module):
-    """Batch statistics and dropout."""
+    """A model with batch statistics and dropout."""
 
     def __init__(self, *, rngs, dtype=None):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
@@ -95,7 +95,7 @@ def test_model_state_is_carried_through_the_micro_batches():
     model = Noisy(rngs=nnx.Rngs(0))
     state = create_train_state(model, optax.sgd(0.0))
     state, losses = train(state, PAIR, steps=2, micro_batches=3)
-    # The module itself, given the parts one after the other, twice.
+    # The module itself, called on the micro-batches in turn, twice.
     pairs = np.array([PAIR(model(jnp.asarray(INPUTS[part::3])), TARGETS[part::3]) for part in (0, 1, 2) * 2])
     assert_trees_close(state.model_state["norm"], nnx.to_pure_dict(nnx.state(model.norm, nnx.BatchStat)))
     assert state.model_state["dropout"]["rngs"]["count"] == model.dropout.rngs.count[...] == 6
@@ -125,7 +125,7 @@ def test_only_the_model_runs_in_low_precision():
 
 
 def test_small_updates_are_not_lost_in_low_precision():
-    """In bfloat16 1 + 0.001 is 1."""
+    """In bfloat16, 1 + 0.001 is 1."""
     state = create_train_state(
         (lambda w, x: w * x, jnp.ones(3)), optax.sgd(0.001), compute_dtype=jnp.bfloat16
     )
@@ -135,7 +135,7 @@ def test_small_updates_are_not_lost_in_low_precision():
 
 def test_batch_statistics_stay_float32_in_low_precision():
     model = Noisy(rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    # Flax itself promotes here what strict promotion refuses.
+    # Flax itself relies on implicit dtype promotion here.
     with jax.numpy_dtype_promotion("standard"):
         state, _ = train(create_train_state(model, ADAM, compute_dtype=jnp.bfloat16), steps=1)
         outputs, _ = state.apply_fn(state.params, state.model_state, INPUTS)
@@ -150,7 +150,7 @@ def test_an_invalid_compute_dtype_raises(dtype, named):
 
 
 def test_low_precision_gradients_are_accumulated_in_float32():
-    """In bfloat16 256 + 1 is 256."""
+    """In bfloat16, 256 + 1 is 256."""
 
     def pair(outputs, _):
         return outputs.astype(jnp.float32).sum(), jnp.float32(1 / 512)
@@ -162,7 +162,7 @@ def test_low_precision_gradients_are_accumulated_in_float32():
     assert state.params == -512
 
 
-# Optax does the rest
+# Optimizers
 
 
 def test_an_optimizer_that_needs_the_loss_receives_it():
@@ -181,7 +181,7 @@ def test_optax_clipping_and_schedules_work():
         np.testing.assert_allclose(optax.tree.norm(moved), 0.01 * rate, rtol=1e-3)
 
 
-# What a step refuses, and what it then leaves alone
+# Errors
 
 
 @pytest.mark.parametrize(
