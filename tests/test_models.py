@@ -1,4 +1,4 @@
-"""The models: shapes, sizes, and the initial values that make the first losses those of PyTorch."""
+"""The models: shapes, sizes, and initial values, which give the same initial losses as PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ def test_adaptive_log_softmax_layer_holds_the_parameters_of_the_function():
 
 
 class _Lean(nnx.Module):
-    """Hands its last hidden features and the last layer's parameters to the loss."""
+    """Returns its last hidden features and the parameters of the last layer, for the loss."""
 
     def __init__(self, *, rngs):
         self.body = LinearRegression(4, 16, rngs=rngs)
@@ -155,7 +155,7 @@ class _Lean(nnx.Module):
 
 
 class _Plain(_Lean):
-    """Ends in the log-probabilities of all classes."""
+    """Returns the log-probabilities of all classes."""
 
     def __call__(self, inputs):
         return self.layer(self.body(inputs))

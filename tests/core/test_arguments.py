@@ -1,4 +1,4 @@
-"""Arguments become arrays that agree, or are refused by name."""
+"""Conversion, dtypes, shapes and masks of arguments, and their errors."""
 
 import re
 
@@ -108,7 +108,7 @@ def test_big_endian_arrays_are_converted(dtype):
     assert double == 1
     labels = np.array([2, 0])
     scores = NATIVE.astype(np.dtype(dtype).newbyteorder("="))
-    for _ in range(2):  # cold, and when a native call has compiled
+    for _ in range(2):  # before and after a native call has compiled
         ours = jaxloss.cross_entropy(scores.astype(dtype), labels.astype(">i4"))
         np.testing.assert_array_equal(ours, jaxloss.cross_entropy(scores, labels))
 
@@ -139,7 +139,7 @@ def test_a_gradient_with_respect_to_a_variable_is_a_variable():
 
 
 class Tensor:
-    """PyTorch's, as far as a message can tell."""
+    """A stand-in for torch.Tensor."""
 
 
 Tensor.__module__ = "torch"

@@ -1,4 +1,4 @@
-"""Checks on values: nothing in plain code, a named error under checkify, under every transform."""
+"""Checks on values: no effect in plain code, an error under checkify, under every transform."""
 
 import jax
 import jax.numpy as jnp

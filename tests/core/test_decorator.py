@@ -1,4 +1,4 @@
-"""The decorator: a compiled loss is still a plain function, and refuses what it must."""
+"""The decorator: a compiled loss remains a plain function and validates its options."""
 
 import functools
 import inspect
@@ -19,7 +19,7 @@ from jaxloss._core.decorator import compiled, fraction, not_negative, positive
     static=("reduction", "share"), domains={"scale": positive, "shift": not_negative, "share": fraction}
 )
 def toy_loss(predictions, targets, *, scale=1.0, shift=0.0, share=0.0, reduction="mean"):
-    """Measures nothing."""
+    """Toy loss."""
     return jnp.float32(scale) * (predictions - targets) + shift + share
 
 
@@ -28,7 +28,7 @@ ONE = jnp.float32(1.0)
 
 def test_name_signature_and_docstring_are_preserved():
     assert toy_loss.__name__ == "toy_loss"
-    assert toy_loss.__doc__ == "Measures nothing."
+    assert toy_loss.__doc__ == "Toy loss."
     assert list(inspect.signature(toy_loss).parameters)[:3] == ["predictions", "targets", "scale"]
 
 
@@ -191,7 +191,7 @@ def test_options_bind_with_partial_and_pass_through_transforms():
 
 
 def test_an_ordinary_call_runs_a_single_python_frame():
-    """What a call costs over `jit`: a clock would tell the same, and other things of the machine."""
+    """Counts Python frames instead of measuring the overhead over `jit`, which would be noisy."""
     toy_loss(ONE, ONE, reduction="sum")
     frames = []
     sys.setprofile(lambda frame, event, _: frames.append(frame.f_code.co_name) if event == "call" else None)

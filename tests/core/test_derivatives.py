@@ -1,4 +1,4 @@
-"""The elementwise building blocks, at every size: XLA rewrites the arithmetic of a single element further."""
+"""Elementwise building blocks, also on single elements, whose arithmetic XLA simplifies differently."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def test_inverse_lengths_for_tiny_and_huge_vectors(size):
     expected = np.where(lengths == 0, 0, 1 / np.maximum(lengths, 1e-12))
     np.testing.assert_allclose(np.float64(power) * np.float64(inverse), expected, rtol=1e-6)
     mantissa, _ = np.frexp(np.asarray(power))
-    assert np.all((mantissa == 0.5) | (mantissa == 0))  # a power of two, by which nothing is rounded
+    assert np.all((mantissa == 0.5) | (mantissa == 0))  # a power of two: scaling by it is exact
 
     def unit(vector):
         power, inverse = inverse_lengths(vector, 0)

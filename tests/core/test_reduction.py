@@ -1,4 +1,4 @@
-"""What the mean means, worked by hand."""
+"""Reductions, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_the_total_weight_of_many_samples_is_exact():
 
 @pytest.mark.parametrize("where", [(65536, 1), (1, 1), (1, 33024), (65536, 33024)])
 def test_counts_above_the_int32_range_are_exact(where):
-    shape = 65536, 33024  # no array of this shape is ever written
+    shape = 65536, 33024  # no array of this shape is ever materialized
     masked = 256 if where[0] > 1 else 0  # of the rows
 
     @jax.jit

@@ -86,7 +86,7 @@ def test_predict_returns_the_first_of_equal_classes_even_outside_the_likeliest_t
     ).tolist() == [1, 1]
 
 
-def test_predict_can_be_called_inside_a_differentiated_function():
+def test_predict_can_be_called_in_a_differentiated_function():
     arguments = draw(4)
 
     def loss_and_hits(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""The binary losses: limits at certainty, weights, and values that are no probability."""
+"""Binary losses: limits at infinite logits, weights, cancellation, and invalid probabilities."""
 
 import chex
 import jax

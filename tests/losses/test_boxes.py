@@ -1,4 +1,4 @@
-"""The losses of boxes: worked by hand, at every size, and where boxes are degenerate or none."""
+"""Bounding-box losses: values by hand, extreme sizes, degenerate and invalid boxes."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def test_huge_and_tiny_boxes_keep_full_precision(loss, size):
     found = hessian(predictions, targets)
     with jax.enable_x64(True):
         truth = jax.jit(jax.hessian(loss))(*arrays.values())
-    # What float32 does not have is 0.
+    # Numbers below the float32 range become 0.
     tolerance = 1e-5 * np.max(np.abs(truth)) + float(jnp.finfo(jnp.float32).tiny)
     np.testing.assert_allclose(found, truth, rtol=0, atol=tolerance)
 
@@ -129,7 +129,7 @@ def test_eps_is_differentiable_and_raises_outside_its_domain(loss):
         boxes = jnp.array(SQUARE), jnp.array([1.0, 0.5, 3.0, 1.5])
         found, step = jax.grad(lambda eps: loss(*boxes, eps=eps))(0.5), 1e-6
         expected = (loss(*boxes, eps=0.5 + step) - loss(*boxes, eps=0.5 - step)) / (2 * step)
-        if loss is not jaxloss.complete_box_iou_loss:  # whose alpha is frozen
+        if loss is not jaxloss.complete_box_iou_loss:  # it stops the gradient of its alpha
             np.testing.assert_allclose(found, expected, rtol=1e-6)
     boxes = jnp.float32(SQUARE), jnp.float32(SQUARE)
     with pytest.raises(ValueError, match="eps must be a number > 0, got 0"):

@@ -1,4 +1,4 @@
-"""Cross entropy and negative log-likelihood: limits, labels that are no class, and what is refused."""
+"""Cross entropy and negative log-likelihood: limits, out-of-range labels, ignored positions, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ WEIGHT = np.array([1.0, 2.0, 0.5], np.float32)
 @pytest.mark.parametrize("bad", [np.nan, INF, -INF])
 @pytest.mark.parametrize("loss", [cross_entropy, nll_loss])
 def test_non_finite_ignored_positions_affect_no_derivative(loss, bad):
-    """Not even one of second order, or in an option."""
+    """Includes second derivatives and derivatives in options."""
     names = ["weight"] if loss is nll_loss else ["weight", "z_loss", "soft_cap"]
     scores = np.array([[0.1, -1.0, 0.3], [0.0, 0.0, 0.0]], np.float32)
 
@@ -207,7 +207,7 @@ def test_full_label_smoothing_over_a_minus_infinity_logit_is_infinite(targets):
 def test_labels_and_ignore_index_may_exceed_int32():
     logits = np.zeros((2, 3), np.float32)
     np.testing.assert_allclose(cross_entropy(logits, np.array([0, 1]), ignore_index=-(2**40)), np.log(3))
-    labels = np.array([0, 2**32 - 100], np.uint32)  # which is -100 in 32 bits
+    labels = np.array([0, 2**32 - 100], np.uint32)  # -100 if read as int32
     assert np.isnan(cross_entropy(logits, labels, reduction="none")).tolist() == [False, True]
     assert cross_entropy(logits, labels, ignore_index=2**32 - 100, reduction="none")[1] == 0
     assert np.isnan(cross_entropy(logits, labels, ignore_index=2**31 - 1, reduction="none")[1])
@@ -222,7 +222,7 @@ MANY = {
     "probabilities": (cross_entropy, {"weight": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.01}),
     "nll": (nll_loss, {"weight": WEIGHTS}),
     "margins": (multi_margin_loss, {"weight": WEIGHTS, "p": 2}),
-    "yes or no": (multilabel_soft_margin_loss, {"weight": WEIGHTS}),
+    "multilabel": (multilabel_soft_margin_loss, {"weight": WEIGHTS}),
 }
 
 
@@ -230,13 +230,13 @@ MANY = {
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("kind", MANY)
 def test_blocked_evaluation_equals_small_batches(kind, axis):
-    """Many numbers are added up in blocks of positions and in steps of classes."""
+    """Large inputs are processed in blocks of positions and classes."""
     loss, options = MANY[kind]
     random = np.random.RandomState(0)
     scores = random.randn(40, 48, 64).astype(np.float32)
     if kind == "probabilities":
         targets = random.dirichlet(np.ones(64), (40, 48)).astype(np.float32)
-    elif kind == "yes or no":
+    elif kind == "multilabel":
         targets = random.randint(2, size=scores.shape)
     else:
         targets = random.randint(64, size=(40, 48))

@@ -1,4 +1,4 @@
-"""Contrastive losses at their edges: empty sums, masks, lengths far from 1, labels, options."""
+"""Edge cases of contrastive losses: empty sums, masks, extreme lengths, labels, options."""
 
 import inspect
 from decimal import localcontext
@@ -46,7 +46,7 @@ def test_row_blocks_equal_all_rows_at_once(loss, targets, monkeypatch):
 @every_loss
 @pytest.mark.parametrize("size", [1e-20, 1e20])
 def test_very_long_and_short_embeddings(loss, targets, size):
-    # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
+    # As in F.normalize, vectors shorter than 1e-12 are not scaled to unit length.
     x = np.float32(size * X)
     value, gradient = answer(loss, x, targets)
     with localcontext(formulas.CONTEXT):
@@ -77,7 +77,7 @@ def test_a_zero_vector_has_gradient_zero(loss, targets):
 
 @every_loss
 def test_one_row(loss, targets):
-    # Its softmax is over one candidate, or none. A compiler may round a logit twice, in two ways.
+    # The softmax has one candidate or none. The loss is 0 up to rounding, as XLA may compute a logit twice.
     total, weight = loss(X[:1], targets[:1], reduction="sum_and_weight")
     assert weight == (0 if loss is supervised_contrastive_loss else 1)
     np.testing.assert_allclose(total, 0, atol=1e-6)
@@ -91,7 +91,7 @@ def test_labels_all_distinct_and_all_equal():
     value, gradient = answer(supervised_contrastive_loss, X, np.arange(6))
     assert np.isnan(value)
     np.testing.assert_array_equal(gradient, 0)
-    # With all labels alike there are no negatives, and the loss is a cross-entropy with the uniform one.
+    # If all labels are equal there are no negatives: a cross-entropy with uniform target probabilities.
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     z = unit @ unit.T / 0.1
     off = ~np.eye(6, dtype=bool)

@@ -1,4 +1,4 @@
-"""Distillation losses at their edges: excluded classes, ends of beta, learned options."""
+"""Edge cases of distillation losses: excluded classes, beta of 0 and 1, differentiable options."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from jaxloss import distillation_loss, jensen_shannon_loss
 INF = np.inf
 RNG = np.random.RandomState(0)
 X, Y = RNG.randn(4, 5) * 2, RNG.randn(4, 5) * 2
-# Class 0 is excluded by both, by the student, by the teacher, and by nobody.
+# Row by row, class 0 is excluded by both, by the student, by the teacher, and by neither.
 STUDENT = np.array([[-INF, 0.0, 1.0], [-INF, 0.5, 1.0], [1.0, 0.0, 2.0], [0.5, 1.0, 2.0]])
 TEACHER = np.array([[-INF, 2.0, 0.0], [1.0, 0.0, 2.0], [-INF, 0.5, 1.0], [0.5, 1.0, 2.0]])
-OF_TEACHER, OF_STUDENT = 1, 2  # the rows where the Kullback-Leibler divergence of the one is infinite
+TEACHER_DIVERGES, STUDENT_DIVERGES = 1, 2  # rows where KL(teacher || student), or the reverse, is infinite
 
 
 def probabilities(logits):
@@ -23,7 +23,7 @@ def probabilities(logits):
 
 
 def divergence(probs, others):
-    """The Kullback-Leibler divergence of others from the first, with 0 · log 0 = 0."""
+    """Returns KL(probs || others), with 0 · log 0 = 0."""
     terms = np.zeros_like(probs)
     np.log(probs, out=terms, where=probs > 0)
     logs = np.where(others > 0, np.log(np.where(others > 0, others, 1)), -INF)
@@ -32,7 +32,7 @@ def divergence(probs, others):
 
 @pytest.fixture(scope="module")
 def derivatives():
-    """Losses of the rows, and their gradients and Hessians in both arguments, for each beta and for KL."""
+    """Returns losses, gradients and Hessians of the rows in both arguments, for each beta and for KL."""
 
     def of_row(both, beta):
         return jensen_shannon_loss(both[0], both[1], beta=beta, reduction="sum")
@@ -61,9 +61,9 @@ def test_losses_with_minus_infinity_logits_equal_the_formula(derivatives):
     expected = [divergence(t, s), *mixed, divergence(s, t)]
     np.testing.assert_allclose(of_betas[0], expected, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(kl[0], divergence(t, s), rtol=1e-12, atol=1e-15)
-    infinite = [(0, OF_TEACHER), (3, OF_STUDENT)]
+    infinite = [(0, TEACHER_DIVERGES), (3, STUDENT_DIVERGES)]
     assert [tuple(place) for place in np.argwhere(np.isinf(of_betas[0]))] == infinite
-    assert of_betas[0][0, 3] == kl[0][3] == 0  # of equal distributions
+    assert of_betas[0][0, 3] == kl[0][3] == 0  # equal distributions
 
 
 def mixtures(s, t):
@@ -76,7 +76,7 @@ def test_derivatives_are_finite_where_the_loss_is_finite(derivatives):
         for derivative in higher:
             finite = np.isfinite(derivative).reshape(*values.shape, -1).all(-1)
             np.testing.assert_array_equal(finite, np.isfinite(values))
-    # A class that nobody gives any weight moves nothing.
+    # A class that both exclude has gradient 0.
     np.testing.assert_array_equal(of_betas[1][:, 0, :, 0], 0)
     np.testing.assert_array_equal(kl[1][0, :, 0], 0)
 
@@ -92,8 +92,8 @@ def test_beta_0_and_1_give_the_two_divergences_and_their_derivatives(derivatives
 
 
 def test_gradients_are_finite_when_only_the_student_excludes_a_class():
-    # The loss is infinite, and its gradient in the student is finite in reverse and in forward mode.
-    student, teacher = STUDENT[OF_TEACHER], TEACHER[OF_TEACHER]
+    # The loss is infinite, but its student gradient is finite, in reverse and in forward mode.
+    student, teacher = STUDENT[TEACHER_DIVERGES], TEACHER[TEACHER_DIVERGES]
     expected = probabilities(student) - probabilities(teacher)
     for loss in (distillation_loss, lambda x, y: jensen_shannon_loss(x, y, beta=0.0)):
         np.testing.assert_allclose(jax.grad(loss)(student, teacher), expected, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Distances, and losses on embeddings, their distances and the order of scores: what the catalogue leaves."""
+"""Distances, embedding losses and margin ranking, beyond the catalogue."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ SIGNED = (jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss, jaxloss.cos
 
 
 def signed(loss, bad, dtype):
-    """Returns a loss's arguments, the last of which are targets with a bad one."""
+    """Returns arguments of a loss, the last of which are targets with one invalid value."""
     first = 2 if loss is jaxloss.hinge_embedding_loss else 3
     shape = (3, 2) if loss is jaxloss.cosine_embedding_loss else (3,)
     return [jnp.ones(shape)] * (first - 1) + [jnp.array([1, bad, -1], dtype)]
@@ -35,7 +35,7 @@ def test_pairwise_distance_equals_the_p_norm(p, axis):
     with jax.enable_x64(True):
         ours = jaxloss.pairwise_distance(jnp.asarray(X1), jnp.asarray(X2), p=p, axis=axis, eps=0.1)
         kept = jaxloss.pairwise_distance(jnp.asarray(X1), jnp.asarray(X2), p=p, axis=axis, keepdim=True)
-    # NumPy's norm of order p, for p > 0, as its formula.
+    # The p-norm by its formula.
     difference = np.abs(X1 - X2 + 0.1)
     if p == 0:
         theirs = np.sum(difference != 0, axis)
@@ -73,7 +73,7 @@ def test_cosine_similarity_equals_its_formula(axis):
 
 
 def test_gradients_pass_through_the_clamp_on_the_norm():
-    # As in PyTorch: with a slope of the bound, the first would be (2, 0).
+    # As in PyTorch. If the clamp stopped the gradient, the first would be (2, 0).
     x1, x2 = jnp.array([0.1, 0.2]), jnp.array([3.0, 0.0])
     value, slopes = jax.value_and_grad(jaxloss.cosine_similarity, (0, 1))(x1, x2, eps=0.5)
     np.testing.assert_allclose(value, 0.2, rtol=1e-6)
@@ -239,7 +239,7 @@ def test_targets_other_than_plus_minus_1_are_nan_in_value_and_gradient(loss, bad
 def test_targets_close_to_plus_minus_1_are_nan(loss, bad):
     arguments = signed(loss, bad, jnp.float32)
     np.testing.assert_array_equal(np.isnan(loss(*arguments, reduction="none")), [False, True, False])
-    one = [argument[1:2] for argument in arguments]  # XLA rewrites single elements further
+    one = [argument[1:2] for argument in arguments]  # XLA simplifies single elements differently
     assert np.isnan(loss(*one))
     assert np.isnan(jax.grad(loss)(*one)).all()
 
@@ -325,7 +325,7 @@ def test_the_distance_is_pairwise_distance_by_default():
 def test_a_custom_distance_is_masked_and_differentiable():
     def distance(x, y, scale):
         assert x.dtype == jnp.float32
-        return scale * jnp.sqrt(jnp.sum((x - y) ** 2, (1, 2)))  # of infinite slope where x = y
+        return scale * jnp.sqrt(jnp.sum((x - y) ** 2, (1, 2)))  # its gradient is infinite where x = y
 
     def loss(scale, images, where):
         return jaxloss.triplet_margin_with_distance_loss(
@@ -420,7 +420,7 @@ def test_export_with_a_symbolic_number_of_vectors(distance):
     ("loss", "inputs"), [(jaxloss.cosine_embedding_loss, "xxr"), (jaxloss.triplet_margin_loss, "xxx")]
 )
 def test_row_gradients_allocate_no_full_size_temporary(loss, inputs):
-    # Forward, and behind a mask, a CPU writes one; a TPU and a GPU hold nothing, which the benchmarks check.
+    # A CPU allocates one forward and with a mask; TPU and GPU allocate none, which the benchmarks check.
     shapes = {"x": (2048, 128), "r": (2048,)}
     arrays = [jax.ShapeDtypeStruct(shapes[kind], jnp.float32) for kind in inputs]
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()

@@ -1,4 +1,4 @@
-"""The focal losses: limits, what they are special cases of, and input outside the domain."""
+"""Focal losses: limits, special cases, differentiable options, and invalid input."""
 
 import functools
 
@@ -36,7 +36,7 @@ def test_softmax_focal_loss_of_two_classes_is_sigmoid_focal_loss_of_their_differ
 
 
 def test_confident_positions_keep_their_precision():
-    # 1 - p is 2 exp(-gap) / (1 + 2 exp(-gap)) for two other classes; float32 rounds p to 1 from 18 on.
+    # With two other classes, 1 - p is 2 exp(-gap) / (1 + 2 exp(-gap)); float32 rounds p to 1 from a gap of 18.
     gaps = np.arange(5.0, 40.0, 5)
     logits = np.stack([gaps, 0 * gaps, 0 * gaps], -1)
     miss = 2 * np.exp(-gaps) / (1 + 2 * np.exp(-gaps))

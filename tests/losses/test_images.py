@@ -1,4 +1,4 @@
-"""SSIM: its formula with the default window, and where float32, sizes and options reach their limits."""
+"""SSIM: the formula with the default window, float32 accuracy, window sizes, and options."""
 
 from decimal import localcontext
 
@@ -51,7 +51,7 @@ def test_constant_images_differ_only_in_their_means():
 
 
 def test_low_contrast_on_a_bright_background_keeps_full_precision():
-    # In float32, differences of mean squares are wrong by a tenth of a percent of the loss here.
+    # In float32, differences of mean squares would change this loss by 0.1 %.
     rng = np.random.RandomState(1)
     images = [np.float32(0.9 + 0.01 * rng.rand(1, 12, 12, 1)) for _ in range(2)]
     expected = formula(*(image.astype(float) for image in images))

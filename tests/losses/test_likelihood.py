@@ -1,4 +1,4 @@
-"""Likelihoods and divergences: formulas by hand, limits, and values that no distribution has."""
+"""Poisson and Gaussian likelihoods and `kl_div`: formulas by hand, limits, and invalid values."""
 
 import math
 
@@ -14,7 +14,7 @@ INF = np.inf
 
 
 def value_and_slopes(loss, *arguments, **options):
-    """Returns the loss of each element, and its slope in each argument; batches of one must say the same."""
+    """Returns the losses and their gradient in each argument; checks that batches of one give the same."""
 
     def total(*arguments):
         return loss(*arguments, **options, reduction="sum")
@@ -186,7 +186,7 @@ def test_an_all_true_mask_does_not_change_the_gradient_of_a_shared_variance():
         )(var)
 
     expected = gradient(jnp.ones((1, 1)))
-    np.testing.assert_allclose(expected, -2, rtol=1e-2)  # of terms of which half is -1/2 and half is 1/2
+    np.testing.assert_allclose(expected, -2, rtol=1e-2)  # half the terms are near -1/2, half are 1/2
     for dtype in (jnp.bfloat16, jnp.float16):
         masked = gradient(jnp.ones((1, 1), dtype), jnp.ones(errors.shape, bool))
         np.testing.assert_allclose(np.float32(masked), expected, rtol=2**-8)
@@ -271,7 +271,7 @@ def test_a_negative_probability_is_nan_and_reported_by_checkify():
     assert "targets: expected probabilities >= 0, got -0.5" in error.get()
 
 
-# All.
+# All of them.
 
 
 def test_counts_and_probabilities_may_be_integers_or_booleans():

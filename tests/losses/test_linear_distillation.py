@@ -1,4 +1,4 @@
-"""Distillation losses at their edges: equal layers, masked vocabularies, large logits, memory."""
+"""Edge cases of linear distillation: equal layers, masked vocabularies, large logits, memory."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import jaxloss
 from jaxloss import linear_distillation_loss
 
 RNG = np.random.RandomState(0)
-CLASSES = 23  # in blocks, the last of which overlaps the one before
+CLASSES = 23  # several blocks, the last of which overlaps the one before
 ARRAYS = {
     "hidden": RNG.randn(4, 3),
     "kernel": RNG.randn(3, CLASSES),
@@ -32,7 +32,7 @@ def plain(
     temperature: Any = 1.0,
     **options: Any,
 ) -> Any:
-    """The same with all logits."""
+    """Computes the same loss from materialized logits."""
 
     def log_probs(hidden: Any, kernel: Any, bias: Any) -> Any:
         logits = jnp.dot(hidden, kernel)
@@ -102,7 +102,7 @@ def with_bias(**changes: Any) -> dict[str, Any]:
 
 def test_classes_excluded_by_both_equal_removed_classes():
     with jax.enable_x64(True):
-        # All of the first block, too.
+        # This includes the whole first block.
         places = np.arange(CLASSES) < 13
         arrays = with_bias(bias=places, teacher_bias=places)
         kept = {name: a if "hidden" in name else a[..., 13:] for name, a in ARRAYS.items()}
@@ -116,7 +116,7 @@ def test_classes_excluded_by_both_equal_removed_classes():
 
 
 def test_a_class_excluded_by_one_layer_only():
-    # The teacher's impossible class adds nothing; the student's costs infinitely much.
+    # Excluded by the teacher alone, a class adds nothing; by the student alone, the loss is infinite.
     possible = linear_distillation_loss(**with_bias(teacher_bias=[3, 20]), reduction="none")
     assert np.isfinite(possible).all()
     np.testing.assert_allclose(
@@ -133,7 +133,7 @@ def test_all_logits_minus_infinity_give_nan():
 
 
 def test_large_logits_keep_full_precision():
-    arrays = {name: np.round(np.float32(array)) for name, array in ARRAYS.items()}  # with a shift, too
+    arrays = {name: np.round(np.float32(array)) for name, array in ARRAYS.items()}  # shifts are exact
     far = {name: arrays[name] + shift for name, shift in (("bias", 2**20), ("teacher_bias", -(2**20)))}
     losses, shifted = (
         linear_distillation_loss(**{**arrays, **change}, reduction="none") for change in ({}, far)

@@ -1,4 +1,4 @@
-"""Lovász losses: the Jaccard index in them, ties, masks, and input outside the domain."""
+"""Lovász losses: relation to the Jaccard index, ties, masks, and invalid input."""
 
 import functools
 
@@ -11,7 +11,7 @@ from jaxloss import lovasz_hinge_loss, lovasz_softmax_loss
 
 
 def _jaccard_losses(predicted, labels, count):
-    """Returns one minus intersection over union of each class."""
+    """Returns one minus the intersection over union of each class."""
     pairs = [(predicted == c, labels == c) for c in range(count)]
     return np.array([1 - np.sum(p & t) / max(np.sum(p | t), 1) for p, t in pairs])
 
@@ -21,7 +21,7 @@ def test_lovasz_softmax_loss_of_hard_predictions_is_the_mean_jaccard_loss(classe
     rng = np.random.RandomState(0)
     labels, predicted = rng.randint(0, 3, (4, 6)), rng.randint(0, 4, (4, 6))
     losses = _jaccard_losses(predicted, labels, 4)
-    # An absent class is wrong by its largest error, and right if nothing of it is predicted.
+    # The loss of an absent class is its largest error, which is 0 if the class is never predicted.
     expected = np.mean(losses[:3]) if classes == "present" else np.mean(losses)
     found = lovasz_softmax_loss(np.eye(4)[predicted], labels, classes=classes)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -42,7 +42,7 @@ def test_lovasz_hinge_loss_of_an_empty_region_is_the_largest_error():
 
 def test_ties_are_sorted_by_pixel_index():
     logits, targets = np.zeros((1, 4), np.float32), np.array([[0, 1, 0, 1]])
-    # Union and intersection of the truth after each pixel: 3 and 2, 3 and 1, 4 and 1, 4 and 0.
+    # Union and intersection after each pixel: 3 and 2, 3 and 1, 4 and 1, 4 and 0.
     jaccard = 1 - np.array([1, 2 / 3, 1 / 3, 1 / 4, 0])
     gradient = jax.grad(lovasz_hinge_loss)(logits, targets)
     np.testing.assert_allclose(gradient[0], np.diff(jaccard) * [1, -1, 1, -1], rtol=1e-6)
@@ -66,14 +66,14 @@ def test_infinite_logits_have_the_limit():
 
 
 def test_gradients_over_many_pixels_have_no_cancellation():
-    # Of 10⁵ pixels each step is about 10⁻⁵, of which the difference of two Jaccard losses keeps two digits.
+    # With 10⁵ pixels each step is about 10⁻⁵; as a difference of Jaccard losses it would have two digits.
     rng = np.random.RandomState(0)
     logits, targets = rng.randn(1, 10**5).astype(np.float32), rng.randint(0, 2, (1, 10**5))
     with jax.enable_x64(True):
         expected = jax.grad(lovasz_hinge_loss)(np.float64(logits), targets)
     found = jax.grad(lovasz_hinge_loss)(logits, targets)
     close = np.isclose(found, expected, rtol=1e-5, atol=0)
-    assert np.mean(close) > 0.999  # some errors are equal in float32 only
+    assert np.mean(close) > 0.999  # some errors are tied in float32 only
 
 
 @pytest.mark.parametrize("batch", [False, True])

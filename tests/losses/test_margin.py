@@ -1,4 +1,4 @@
-"""The margin losses: plain loops as second oracle, limits, bad labels, memory."""
+"""Margin losses: plain loops as a second reference, limits, invalid labels, memory."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ from jaxloss import (
 INF = np.inf
 
 
-# Targets of 1 and -1. What they share with `cosine_embedding_loss` is in test_embedding.py.
+# Targets of 1 and -1. Tests shared with `cosine_embedding_loss` are in test_embedding.py.
 
 
 def test_hinge_embedding_by_hand():
@@ -81,7 +81,7 @@ def test_hinge_targets_other_than_plus_minus_1_are_nan():
         hinge_loss(jnp.zeros(1), jnp.ones(1), margin=0.0)
 
 
-# One right class.
+# One class label.
 
 
 def multi_margin(scores, label, p, margin, weight):
@@ -155,7 +155,7 @@ def test_an_out_of_range_label_is_nan_and_reported_by_checkify(bad: int):
         assert f"targets: expected class indices in [0, 3), got {bad}" in error.get()
 
 
-# Lists of right classes.
+# Lists of class labels.
 
 
 def multilabel_margin(scores, listed):
@@ -169,7 +169,7 @@ def multilabel_margin(scores, listed):
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), (20, 6), (2, 3, 4)])
 def test_multilabel_margin_equals_a_loop(shape: tuple[int, ...], integral: bool):
     rng = np.random.RandomState(0)
-    scores, targets = rng.randn(*shape), rng.randint(-1, shape[-1], shape)  # with ends and repetitions
+    scores, targets = rng.randn(*shape), rng.randint(-1, shape[-1], shape)  # with end markers and repetitions
     scores = np.round(scores) if integral else scores  # with ties
     rows = zip(scores.reshape(-1, shape[-1]), targets.reshape(-1, shape[-1]), strict=True)
     expected = np.reshape([multilabel_margin(*row) for row in rows], shape[:-1])
@@ -234,7 +234,7 @@ def test_pairs_of_classes_are_never_materialized():
     assert compiled.memory_analysis().temp_size_in_bytes <= 12 * 4 * 512 * 100
 
 
-# Signs.
+# Soft margin.
 
 
 def test_soft_margin_equals_the_formula_and_binary_cross_entropy():
@@ -284,7 +284,7 @@ def test_targets_of_plus_minus_1_may_be_integers():
     )
 
 
-# A yes or no for each class.
+# Multilabel soft margin.
 
 
 def test_multilabel_soft_margin_averages_over_the_classes():

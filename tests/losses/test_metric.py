@@ -1,4 +1,4 @@
-"""Losses that learn a metric at their edges: empty sums, masks, lengths, large exponents, options."""
+"""Edge cases of metric-learning losses: empty sums, masks, lengths, large exponents, options."""
 
 import inspect
 from decimal import localcontext
@@ -16,8 +16,6 @@ from tests.oracle import decimals
 
 RNG = np.random.RandomState(0)
 X, LABELS = RNG.randn(6, 3), np.array([0, 1, 0, 7, 1, 1])
-
-# Losses that relate rows by their labels.
 
 every_loss = pytest.mark.parametrize("loss", [circle_loss, multi_similarity_loss])
 
@@ -58,7 +56,7 @@ def test_row_blocks_equal_all_rows_at_once(loss, monkeypatch):
 @every_loss
 @pytest.mark.parametrize("size", [1e-20, 1e20])
 def test_very_long_and_short_embeddings(loss, size):
-    # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
+    # As in F.normalize, vectors shorter than 1e-12 are not scaled to unit length.
     x = np.float32(size * X)
     value, gradient = answer(loss, x, LABELS)
     np.testing.assert_allclose(value, formula(loss, x, LABELS), rtol=1e-5)

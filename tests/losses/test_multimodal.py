@@ -1,4 +1,4 @@
-"""Losses of pairs from two encoders at their edges."""
+"""Edge cases of the CLIP and SigLIP losses."""
 
 import inspect
 from decimal import localcontext
@@ -48,10 +48,10 @@ def test_options_outside_their_domain_raise_or_give_nan():
 
 
 def siglip(embeddings, targets, scale, bias, **options):
-    """Returns the mean of `siglip_loss`, and its gradient in all that may be learned."""
+    """Returns the mean of `siglip_loss`, and its gradient in all four arguments."""
 
     def mean(embeddings, targets, scale, bias):
-        loss = inspect.unwrap(siglip_loss)  # compiled anew where the size of blocks is patched
+        loss = inspect.unwrap(siglip_loss)  # recompiled after the block size is patched
         return loss(embeddings, targets, logit_scale=scale, logit_bias=bias, **options)
 
     arguments = map(jnp.asarray, (embeddings, targets, scale, bias))
@@ -94,7 +94,7 @@ def test_siglip_with_extreme_lengths_and_options(size, scale, bias):
 
 
 def test_siglip_of_one_pair_keeps_full_precision():
-    # log(1 + exp(z)) - z would be 0, and one pair has no negatives.
+    # In float32, log(1 + exp(z)) - z would be 0. One pair has no negatives.
     x = np.array([[0.6, 0.8]], np.float32)
     total, weight = siglip_loss(x, x, logit_scale=40.0, logit_bias=0.0, reduction="sum_and_weight")
     np.testing.assert_allclose(total, np.exp(-40.0), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Overlaps: empty regions, weights of the mean, masks, and input outside the domain."""
+"""Overlap losses: empty regions, weights of the mean, masks, and invalid input."""
 
 import functools
 
@@ -97,7 +97,7 @@ def test_ignored_labels_equal_masked_pixels(loss, dtype):
     binary = np.array([[0, 1, 7]], dtype)
     expected = loss(PROBS[..., 0], binary % 2, axis=None, where=np.array([[True, True, False]]))
     assert loss(PROBS[..., 0], binary, axis=None, ignore_index=7) == expected
-    assert np.isnan(loss(PROBS[..., 0], binary, axis=None))  # here -100 is ignored, and 7 is no target
+    assert np.isnan(loss(PROBS[..., 0], binary, axis=None))  # 7 is neither 0, 1 nor ignore_index
 
 
 @every

@@ -1,4 +1,4 @@
-"""Policies: ratios that overflow, empty sequences, and means over tokens that parts of a batch add up to."""
+"""Policy losses: overflowing ratios, empty sequences, micro-batches, and the reference policy."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxloss.training import create_train_state, train_step
 RNG = np.random.RandomState(0)
 LOG_PROBS, OLD = (jnp.asarray(-3 * RNG.rand(4, 5), jnp.float32) for _ in range(2))
 ADVANTAGES = jnp.asarray(RNG.randn(4), jnp.float32)
-WHERE = np.arange(5) < np.array([5, 2, 0, 3])[:, None]  # the third has no token
+WHERE = np.arange(5) < np.array([5, 2, 0, 3])[:, None]  # the third sequence is empty
 
 
 def test_a_ratio_that_overflows():
@@ -72,7 +72,7 @@ def test_a_step_over_micro_batches_equals_a_step_over_the_whole_batch(aggregate)
 
     targets = {"advantages": ADVANTAGES, "old_log_probs": OLD, "where": jnp.asarray(WHERE)}
     steps = []
-    for parts in (1, 2, 4):  # of four parts, one has no token
+    for parts in (1, 2, 4):  # with four micro-batches, one is empty
         state = create_train_state((apply, jnp.ones(5)), optax.sgd(1.0))
         state, value = train_step(state, LOG_PROBS, targets, loss=loss, micro_batches=parts)
         steps.append((value, state.params))

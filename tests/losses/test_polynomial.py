@@ -1,4 +1,4 @@
-"""The cross-entropies with powers of a probability: their limits and domains."""
+"""Poly and generalized cross-entropy: limits, domains, and invalid input."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Preferences: what overflows, what both models exclude, options, and the pair with `linear_log_probs`."""
+"""Preference losses: extreme values, impossible answers, options, and use with `linear_log_probs`."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_only_some_kinds_accept_label_smoothing():
 
 
 def test_label_smoothing_of_an_infinite_preference():
-    # One of the two terms is infinite, however small its share.
+    # With label smoothing one of the two terms is infinite, however small its weight.
     reward = jnp.array([jnp.inf, -jnp.inf])
     assert (
         dpo_loss(reward, 0 * CHOSEN, 0 * CHOSEN, 0 * CHOSEN, label_smoothing=0.25, reduction="none")
@@ -66,7 +66,7 @@ def test_simpo_gamma_is_the_unscaled_margin():
 
 
 def test_orpo_at_probability_one():
-    # The odds of probability 1 are infinite; their slope is the limit.
+    # The odds of probability 1 are infinite; the gradient is its limit.
     slopes = jax.vmap(jax.grad(orpo_loss, (0, 1)))(
         jnp.array([0.0, 0.0, -1e-7]), jnp.array([-1.0, 0.0, -1e-7])
     )

@@ -1,4 +1,4 @@
-"""Quantiles, expectiles and scores of distributions at their edges, and against integrals and loops."""
+"""Quantile, expectile and CRPS losses: edge cases, and comparisons with loops and integrals."""
 
 import math
 
@@ -157,7 +157,7 @@ def test_tied_members_have_no_mutual_gradient():
     def slopes(members, target):
         return jax.grad(crps_ensemble_loss, (0, 1))(jnp.array(members), jnp.array(target))
 
-    # Of the two pairs of a tie and the other member, each pulls; the tie itself does not.
+    # Each tied member has a gradient from its pair with the third one, but none from the other tied member.
     by_member, by_target = slopes([1.0, 1.0, 4.0], 2.0)
     np.testing.assert_allclose(by_member, [-2 / 9, -2 / 9, 1 / 9], rtol=1e-6)
     np.testing.assert_allclose(by_target, 1 / 3, rtol=1e-6)
@@ -174,7 +174,7 @@ def test_a_member_may_be_infinite(fair):
         return crps_ensemble_loss(members, 0.0, fair=fair)
 
     value, slope = jax.value_and_grad(loss)(jnp.array([-1.0, INF, 2.0]))
-    # Of a fair ensemble one member's distance from the target is paid back by those from the others.
+    # In a fair ensemble, a far member's distance to the target cancels with its distances to the others.
     assert value == (loss(jnp.array([-1.0, 1e9, 2.0])) if fair else INF)
     assert np.isfinite(slope).all()
 

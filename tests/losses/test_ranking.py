@@ -1,4 +1,4 @@
-"""Ranked lists: blocks of pairs, ties, lists with nothing to rank, bad targets."""
+"""Ranking losses: blocks of pairs, ties, lists without relevant items, invalid targets."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def answer(name, scores, **options):
 @pytest.mark.parametrize("name", LOSSES[2:])
 def test_item_blocks_equal_all_items_at_once(name, monkeypatch):
     whole = answer(name, SCORES, where=WHERE)
-    monkeypatch.setattr(ranking, "_AT_ONCE", 1)  # so that a block has eight items, and the last one two
+    monkeypatch.setattr(ranking, "_AT_ONCE", 1)  # blocks of eight items, the last of two
     blocks = answer(name, SCORES, where=WHERE)
     np.testing.assert_allclose(blocks[0], whole[0], rtol=1e-6)
     np.testing.assert_allclose(blocks[1], whole[1], rtol=1e-5, atol=1e-7)

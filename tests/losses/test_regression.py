@@ -1,4 +1,4 @@
-"""The regression losses, worked by hand."""
+"""Regression losses, by hand."""
 
 import jax
 import jax.numpy as jnp

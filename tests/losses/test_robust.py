@@ -1,4 +1,4 @@
-"""The robust losses at their edges: defaults, limits, extreme errors, options out of domain."""
+"""Robust losses: defaults, limits, extreme errors, and options outside their domain."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_log_cosh_of_small_errors_keeps_full_precision(dtype):
     np.testing.assert_allclose(losses[2], np.log(np.cosh(3.0)), rtol=1e-6)
 
 
-# What the family contains under other names.
+# Members of the family that are known under other names.
 MEMBERS = {
     2.0: lambda z: z / 2,
     1.0: lambda z: z / (np.sqrt(z + 1) + 1),

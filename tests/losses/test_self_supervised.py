@@ -1,4 +1,4 @@
-"""Self-supervised losses at their edges: few rows, constant features, devices, frozen teachers."""
+"""Edge cases of self-supervised losses: few rows, constant features, sharded rows, the DINO teacher."""
 
 import functools
 import os
@@ -34,7 +34,7 @@ def test_too_few_rows_give_nan_with_gradient_zero():
             assert np.isnan(value)
             for gradient in gradients:
                 np.testing.assert_array_equal(gradient, 0)
-    value, gradients = answer(barlow_twins_loss, X[:1], Y[:1])  # nothing varies, so nothing correlates
+    value, gradients = answer(barlow_twins_loss, X[:1], Y[:1])  # one row has no variance: correlations are 0
     assert value == 3
     np.testing.assert_array_equal(gradients, 0)
 
@@ -58,10 +58,10 @@ def test_constant_features_have_finite_derivatives_without_eps(loss):
 
 @every_loss
 def test_features_far_from_zero_keep_full_precision(loss):
-    # In float32 the squares of 1000 hold no digit of a variance of 1.
+    # In float32, sums of squares near 1000² keep few digits of a variance of 1.
     near = np.float32([X, Y])
     far = near + np.float32([[[1000.0, -500.0, 0.0]]])
-    near = far - np.float32([[[1000.0, -500.0, 0.0]]])  # exactly what is left of them
+    near = far - np.float32([[[1000.0, -500.0, 0.0]]])  # rounded like `far`
     value, gradients = answer(loss, *far)
     expected, slopes = answer(loss, *near)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -109,7 +109,7 @@ def test_rows_sharded_over_devices_equal_one_device():
 
 
 def check_devices() -> None:
-    """Compares losses of rows on four devices, some of whose rows are all masked, with those on one."""
+    """Compares losses of rows on four devices, one of which has only masked rows, with one device."""
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.PartitionSpec("rows")
     x, y = (jnp.asarray(RNG.randn(8, 3)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What the catalogue cannot say of `ctc_loss`: all paths counted one by one, infinities, and bad lengths."""
+"""`ctc_loss` beyond the catalogue: sums over all paths, infinities, lengths, and invalid values."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def drawn(*shape):
 
 
 def every_path(log_probs, labels, blank=0):
-    """Returns the loss of one sample and its gradient, summed over all paths that spell the labels."""
+    """Returns the loss of one sample and its gradient, from a sum over all paths that spell the labels."""
     frames, classes = log_probs.shape
     total, slope = 0.0, np.zeros_like(log_probs)
     for path in itertools.product(range(classes), repeat=frames):
@@ -32,7 +32,7 @@ def every_path(log_probs, labels, blank=0):
 
 
 def one(log_probs, labels, **options):
-    """Returns the loss of one sample that uses all its frames and labels."""
+    """Returns the loss of one sample without padding."""
     lengths = (jnp.int32(len(log_probs)), jnp.int32(len(labels)))
     return ctc_loss(log_probs, jnp.asarray(labels, jnp.int32), *lengths, reduction="sum", **options)
 
@@ -55,7 +55,7 @@ def one(log_probs, labels, **options):
 @pytest.mark.parametrize("kind", ["scores", "infinite"])
 def test_losses_equal_a_sum_over_all_paths(frames, labels, blank, kind):
     rng = np.random.RandomState(frames)
-    log_probs = rng.randn(frames, 3) - 2  # not normalised: the derivative must be true there, too
+    log_probs = rng.randn(frames, 3) - 2  # unnormalized: the gradient must be right there, too
     if kind == "infinite":
         log_probs[rng.rand(frames, 3) < 0.2] = -INF
     expected = every_path(log_probs, labels, blank)
@@ -73,7 +73,7 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
             return one(x, [1, 2])
 
         hessian, reverse = jax.jit(lambda x: (jax.hessian(loss)(x), jax.jacrev(jax.grad(loss))(x)))(point)
-        # Entries of -inf stay as they are; elsewhere the gradient of all paths is differenced.
+        # Finite differences of the gradient; entries of -inf stay -inf.
         steps = 1e-6 * np.eye(log_probs.size).reshape(-1, *log_probs.shape)
         differences = [
             (every_path(log_probs + step, [1, 2])[1] - every_path(log_probs - step, [1, 2])[1]) / 2e-6
@@ -85,8 +85,6 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
 
 # Limits.
 
-# Frames too few for the labels, or for the blank between two that are equal; a label, or a blank that is
-# needed, of probability 0; no frames at all.
 IMPOSSIBLE = {
     "too many labels": (np.zeros((2, 3)), [1, 2, 1]),
     "no room for a blank": (np.zeros((2, 3)), [1, 1]),
@@ -146,7 +144,7 @@ def test_rounding_never_makes_the_loss_negative(dtype):
         rng = np.random.RandomState(seed)
         labels = rng.randint(1, classes, 15)
         path = np.stack([np.zeros_like(labels), labels, labels, np.zeros_like(labels)], -1).ravel()[:frames]
-        # The frames at the edges of a label are open, and so all paths together are certain.
+        # The first frame of each label may also be blank, so that the paths together have probability 1.
         sharp = rng.uniform(10, 40, (frames, 1)) * np.eye(classes)[path]
         sharp[1::4, 0] = sharp[1::4].max(-1) + rng.uniform(-1, 1, len(sharp[1::4]))
         log_probs = jax.nn.log_softmax(jnp.asarray(sharp, jnp.float32)).astype(dtype)
@@ -157,9 +155,9 @@ def test_rounding_never_makes_the_loss_negative(dtype):
 
 
 def test_losses_of_unnormalized_scores_may_be_negative():
-    # Three paths of score 0 each: as in PyTorch, what is not normalised shows.
+    # Three paths of score 0 each; as in PyTorch, scores are not normalized.
     np.testing.assert_allclose(one(jnp.zeros((2, 2)), [1]), -np.log(3), rtol=1e-6)
-    # What is taken for rounding depends on the sample's own frames alone.
+    # The tolerance for negative rounding errors depends only on the frames of the sample.
     scores = jnp.full((100, 2), 0.125, jnp.bfloat16)
     assert ctc_loss(scores, jnp.zeros(0, int), 2, 0, reduction="sum") == -0.25
 
@@ -249,7 +247,7 @@ def test_gradients_of_concatenated_targets_equal_those_of_padded_ones():
 
 
 def test_concatenated_targets_with_more_labels_than_frames():
-    # The second sample has 8 labels for 7 frames; the third, behind it, is found nevertheless.
+    # The second sample has 8 labels for 7 frames; the targets of the third must still be found.
     lengths = jnp.array([7, 7, 7, 7]), jnp.array([1, 8, 2, 0])
     targets = jnp.array([3, 1, 2, 1, 2, 1, 2, 1, 2, 2, 4])
     losses = ctc_loss(LOG_PROBS, targets, *lengths, reduction="none")
@@ -287,7 +285,7 @@ def test_a_single_sample_accepts_python_integer_lengths():
     np.testing.assert_allclose(alone, answer()[0][0] / 3, rtol=1e-6)
 
 
-# Bad values.
+# Invalid values.
 
 
 @pytest.mark.parametrize(
@@ -327,7 +325,7 @@ def test_invalid_values_are_nan_and_reported_by_checkify(bad, message):
 
 
 def test_concatenated_targets_shorter_than_their_lengths_are_nan():
-    lengths = jnp.array([3, 4, 1, 0])  # 8 labels of 6
+    lengths = jnp.array([3, 4, 1, 0])  # 8 labels, but only 6 are given
     losses, gradient = answer(targets=CONCATENATED, target_lengths=lengths)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True, False])
     np.testing.assert_array_equal(np.isnan(gradient).all((0, 2)), [False, True, True, False])

@@ -1,4 +1,4 @@
-"""Cox's loss: ties, the order of rows, what is no event, and scores far apart."""
+"""Cox loss: ties, row order, batches without events, extreme scores, and invalid values."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the catalogue cannot say of `rnnt_loss`: all paths counted one by one, infinities, and bad lengths."""
+"""`rnnt_loss` beyond the catalogue: sums over all paths, infinities, lengths, and invalid values."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ INF = np.inf
 
 
 def every_path(logits, labels, blank=0):
-    """Returns the loss of one sample and its gradient, summed over all paths that emit the labels."""
+    """Returns the loss of one sample and its gradient, from a sum over all paths that emit the labels."""
     with np.errstate(divide="ignore"):
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     likelihood, slope = 0.0, np.zeros_like(logits)
@@ -67,7 +67,7 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
             return rnnt_loss(x[None], jnp.array([[1]]), [2], [1], reduction="sum")
 
         hessian, reverse = jax.jit(lambda x: (jax.hessian(loss)(x), jax.jacrev(jax.grad(loss))(x)))(logits)
-        # Entries of -inf stay as they are; elsewhere the gradient of all paths is differenced.
+        # Finite differences of the gradient; entries of -inf stay -inf.
         steps = 1e-6 * np.eye(logits.size).reshape(-1, *logits.shape)
         differences = [
             (every_path(logits + step, [1])[1] - every_path(logits - step, [1])[1]) / 2e-6 for step in steps
@@ -80,7 +80,7 @@ def test_long_sequences_keep_full_precision():
     rng = np.random.RandomState(1)
     targets, lengths = rng.randint(1, 6, (2, 40)), (jnp.array([150, 111]), jnp.array([40, 33]))
     scores = 3 * rng.randn(2, 150, 41, 6)
-    scores[1] *= 3000  # of which paths are sure, or impossible in float32
+    scores[1] *= 3000  # probabilities round to 0 or 1 in float32
     for dtype in ("bfloat16", "float32"):
         logits = jnp.asarray(scores, dtype)
         losses, gradient = answer(logits, jnp.asarray(targets), *lengths)
@@ -98,8 +98,8 @@ def test_long_sequences_keep_full_precision():
 
 def test_many_impossible_steps_do_not_give_nan():
     logits, targets = np.zeros((2, 30, 7, 4)), jnp.array([[1, 2, 1, 2, 1, 2]] * 2)
-    logits[0, :20, 1:, :3] = logits[0, :20, 0, 1] = -INF  # only blanks at first, 1 class of 3 each,
-    logits[1, ..., :3] = -INF  # and nothing that is needed
+    logits[0, :20, 1:, :3] = logits[0, :20, 0, 1] = -INF  # 20 frames allow only blanks, of probability 1/3
+    logits[1, ..., :3] = -INF  # neither blank nor labels are possible
     losses, gradient = answer(jnp.asarray(logits), targets, jnp.array([30, 30]), jnp.array([6, 6]))
     later = rnnt_loss(logits[:1, 20:], targets[:1], [10], [6])
     np.testing.assert_allclose(losses[0], 20 * np.log(3) + later, rtol=1e-6)
@@ -109,11 +109,11 @@ def test_many_impossible_steps_do_not_give_nan():
 
 
 def test_rounding_never_makes_the_loss_negative():
-    # A path that is sure, but for when it emits each label.
+    # The labels are certain, but not the frames that emit them.
     rng = np.random.RandomState(0)
     logits = np.zeros((20, 30, 6, 2), np.float32)
     logits[:, :, :5, 1] = rng.uniform(-1, 3, (20, 30, 5))
-    logits[:, -1, :5, 1] = 60  # in the last frame at the latest
+    logits[:, -1, :5, 1] = 60  # the last frame emits the remaining ones
     logits[:, :, 5, 0] = 60
     losses, _ = answer(jnp.asarray(logits), jnp.ones((20, 5), int), jnp.full(20, 30), jnp.full(20, 5))
     assert ((losses >= 0) & (losses < 1e-5)).all()
@@ -148,7 +148,7 @@ def test_padding_never_affects_value_or_gradient():
 def test_lengths_may_be_lists_or_tuples():
     expected = rnnt_loss(**ARGUMENTS)
     assert rnnt_loss(LOGITS, TARGETS, [5, 3, 4, 1], (3, 2, 1, 0)) == expected
-    # Of log-probabilities, the log-softmax is what they are.
+    # The log-softmax of log-probabilities leaves them unchanged.
     normalised = rnnt_loss(jax.nn.log_softmax(LOGITS), TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
     np.testing.assert_allclose(normalised, expected, rtol=1e-6)
 
@@ -180,7 +180,7 @@ def test_no_frames_or_samples_give_nan():
     assert rnnt_loss(*empty, reduction="sum") == 0
 
 
-# Bad values.
+# Invalid values.
 
 _OF_CLASS = r"targets: expected class indices in \[0, 6\) other than blank=0, got "
 
@@ -199,7 +199,7 @@ _OF_CLASS = r"targets: expected class indices in \[0, 6\) other than blank=0, go
 )
 def test_invalid_values_are_nan_and_reported_by_checkify(bad, message):
     others, good = jnp.array([0, 2, 3]), answer(**ARGUMENTS)
-    for logits in (LOGITS, jnp.full_like(LOGITS, -INF).at[..., 3].set(0)):  # of which no path is possible
+    for logits in (LOGITS, jnp.full_like(LOGITS, -INF).at[..., 3].set(0)):  # the second allows no path
         losses, gradient = answer(**{**ARGUMENTS, **bad, "logits": logits.at[others].set(LOGITS[others])})
         assert np.isnan(losses[1])
         assert np.isnan(gradient[1]).all()
@@ -249,7 +249,7 @@ def test_nothing_but_the_gradient_is_as_large_as_the_logits(dtype):
         compiled = jax.jit(function).lower(*arguments).compile()
         temporaries = compiled.memory_analysis().temp_size_in_bytes
         assert temporaries <= 0.1 * logits.size * logits.dtype.itemsize
-    # Outside of `jit`, too, nothing wider or larger than the logits is kept for the gradient.
+    # Outside `jit`, too, no residual is wider than the logits.
     _, kept = jax.eval_shape(lambda *arrays: jax.vjp(rnnt_loss, *arrays), *arguments)
     large = [array.dtype for array in jax.tree.leaves(kept) if array.size >= logits.size]
     assert set(large) <= {logits.dtype}

@@ -1,4 +1,4 @@
-"""Losses of a last layer without its logits: what the catalogue cannot say."""
+"""Losses of a last layer without materialized logits, beyond the catalogue."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ FEATURES, CLASSES = 4, 23
 
 
 def draw(*leading: int, classes: int = CLASSES, probs: bool = False, dtype: Any = float) -> dict[str, Any]:
-    """Returns hidden features, a layer with bias, class weights and targets, the first label ignored."""
+    """Returns hidden features, a layer with bias, class weights and targets; the first label is ignored."""
     keys = iter(jax.random.split(jax.random.key(0), 6))
     labels = jax.random.randint(next(keys), leading, 0, classes)
     targets = jax.nn.softmax(jax.random.normal(next(keys), (*leading, classes))).astype(dtype)
@@ -33,7 +33,7 @@ def linear(arrays: dict[str, Any], **options: Any) -> Any:
 
 
 def plain(arrays: dict[str, Any], **options: Any) -> Any:
-    """The same with all logits."""
+    """Computes the same loss from materialized logits."""
     hidden, kernel, bias, *others = (arrays[name] for name in ("hidden", "kernel", "bias", "targets"))
     logits = jnp.dot(hidden, kernel)
     logits = logits + jnp.broadcast_to(bias, logits.shape)
@@ -41,7 +41,7 @@ def plain(arrays: dict[str, Any], **options: Any) -> Any:
 
 
 def everything(loss: Any, arrays: dict[str, Any], **options: Any) -> Any:
-    """Returns value, gradient, forward derivative and both kinds of second derivative along a direction."""
+    """Returns value, gradient, jvp, and Hessian-vector products by both orders of differentiation."""
     moved = {name: array for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating)}
     direction = jax.tree.map(jnp.cos, moved)
 
@@ -151,7 +151,7 @@ def test_bfloat16_gradients_are_as_accurate_as_the_plain_form(positions: int, cl
 
 @pytest.mark.parametrize("loss", ["linear", "plain"])
 def test_the_gradient_of_bfloat16_weights_is_rounded_once(loss: str):
-    """Of two terms, of the label and of all classes, that nearly cancel."""
+    """The terms of the label and of all classes nearly cancel."""
     arrays = draw(32, classes=5, dtype=jnp.float32)
     weight = arrays.pop("weight").astype(jnp.bfloat16)
 
@@ -225,7 +225,7 @@ def test_masked_and_ignored_positions_never_affect_value_or_gradient(probs: bool
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
-# What is wrong with a call.
+# Errors.
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
@@ -320,7 +320,7 @@ def test_a_minus_infinity_logit_adds_nothing_to_the_entropy():
     def entropies(layer: dict[str, Any]) -> jax.Array:
         return jaxloss.linear_log_probs(**{**arrays, **layer}).entropy
 
-    # Nor to its derivatives, of which the second is -1/4 at even odds.
+    # Nor to its derivatives; the second derivative is -1/4 at equal probabilities.
     layer = {name: arrays[name] for name in ("hidden", "kernel", "bias")}
     gradients = jax.grad(lambda layer: jnp.sum(entropies(layer)))(layer)
     jax.tree.map(lambda gradient: np.testing.assert_allclose(gradient, 0, atol=1e-7), gradients)
@@ -330,11 +330,11 @@ def test_a_minus_infinity_logit_adds_nothing_to_the_entropy():
     np.testing.assert_allclose(hessian, expected, atol=1e-6)
 
 
-# Memory, from the compiler's own report.
+# Memory, as reported by the compiler.
 
 
 def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
-    """Returns the temporary memory of a function of hidden, kernel and labels."""
+    """Returns the temporary memory, in MB, of a function of hidden, kernel and labels."""
     shapes = {"hidden": (positions, 512), "kernel": (512, classes), "targets": (positions,)}
     types = {"targets": jnp.int32}
     arguments = [jax.ShapeDtypeStruct(s, types.get(name, jnp.float32)) for name, s in shapes.items()]

@@ -86,8 +86,8 @@ def test_twenty_steps_follow_pytorch(name, dtype, source):
     rtol = {"float32": 1e-5, "float64": 1e-9}[dtype]
     assert {array.dtype for array in (*losses, *jax.tree.leaves(params))} == {np.dtype(dtype)}
     np.testing.assert_allclose(losses, expected.losses, rtol)
-    # Weights are compared by layer, not elementwise: Adam normalizes each gradient, so the rounding error of a
-    # nearly vanishing gradient becomes a full step.
+    # Weights are compared by layer, not elementwise: Adam normalizes each gradient, so the rounding error of
+    # a nearly vanishing gradient becomes a full step.
     for actual, torchs in zip(
         jax.tree.leaves(params), jax.tree.leaves(from_torch(model, expected.parameters)), strict=True
     ):
