@@ -134,7 +134,7 @@ def _differences(case: Case, above: tuple[str, ...], h: Decimal) -> dict[str, li
         lists = nested({name: array.tolist() for name, array in case.at_point(arrays, point).items()})
         return formulas.evaluate(case.loss, lists, case.options)
 
-    formula = formulas.Differenced(value, point)
+    formula = formulas.FiniteDifferences(value, point)
     step = formula.step * along
     ahead, behind = formula.slopes(point + step), formula.slopes(point - step)
     return {
@@ -263,7 +263,7 @@ are listed below. Limits are those of a plain formula in decimal numbers of 80 d
 at points that approach the situation. Arithmetic is float64, except in the last two columns. There jaxloss
 must equal the truth within the rounding error of the dtype, and is marked equal to PyTorch where PyTorch's
 rounding allows it. Derivatives are with respect to all arguments that PyTorch differentiates. Empty and fully
-masked batches are reduced to their mean; PyTorch has no mask, so its rows are selected instead.
+masked batches are reduced to their mean; for PyTorch, which has no mask, unmasked rows are selected.
 
 """
 
@@ -284,7 +284,7 @@ def page(found: Mapping[str, Mapping[str, list[dict[str, Finding]]]]) -> str:
     lines += ["", "## Where the answers differ", "", "Numbers are rounded to three digits."]
     for subject in compared:
         lines += _differences_of(subject, found[subject.title])
-    lines += ["", "## Where both are NaN", ""]
+    lines += ["", "## Where PyTorch and jaxloss are both NaN", ""]
     for subject in compared:
         both = [
             f"{SITUATIONS[situation]} ({', '.join(quantities)})"
@@ -292,7 +292,7 @@ def page(found: Mapping[str, Mapping[str, list[dict[str, Finding]]]]) -> str:
             if (quantities := [q for q in QUANTITIES if any(_both_nan(point[q]) for point in points)])
         ]
         lines += [f"- `{subject.title}`: {'; '.join(both)}"] if both else []
-    lines += ["", "## What does not apply", ""]
+    lines += ["", "## Situations that do not apply", ""]
     reasons: dict[str, list[str]] = {}
     for subject in (*compared, *beyond):
         for situation, name in SITUATIONS.items():

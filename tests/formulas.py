@@ -106,10 +106,10 @@ def power(base: Decimal, exponent: Decimal) -> Decimal:
 
 # Finite differences.
 
-_differenced: list["Differenced"] = []
+_active: list["FiniteDifferences"] = []
 
 
-class Differenced:
+class FiniteDifferences:
     """A formula with finite differences about a point: kinks have slope 0, frozen numbers are constants."""
 
     def __init__(self, function: Callable[[np.ndarray], Any], point: np.ndarray):
@@ -125,11 +125,11 @@ class Differenced:
     def __call__(self, point: np.ndarray) -> Any:
         if self._replayed is not None:
             self._replayed = iter(self._frozen)
-        _differenced.append(self)
+        _active.append(self)
         try:
             return self._function(point)
         finally:
-            _differenced.pop()
+            _active.pop()
 
     def slopes(self, point: np.ndarray) -> np.ndarray:
         """Returns the derivative of each output, one row for each coordinate of the point."""
@@ -145,12 +145,12 @@ class Differenced:
 
 def frozen(number: Any) -> Any:
     """Returns the number without its derivative, like `stop_gradient`."""
-    return _differenced[-1].frozen(number) if _differenced else number
+    return _active[-1].frozen(number) if _active else number
 
 
 def kinked(number: Decimal) -> Decimal:
     """Returns 0 for numbers within the finite differences about 0, so that a kink there has slope 0."""
-    return Decimal(0) if _differenced and abs(number) < 100 * _differenced[-1].step else number
+    return Decimal(0) if _active and abs(number) < 100 * _active[-1].step else number
 
 
 def absolute(number: Decimal) -> Decimal:

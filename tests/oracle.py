@@ -45,7 +45,7 @@ def _answers(case: Case) -> dict[str, np.ndarray]:
         total = np.sum(losses * share)
         return np.array([np.sum(losses * weights), total / np.sum(weight), total])
 
-    formula = formulas.Differenced(reduced, point)
+    formula = formulas.FiniteDifferences(reduced, point)
     _, mean, total = formula(point)
     answers = {"none/value": losses, "mean/value": mean, "sum/value": total}
     for reduction, slopes in zip(("none", "mean", "sum"), formula.slopes(point).T, strict=True):

@@ -40,7 +40,7 @@ def main() -> None:
     # With Auto axes the compiler does the work, so one entry per loss is enough.
     first = {case.loss: case.name for case in reversed(KINDS)}
     for case in KINDS:
-        for split in (False, True) if splits(case) else (False,):
+        for split in (False, True) if has_divisible_classes(case) else (False,):
             if split or kind == AxisType.Explicit or case.name == first[case.loss]:
                 compare(case, mesh, split, f"{case.name}, {'classes' if split else 'batch'} split")
                 checked += 1
@@ -186,7 +186,7 @@ def check_bias(mesh: Mesh) -> None:
         print("adaptive_log_probs: gathers the positions")
 
 
-def splits(case: Case) -> bool:
+def has_divisible_classes(case: Case) -> bool:
     """Whether the loss has a class axis whose size the mesh divides."""
     if case.has_layer:
         return case.arrays["kernel"].shape[1] % 2 == 0

@@ -41,8 +41,8 @@ INPUTS = np.random.RandomState(0).normal(size=(64, 16)).astype(np.float32)
 LABELS = np.where(np.arange(64) % 8 < 5, np.random.RandomState(1).randint(8, size=64), -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
 METRICS = {"pair": PAIR, "norm": gradient_norm}
-REDUCES = {"all-reduce"}
-COLLECTS = {"all-gather", "all-reduce"}
+ALL_REDUCE = {"all-reduce"}
+ALL_GATHER_AND_REDUCE = {"all-gather", "all-reduce"}
 COLLECTIVES = r"\b(all-[a-z-]+|reduce-scatter|collective-[a-z-]+|ragged-[a-z-]+)\("
 
 
@@ -84,16 +84,16 @@ def layouts() -> list[Layout]:
     """Returns the layouts to compare: model, mesh, split, micro-batches, and expected collectives."""
     found: list[Layout] = []
     for kind in (AxisType.Auto, AxisType.Explicit):
-        line = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-        square = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+        mesh_1d = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        mesh_2d = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
         found += [
-            (classifier, line, None, 1, REDUCES),
-            (classifier, line, "data", 1, COLLECTS),
-            (classifier, line, "data", 2, COLLECTS),
-            (classifier, square, by_layer if kind is AxisType.Auto else by_class, 1, REDUCES),
+            (classifier, mesh_1d, None, 1, ALL_REDUCE),
+            (classifier, mesh_1d, "data", 1, ALL_GATHER_AND_REDUCE),
+            (classifier, mesh_1d, "data", 2, ALL_GATHER_AND_REDUCE),
+            (classifier, mesh_2d, by_layer if kind is AxisType.Auto else by_class, 1, ALL_REDUCE),
         ]
     # Batch statistics and dropout masks are those of the whole batch, however it is sharded.
-    return [*found, (noisy, found[0][1], None, 1, REDUCES)]
+    return [*found, (noisy, found[0][1], None, 1, ALL_REDUCE)]
 
 
 def compare(

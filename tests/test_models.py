@@ -143,7 +143,7 @@ def test_adaptive_log_softmax_layer_holds_the_parameters_of_the_function():
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(gradient), expected)
 
 
-class _Lean(nnx.Module):
+class _ReturnsHidden(nnx.Module):
     """Returns its last hidden features and the parameters of the last layer, for the loss."""
 
     def __init__(self, *, rngs):
@@ -154,14 +154,14 @@ class _Lean(nnx.Module):
         return self.body(inputs), self.layer.params
 
 
-class _Plain(_Lean):
+class _ReturnsLogProbs(_ReturnsHidden):
     """Returns the log-probabilities of all classes."""
 
     def __call__(self, inputs):
         return self.layer(self.body(inputs))
 
 
-def _of_hidden_and_params(outputs, targets):
+def _loss_of_hidden(outputs, targets):
     return jaxloss.adaptive_log_softmax(*outputs, targets, cutoffs=CUTOFFS)
 
 
@@ -169,7 +169,7 @@ def test_training_with_hidden_features_equals_training_with_all_log_probs():
     inputs = jax.random.normal(jax.random.key(0), (32, 4))
     labels = jax.random.randint(jax.random.key(1), (32,), 0, 50)
     values = []
-    for model, loss in ((_Lean, _of_hidden_and_params), (_Plain, jaxloss.nll_loss)):
+    for model, loss in ((_ReturnsHidden, _loss_of_hidden), (_ReturnsLogProbs, jaxloss.nll_loss)):
         state = create_train_state(model(rngs=nnx.Rngs(0)), optax.adam(0.03))
         for _ in range(30):
             state, value = train_step(state, inputs, labels, loss=loss)

@@ -116,7 +116,7 @@ _ZEROS, _X, _Y = (
     [[1.0, 0.75], [-0.5, 2.0], [1.5, -1.0]],
 )
 _UP, _DOWN, _FAR = ([[number, 0.5], *_X[1:]] for number in (INF, -INF, 1e200))
-_ZERO = {
+_AT_ZERO = {
     "documented": "zero vector stays zero, and all its derivatives are 0",
     "convention": {"gradient": 0, "jvp": 0, "HVP": 0},
 }
@@ -139,7 +139,7 @@ def extremes(
         "embeddings targets",
         moved,
         options,
-        zeros=[at(_ZEROS, zero_targets, **_ZERO)],
+        zeros=[at(_ZEROS, zero_targets, **_AT_ZERO)],
         plus=[at(*infinite(_UP), **_INFINITE)],
         minus=[at(*infinite(_DOWN), **_INFINITE)],
         far=[(_FAR, targets), ([[1e-200, 0.0], *_X[1:]], targets)],

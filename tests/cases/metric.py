@@ -138,7 +138,7 @@ add("cosface_loss", "few-classes", _classes(9, 3, classes=4), scale=8.0)
 add("cosface_loss", "one", _classes(4, classes=7), margin=0.25, scale=30.0)
 
 _COLUMNS = [[2.0, 0.0, -0.5], [0.0, 1.5, 1.0]]
-_ZERO = {
+_AT_ZERO = {
     "documented": "zero vector stays zero, and all its derivatives are 0",
     "convention": {"gradient": 0, "jvp": 0, "HVP": 0},
 }
@@ -151,7 +151,7 @@ def _margins(loss: str, options: dict[str, Any]) -> None:
         "embeddings kernel targets",
         "embeddings kernel",
         options,
-        zeros=[at([0.0, 0.0], _COLUMNS, 1, **_ZERO)],
+        zeros=[at([0.0, 0.0], _COLUMNS, 1, **_AT_ZERO)],
         kinks=[([4.0, 0.0], _COLUMNS, 0), ([-4.0, 0.0], _COLUMNS, 0)],
         plus=[at([INF, 1.0], _COLUMNS, 1, **_INFINITE)],
         minus=[at([-INF, 1.0], _COLUMNS, 1, **_INFINITE)],

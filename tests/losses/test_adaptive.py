@@ -33,7 +33,7 @@ def loss(arguments: dict[str, Any], **options: Any) -> jax.Array:
     return jaxloss.adaptive_log_softmax(**arguments, **{"cutoffs": CUTOFFS, **options})
 
 
-def one_by_one(hidden: np.ndarray, params: Any, label: int) -> float:
+def loss_of_position(hidden: np.ndarray, params: Any, label: int) -> float:
     """Returns the loss of one position, from its definition."""
 
     def neg_log_softmax(scores: np.ndarray, chosen: int) -> float:
@@ -52,7 +52,9 @@ def test_losses_equal_the_definition_for_any_leading_axes():
     with jax.enable_x64(True):
         arguments = draw(2, 3)
         hidden, params, labels = jax.tree.map(np.asarray, tuple(arguments.values()))
-        expected = [[one_by_one(hidden[i, j], params, labels[i, j]) for j in range(3)] for i in range(2)]
+        expected = [
+            [loss_of_position(hidden[i, j], params, labels[i, j]) for j in range(3)] for i in range(2)
+        ]
         np.testing.assert_allclose(loss(arguments, reduction="none"), expected, rtol=1e-12)
 
 

@@ -216,7 +216,7 @@ def test_labels_and_ignore_index_may_exceed_int32():
 
 
 WEIGHTS = np.random.RandomState(1).rand(64).astype(np.float32)
-MANY = {
+LARGE = {
     "labels": (cross_entropy, {"weight": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.01}),
     "capped": (cross_entropy, {"label_smoothing": 0.1, "soft_cap": 2.0}),
     "probabilities": (cross_entropy, {"weight": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.01}),
@@ -228,10 +228,10 @@ MANY = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("kind", LARGE)
 def test_blocked_evaluation_equals_small_batches(kind, axis):
     """Large inputs are processed in blocks of positions and classes."""
-    loss, options = MANY[kind]
+    loss, options = LARGE[kind]
     random = np.random.RandomState(0)
     scores = random.randn(40, 48, 64).astype(np.float32)
     if kind == "probabilities":

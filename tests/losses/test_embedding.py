@@ -16,10 +16,10 @@ import jaxloss
 INF = np.inf
 RNG = np.random.RandomState(0)
 X1, X2 = RNG.randn(2, 4, 3, 2)
-SIGNED = (jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss, jaxloss.cosine_embedding_loss)
+SIGN_LOSSES = (jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss, jaxloss.cosine_embedding_loss)
 
 
-def signed(loss, bad, dtype):
+def arguments_with_target(loss, bad, dtype):
     """Returns arguments of a loss, the last of which are targets with one invalid value."""
     first = 2 if loss is jaxloss.hinge_embedding_loss else 3
     shape = (3, 2) if loss is jaxloss.cosine_embedding_loss else (3,)
@@ -219,9 +219,9 @@ def test_an_invalid_order_p_raises():
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int8"])
 @pytest.mark.parametrize("bad", [0, 2, -3])
-@pytest.mark.parametrize("loss", SIGNED)
+@pytest.mark.parametrize("loss", SIGN_LOSSES)
 def test_targets_other_than_plus_minus_1_are_nan_in_value_and_gradient(loss, bad, dtype):
-    arguments = signed(loss, bad, dtype)
+    arguments = arguments_with_target(loss, bad, dtype)
     np.testing.assert_array_equal(np.isnan(loss(*arguments, reduction="none")), [False, True, False])
     for transform in (lambda f: f, jax.jit):
         slope = transform(jax.grad(lambda *a: loss(*a, reduction="sum")))(*arguments)
@@ -235,18 +235,18 @@ def test_targets_other_than_plus_minus_1_are_nan_in_value_and_gradient(loss, bad
 
 
 @pytest.mark.parametrize("bad", [1 + 1.2e-7, -1 + 6e-8, 0.5, -1e-30, 1e30, INF, np.nan])
-@pytest.mark.parametrize("loss", SIGNED)
+@pytest.mark.parametrize("loss", SIGN_LOSSES)
 def test_targets_close_to_plus_minus_1_are_nan(loss, bad):
-    arguments = signed(loss, bad, jnp.float32)
+    arguments = arguments_with_target(loss, bad, jnp.float32)
     np.testing.assert_array_equal(np.isnan(loss(*arguments, reduction="none")), [False, True, False])
     one = [argument[1:2] for argument in arguments]  # XLA simplifies single elements differently
     assert np.isnan(loss(*one))
     assert np.isnan(jax.grad(loss)(*one)).all()
 
 
-@pytest.mark.parametrize("loss", SIGNED)
+@pytest.mark.parametrize("loss", SIGN_LOSSES)
 def test_a_margin_must_be_a_finite_number(loss):
-    arguments = signed(loss, 1, jnp.float32)
+    arguments = arguments_with_target(loss, 1, jnp.float32)
     with pytest.raises(ValueError, match="margin must be a finite number, got inf"):
         loss(*arguments, margin=INF)
     with pytest.raises(ValueError, match=r"margin must be a finite number, got float32\[3\]"):

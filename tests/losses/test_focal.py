@@ -36,7 +36,7 @@ def test_softmax_focal_loss_of_two_classes_is_sigmoid_focal_loss_of_their_differ
 
 
 def test_confident_positions_keep_their_precision():
-    # With two other classes, 1 - p is 2 exp(-gap) / (1 + 2 exp(-gap)); float32 rounds p to 1 from a gap of 18.
+    # With two other classes, 1 - p is 2 exp(-gap) / (1 + 2 exp(-gap)); float32 rounds p to 1 from 18 on.
     gaps = np.arange(5.0, 40.0, 5)
     logits = np.stack([gaps, 0 * gaps, 0 * gaps], -1)
     miss = 2 * np.exp(-gaps) / (1 + 2 * np.exp(-gaps))

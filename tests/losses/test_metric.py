@@ -84,12 +84,12 @@ def test_very_small_and_large_exponents(loss, options, size):
 
 @every_loss
 def test_a_zero_vector_has_gradient_zero(loss):
-    _, gradient = answer(loss, X * np.array([0, 1, 1, 1, 1, 1])[:, None], LABELS, **_gentle(loss))
+    _, gradient = answer(loss, X * np.array([0, 1, 1, 1, 1, 1])[:, None], LABELS, **_moderate_exponents(loss))
     np.testing.assert_array_equal(gradient[0], 0)
     assert np.all(np.delete(gradient, [0, 3], 0) != 0)
 
 
-def _gentle(loss):
+def _moderate_exponents(loss):
     return {"gamma": 2.0} if loss is circle_loss else {"beta": 2.0}
 
 

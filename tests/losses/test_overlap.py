@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxloss import dice_loss, generalized_dice_loss, tversky_loss
 
 ALL = [dice_loss, tversky_loss, generalized_dice_loss]
-every = pytest.mark.parametrize("loss", ALL)
+every_loss = pytest.mark.parametrize("loss", ALL)
 PROBS = np.float32([[[0.8, 0.2], [0.6, 0.4], [0.3, 0.7]]])  # one image, three pixels, two classes
 LABELS = np.array([[0, 1, 1]])
 
@@ -39,7 +39,7 @@ def test_dice_and_jaccard_losses_are_special_cases_of_tversky_loss():
     np.testing.assert_allclose(jaccard, [[1 - 0.8 / 1.9, 1 - 1.1 / 2.2]], rtol=1e-6)
 
 
-@every
+@every_loss
 def test_empty_regions_without_smoothing_have_loss_and_gradient_zero(loss):
     probs, targets = np.zeros((2, 3, 2), np.float32), np.zeros((2, 3, 2), np.float32)
     function = functools.partial(loss, smooth=0.0)
@@ -73,7 +73,7 @@ def test_the_mean_divides_by_the_class_weights(loss):
     np.testing.assert_allclose(found, (2 * losses[1], 2.0), rtol=1e-6)
 
 
-@every
+@every_loss
 @pytest.mark.parametrize("batch", [False, True])
 def test_an_image_whose_pixels_are_all_masked_does_not_count(loss, batch):
     probs, labels = np.concatenate([PROBS, PROBS * np.nan]), np.concatenate([LABELS, LABELS + 10**6])
@@ -100,7 +100,7 @@ def test_ignored_labels_equal_masked_pixels(loss, dtype):
     assert np.isnan(loss(PROBS[..., 0], binary, axis=None))  # 7 is neither 0, 1 nor ignore_index
 
 
-@every
+@every_loss
 def test_targets_may_be_labels_or_regions_of_any_dtype(loss):
     expected = loss(PROBS, LABELS)
     for dtype in ("bool", "int32", "float32"):
@@ -109,7 +109,7 @@ def test_targets_may_be_labels_or_regions_of_any_dtype(loss):
     np.testing.assert_allclose(loss(first, LABELS, axis=0), expected, rtol=1e-6)
 
 
-@every
+@every_loss
 def test_probabilities_slightly_above_1_are_accepted(loss):
     probs = np.float32([[[1 + 2.0**-22, 0], [0, 1]]])
     value, gradient = jax.value_and_grad(loss)(probs, np.array([[0, 1]]))
@@ -117,7 +117,7 @@ def test_probabilities_slightly_above_1_are_accepted(loss):
     assert np.isfinite(gradient).all()
 
 
-@every
+@every_loss
 @pytest.mark.parametrize(
     ("probs", "targets", "expected"),
     [
@@ -135,7 +135,7 @@ def test_values_outside_0_to_1_are_nan_and_reported_by_checkify(loss, probs, tar
     assert expected in error.get()
 
 
-@every
+@every_loss
 def test_out_of_range_labels_are_nan_and_reported_by_checkify(loss):
     value, gradient = jax.value_and_grad(loss)(PROBS, np.array([[0, 1, 2]]))
     assert np.isnan(value)

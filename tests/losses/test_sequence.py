@@ -14,12 +14,12 @@ from jaxloss import ctc_loss
 INF = np.inf
 
 
-def drawn(*shape):
+def random_log_probs(*shape):
     """Returns random log-probabilities."""
     return jax.nn.log_softmax(jnp.asarray(np.random.RandomState(0).randn(*shape), jnp.float32))
 
 
-def every_path(log_probs, labels, blank=0):
+def sum_over_paths(log_probs, labels, blank=0):
     """Returns the loss of one sample and its gradient, from a sum over all paths that spell the labels."""
     frames, classes = log_probs.shape
     total, slope = 0.0, np.zeros_like(log_probs)
@@ -31,7 +31,7 @@ def every_path(log_probs, labels, blank=0):
     return (-np.log(total), slope / total) if total else (INF, slope)
 
 
-def one(log_probs, labels, **options):
+def single_loss(log_probs, labels, **options):
     """Returns the loss of one sample without padding."""
     lengths = (jnp.int32(len(log_probs)), jnp.int32(len(labels)))
     return ctc_loss(log_probs, jnp.asarray(labels, jnp.int32), *lengths, reduction="sum", **options)
@@ -58,9 +58,11 @@ def test_losses_equal_a_sum_over_all_paths(frames, labels, blank, kind):
     log_probs = rng.randn(frames, 3) - 2  # unnormalized: the gradient must be right there, too
     if kind == "infinite":
         log_probs[rng.rand(frames, 3) < 0.2] = -INF
-    expected = every_path(log_probs, labels, blank)
+    expected = sum_over_paths(log_probs, labels, blank)
     with jax.enable_x64(True):
-        answer = jax.jit(jax.value_and_grad(lambda x: one(x, labels, blank=blank)))(jnp.asarray(log_probs))
+        answer = jax.jit(jax.value_and_grad(lambda x: single_loss(x, labels, blank=blank)))(
+            jnp.asarray(log_probs)
+        )
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-12), answer, expected)
 
 
@@ -70,13 +72,13 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
         point = jnp.asarray(log_probs)
 
         def loss(x):
-            return one(x, [1, 2])
+            return single_loss(x, [1, 2])
 
         hessian, reverse = jax.jit(lambda x: (jax.hessian(loss)(x), jax.jacrev(jax.grad(loss))(x)))(point)
         # Finite differences of the gradient; entries of -inf stay -inf.
         steps = 1e-6 * np.eye(log_probs.size).reshape(-1, *log_probs.shape)
         differences = [
-            (every_path(log_probs + step, [1, 2])[1] - every_path(log_probs - step, [1, 2])[1]) / 2e-6
+            (sum_over_paths(log_probs + step, [1, 2])[1] - sum_over_paths(log_probs - step, [1, 2])[1]) / 2e-6
             for step in steps
         ]
     np.testing.assert_allclose(hessian, reverse, atol=1e-12)
@@ -100,18 +102,18 @@ def test_an_impossible_alignment_is_infinite_with_gradient_zero(name):
     log_probs, labels = IMPOSSIBLE[name]
 
     def loss(log_probs):
-        return one(log_probs, labels)
+        return single_loss(log_probs, labels)
 
     point = jnp.asarray(log_probs, jnp.float32)
     value, gradient, hessian = jax.jit(lambda x: (loss(x), jax.grad(loss)(x), jax.hessian(loss)(x)))(point)
     assert value == INF
     np.testing.assert_array_equal(gradient, 0)
     np.testing.assert_array_equal(hessian, 0)
-    assert one(point, labels, zero_infinity=True) == 0
+    assert single_loss(point, labels, zero_infinity=True) == 0
 
 
 def test_no_frames_and_no_labels_have_loss_zero():
-    loss = one(jnp.zeros((0, 3)), [])
+    loss = single_loss(jnp.zeros((0, 3)), [])
     assert loss == 0
     assert not np.signbit(loss)
 
@@ -120,15 +122,15 @@ def test_no_frames_and_no_labels_have_loss_zero():
 @pytest.mark.parametrize("scores", [[[-1, INF]], [[-1, -1], [-1, INF]], [[-1, INF], [-1, -1]]])
 def test_an_infinite_score_is_nan(scores, zero_infinity):
     def loss(scores):
-        return one(scores, [1], zero_infinity=zero_infinity)
+        return single_loss(scores, [1], zero_infinity=zero_infinity)
 
     assert all(np.isnan(array).all() for array in jax.value_and_grad(loss)(jnp.array(scores, jnp.float32)))
 
 
 def test_an_impossible_sample_does_not_affect_the_others():
-    log_probs = drawn(3, 2, 3)
+    log_probs = random_log_probs(3, 2, 3)
     targets, lengths = jnp.array([[1, 1, 1], [1, 2, 0]]), (jnp.array([3, 3]), jnp.array([3, 2]))
-    alone = jax.value_and_grad(one)(log_probs[:, 1], [1, 2])
+    alone = jax.value_and_grad(single_loss)(log_probs[:, 1], [1, 2])
     for options in ({}, {"zero_infinity": True}):
         losses = ctc_loss(log_probs, targets, *lengths, reduction="none", **options)
         np.testing.assert_allclose(losses, [0 if options else INF, alone[0]], rtol=1e-6)
@@ -148,15 +150,15 @@ def test_rounding_never_makes_the_loss_negative(dtype):
         sharp = rng.uniform(10, 40, (frames, 1)) * np.eye(classes)[path]
         sharp[1::4, 0] = sharp[1::4].max(-1) + rng.uniform(-1, 1, len(sharp[1::4]))
         log_probs = jax.nn.log_softmax(jnp.asarray(sharp, jnp.float32)).astype(dtype)
-        assert 0 <= one(log_probs, labels) < 0.5
+        assert 0 <= single_loss(log_probs, labels) < 0.5
     sure = jnp.log(jnp.eye(3)[jnp.array([0, 1, 0, 2])])
-    assert one(sure, [1, 2]) == 0
-    np.testing.assert_array_equal(jax.grad(lambda x: one(x, [1, 2]))(sure), -jnp.exp(sure))
+    assert single_loss(sure, [1, 2]) == 0
+    np.testing.assert_array_equal(jax.grad(lambda x: single_loss(x, [1, 2]))(sure), -jnp.exp(sure))
 
 
 def test_losses_of_unnormalized_scores_may_be_negative():
     # Three paths of score 0 each; as in PyTorch, scores are not normalized.
-    np.testing.assert_allclose(one(jnp.zeros((2, 2)), [1]), -np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(single_loss(jnp.zeros((2, 2)), [1]), -np.log(3), rtol=1e-6)
     # The tolerance for negative rounding errors depends only on the frames of the sample.
     scores = jnp.full((100, 2), 0.125, jnp.bfloat16)
     assert ctc_loss(scores, jnp.zeros(0, int), 2, 0, reduction="sum") == -0.25
@@ -166,7 +168,7 @@ def test_long_sequences_keep_full_precision():
     targets = np.random.RandomState(1).randint(1, 6, (2, 90))
     lengths = jnp.array([400, 333]), jnp.array([90, 71])
     for dtype in ("bfloat16", "float32"):
-        log_probs = jax.nn.log_softmax(3 * drawn(400, 2, 6)).astype(dtype)
+        log_probs = jax.nn.log_softmax(3 * random_log_probs(400, 2, 6)).astype(dtype)
         value, gradient = jax.value_and_grad(ctc_loss)(
             log_probs, jnp.asarray(targets), *lengths, reduction="sum"
         )
@@ -185,7 +187,7 @@ def test_long_sequences_keep_full_precision():
 
 # Lengths, padding and concatenation.
 
-LOG_PROBS = drawn(7, 4, 5)
+LOG_PROBS = random_log_probs(7, 4, 5)
 TARGETS = jnp.array([[1, 2, 3], [4, 4, 1], [2, 2, 2], [3, 1, 4]])
 INPUT_LENGTHS, TARGET_LENGTHS = jnp.array([7, 5, 6, 0]), jnp.array([3, 2, 1, 0])
 CONCATENATED = jnp.array([1, 2, 3, 4, 4, 2])
@@ -252,7 +254,7 @@ def test_concatenated_targets_with_more_labels_than_frames():
     targets = jnp.array([3, 1, 2, 1, 2, 1, 2, 1, 2, 2, 4])
     losses = ctc_loss(LOG_PROBS, targets, *lengths, reduction="none")
     assert losses[1] == INF
-    np.testing.assert_allclose(losses[2], one(LOG_PROBS[:, 2], [2, 4]), rtol=1e-6)
+    np.testing.assert_allclose(losses[2], single_loss(LOG_PROBS[:, 2], [2, 4]), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -264,7 +266,12 @@ def test_export_with_symbolic_numbers_of_samples_and_labels():
     )
     for lengths in ([2], [3, 1], [1, 0, 4]):
         labels = jnp.arange(sum(lengths)) % 2 + 1
-        arguments = drawn(5, len(lengths), 3), labels, jnp.full(len(lengths), 5), jnp.array(lengths)
+        arguments = (
+            random_log_probs(5, len(lengths), 3),
+            labels,
+            jnp.full(len(lengths), 5),
+            jnp.array(lengths),
+        )
         expected = jax.value_and_grad(ctc_loss)(*arguments)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), program.call(*arguments), expected)
 

@@ -12,7 +12,7 @@ from tests.cases.transducer import paths
 INF = np.inf
 
 
-def every_path(logits, labels, blank=0):
+def sum_over_paths(logits, labels, blank=0):
     """Returns the loss of one sample and its gradient, from a sum over all paths that emit the labels."""
     with np.errstate(divide="ignore"):
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -51,7 +51,7 @@ def test_losses_equal_a_sum_over_all_paths(kind):
         losses, gradient = answer(jnp.asarray(logits), jnp.asarray(targets), *jnp.asarray(LENGTHS.T))
     assert np.isinf(losses).any() == (kind == "infinite")
     for i, (frames, count) in enumerate(LENGTHS):
-        loss, slope = every_path(logits[i, :frames, : count + 1], targets[i, :count])
+        loss, slope = sum_over_paths(logits[i, :frames, : count + 1], targets[i, :count])
         np.testing.assert_allclose(losses[i], loss, rtol=1e-12)
         np.testing.assert_allclose(gradient[i, :frames, : count + 1], slope, rtol=1e-10, atol=1e-14)
         np.testing.assert_array_equal(gradient[i, frames:], 0)
@@ -70,7 +70,8 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
         # Finite differences of the gradient; entries of -inf stay -inf.
         steps = 1e-6 * np.eye(logits.size).reshape(-1, *logits.shape)
         differences = [
-            (every_path(logits + step, [1])[1] - every_path(logits - step, [1])[1]) / 2e-6 for step in steps
+            (sum_over_paths(logits + step, [1])[1] - sum_over_paths(logits - step, [1])[1]) / 2e-6
+            for step in steps
         ]
     np.testing.assert_allclose(hessian, reverse, atol=1e-12)
     np.testing.assert_allclose(hessian, np.reshape(differences, hessian.shape), rtol=1e-6, atol=1e-9)

@@ -20,7 +20,7 @@ from jaxloss.training import Checkpoints, create_train_state, train_step
 
 ADAM = optax.adam(0.01)
 EVERY = 2
-LONGEST = 1.0  # seconds from the first save until the kill
+MAX_DELAY = 1.0  # seconds from the first save until the kill
 
 
 def noisy(params, key, inputs):
@@ -49,7 +49,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if path.name != ".writer")
 
 
-def equal(actual, expected):
+def assert_equal(actual, expected):
     def compare(actual, expected):
         assert actual.dtype == expected.dtype
         bits = jax.random.key_data if jnp.issubdtype(actual.dtype, jax.dtypes.prng_key) else np.asarray
@@ -94,14 +94,14 @@ def check_killed_runs(kills, seed=0):
             try:
                 if not started.wait(timeout=120):
                     raise RuntimeError(f"a run does not start; its exit code is {child.exitcode}")
-                time.sleep(chance.uniform(0, LONGEST))
+                time.sleep(chance.uniform(0, MAX_DELAY))
             finally:
                 child.kill()
                 child.join()
             during_save += not all(map(str.isdigit, names(folder)))
         with Checkpoints(folder) as checkpoints:
             steps = (checkpoints.newest or 0) + 2 * EVERY
-        equal(train(folder, steps), uninterrupted(steps))
+        assert_equal(train(folder, steps), uninterrupted(steps))
         # A kill may have interrupted a deletion, which then leaves empty folders.
         assert {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()} == {
             ".writer",

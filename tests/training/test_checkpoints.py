@@ -17,7 +17,7 @@ from flax import nnx
 from jaxloss import cross_entropy
 from jaxloss.models import Classifier
 from jaxloss.training import Checkpoints, create_train_state, train_step
-from tests.training.killed_runs import ADAM, batch, check_killed_runs, equal, names
+from tests.training.killed_runs import ADAM, assert_equal, batch, check_killed_runs, names
 
 STEPS, EVERY = 12, 4
 # For each step at which a run is killed: which of the sorted names in its folder are complete checkpoints.
@@ -74,7 +74,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
         left = names(folder)
         assert sorted(map(str.isdigit, left)) == COMPLETE[kill], left
         assert "4" in left
-    equal(run(folder), expected)
+    assert_equal(run(folder), expected)
     assert names(folder) == ["12", "8"]
 
 
@@ -89,28 +89,31 @@ def test_a_restored_state_equals_the_saved_one(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest == 1
         restored = checkpoints.restore(new_state())
-        equal(restored, kept)
+        assert_equal(restored, kept)
         again, _ = train_step(restored, *batch(2), loss=cross_entropy)
-        equal(again, state)
+        assert_equal(again, state)
 
 
-def small(*sizes, optimizer=ADAM):
+def small_state(*sizes, optimizer=ADAM):
     return create_train_state(Classifier(*sizes, rngs=nnx.Rngs(0)), optimizer)
 
 
 # Errors name a parameter first.
-FIRST = r"\['params'\]\['hidden'\]\['bias'\] is float32\[5\], expected "
+FIRST_MISMATCH = r"\['params'\]\['hidden'\]\['bias'\] is float32\[5\], expected "
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: small(6, 7, 3), FIRST + r"float32\[7\]; "),
-        (lambda: small(6, 5, 3, optimizer=optax.sgd(0.1)), r".*mu.* is float32\[.*\], expected nothing"),
+        (lambda: small_state(6, 7, 3), FIRST_MISMATCH + r"float32\[7\]; "),
+        (
+            lambda: small_state(6, 5, 3, optimizer=optax.sgd(0.1)),
+            r".*mu.* is float32\[.*\], expected nothing",
+        ),
         (new_state, r"\['params'\]\['classifier'\].* is missing, expected .*; and \d+ more"),
         (
-            lambda: jax.tree.map(lambda a: a.astype(jnp.bfloat16), small(6, 5, 3)),
-            FIRST + r"bfloat16\[5\]; ",
+            lambda: jax.tree.map(lambda a: a.astype(jnp.bfloat16), small_state(6, 5, 3)),
+            FIRST_MISMATCH + r"bfloat16\[5\]; ",
         ),
     ],
     ids=["shape", "optimizer", "model", "dtype"],
@@ -124,15 +127,15 @@ def test_a_checkpoint_that_does_not_match_the_state_raises(other, message, saved
         checkpoints.restore(other())
     assert sorted(saved_once.rglob("*")) == files
     with Checkpoints(saved_once) as checkpoints:
-        equal(checkpoints.restore(small(6, 5, 3)), small(6, 5, 3))
+        assert_equal(checkpoints.restore(small_state(6, 5, 3)), small_state(6, 5, 3))
 
 
 @pytest.fixture(scope="module")
 def saved_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(small(6, 5, 3))
-        checkpoints.save(small(6, 5, 3))  # the same step: nothing happens
+        checkpoints.save(small_state(6, 5, 3))
+        checkpoints.save(small_state(6, 5, 3))  # the same step: nothing happens
     return folder
 
 
@@ -145,7 +148,7 @@ def saved_once(tmp_path_factory):
     ],
 )
 def test_a_non_finite_state_is_not_saved(part, number, name, tmp_path):
-    state = small(6, 5, 3)
+    state = small_state(6, 5, 3)
     broken = jax.tree.map(jnp.copy, state)
     tree = broken.params if part == "params" else broken.opt_state[0].mu
     tree["output"]["bias"] = jnp.array([0.0, number, 0.0])
@@ -157,7 +160,7 @@ def test_a_non_finite_state_is_not_saved(part, number, name, tmp_path):
 
 
 def test_the_best_loss_of_an_optimizer_may_be_infinite(tmp_path):
-    state = small(6, 5, 3, optimizer=optax.chain(ADAM, optax.contrib.reduce_on_plateau()))
+    state = small_state(6, 5, 3, optimizer=optax.chain(ADAM, optax.contrib.reduce_on_plateau()))
     assert any(np.isinf(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
@@ -171,7 +174,7 @@ def test_restore_waits_for_a_pending_save(tmp_path):
         checkpoints.save(first)
         assert (tmp_path / str(checkpoints.newest)).is_dir()
         checkpoints.save(second)
-        equal(checkpoints.restore(new_state()), second)
+        assert_equal(checkpoints.restore(new_state()), second)
 
 
 def test_close_waits_for_a_pending_save(tmp_path):
@@ -182,7 +185,7 @@ def test_close_waits_for_a_pending_save(tmp_path):
 
 
 def test_use_after_close_raises(tmp_path):
-    state = small(6, 5, 3)
+    state = small_state(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
     checkpoints.close()  # closing twice is allowed
@@ -221,7 +224,7 @@ def test_saving_or_restoring_anything_but_a_train_state_raises(tmp_path):
 
 
 def test_saving_a_step_before_the_newest_raises(tmp_path):
-    state = small(6, 5, 3)
+    state = small_state(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
         for step in (20, 30):
             checkpoints.save(state.replace(step=jnp.int32(step)))
@@ -232,14 +235,14 @@ def test_saving_a_step_before_the_newest_raises(tmp_path):
 
 
 def test_saving_another_state_of_the_same_step_raises(tmp_path):
-    first = small(6, 5, 3)
+    first = small_state(6, 5, 3)
     second = first.replace(params=jax.tree.map(lambda parameter: parameter + 1, first.params))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(first)
         checkpoints.save(first)
         with pytest.raises(ValueError, match=r"of step 0, too, and has another state; restore it, or use"):
             checkpoints.save(second)
-        equal(checkpoints.restore(second), first)
+        assert_equal(checkpoints.restore(second), first)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +262,7 @@ def test_invalid_directories_and_options_raise(name, keep, error, message, tmp_p
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    state = small(6, 5, 3)
+    state = small_state(6, 5, 3)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in range(4):
             checkpoints.save(state.replace(step=jnp.int32(step)))

@@ -69,7 +69,7 @@ def sharded_in_processes(batch, mesh, axis):
         return shard_batch(batch, mesh, axis)
 
 
-every_way = pytest.mark.parametrize(
+every_entry_point = pytest.mark.parametrize(
     "run",
     [
         step,
@@ -92,7 +92,7 @@ def in_dict(outputs, targets, **options):
     return cross_entropy(outputs, targets["labels"], **options)
 
 
-@every_way
+@every_entry_point
 @pytest.mark.parametrize("label", BAD_LABELS)
 @pytest.mark.parametrize(
     ("wrap", "loss"),
@@ -108,13 +108,13 @@ def test_a_64_bit_label_out_of_range_is_nan(run, label, wrap, loss):
     assert np.isfinite(run(LOGITS, wrap(np.array([0, 1, 2, 1])), loss))
 
 
-@every_way
+@every_entry_point
 def test_a_64_bit_target_keeps_its_value(run):
     targets = np.full(4, 2**32 + 5)
     np.testing.assert_allclose(run(np.zeros(4, np.float32), targets, mse_loss), float(2**32 + 5) ** 2)
 
 
-@every_way
+@every_entry_point
 def test_big_endian_arrays_give_the_result_of_native_ones(run):
     labels = np.array([0, 1, 2, 1], np.int32)
     big_endian = LOGITS.astype(">f4"), labels.astype(">i4")
@@ -123,7 +123,7 @@ def test_big_endian_arrays_give_the_result_of_native_ones(run):
     assert first == native == run(*big_endian, cross_entropy)
 
 
-@every_way
+@every_entry_point
 @pytest.mark.parametrize("masked", ["inputs", "targets"])
 def test_a_numpy_masked_array_raises(run, masked):
     arguments = {"inputs": LOGITS, "targets": LOGITS}

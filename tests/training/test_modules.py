@@ -32,7 +32,7 @@ def train(state, inputs=X, targets=LABELS, loss=cross_entropy, steps=3, **option
 # Several arguments
 
 
-class Two(nnx.Module):
+class TwoArguments(nnx.Module):
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
 
@@ -40,13 +40,13 @@ class Two(nnx.Module):
         return self.linear(x) * scale
 
 
-class TwoOfLinen(linen.Module):
+class LinenTwoArguments(linen.Module):
     @linen.compact
     def __call__(self, x, scale=None):
         return linen.Dense(3)(x) * scale
 
 
-class One(nnx.Module):
+class OneArgument(nnx.Module):
     """A module whose only argument is a tuple or a dict."""
 
     def __init__(self, *, rngs):
@@ -57,8 +57,8 @@ class One(nnx.Module):
         return self.linear(x) * scale
 
 
-def linen_two():
-    module = TwoOfLinen()
+def linen_two_arguments():
+    module = LinenTwoArguments()
     return module.apply, module.init(jax.random.key(0), X, X[:, :3])
 
 
@@ -66,7 +66,7 @@ SCALE = np.full((8, 3), 2.0, np.float32)
 
 
 @pytest.mark.parametrize("inputs", [(X, SCALE), {"x": X, "scale": SCALE}, {"scale": SCALE, "x": X}])
-@pytest.mark.parametrize("model", [lambda: Two(rngs=nnx.Rngs(0)), linen_two])
+@pytest.mark.parametrize("model", [lambda: TwoArguments(rngs=nnx.Rngs(0)), linen_two_arguments])
 def test_inputs_are_spread_over_the_arguments_of_a_module(model, inputs):
     state = create_train_state(model(), SGD)
     kernel = np.asarray(jax.tree.leaves(state.params)[-1])
@@ -80,16 +80,18 @@ def test_inputs_are_spread_over_the_arguments_of_a_module(model, inputs):
 
 @pytest.mark.parametrize("inputs", [(X, SCALE), {"a": X, "b": SCALE}])
 def test_a_module_of_one_argument_receives_the_pytree(inputs):
-    _, value = train(create_train_state(One(rngs=nnx.Rngs(0)), SGD), inputs)
+    _, value = train(create_train_state(OneArgument(rngs=nnx.Rngs(0)), SGD), inputs)
     assert np.isfinite(value)
-    _, value = train(create_train_state(nnx.Sequential(One(rngs=nnx.Rngs(0))), SGD), {"a": X, "b": SCALE})
+    _, value = train(
+        create_train_state(nnx.Sequential(OneArgument(rngs=nnx.Rngs(0))), SGD), {"a": X, "b": SCALE}
+    )
     assert np.isfinite(value)
 
 
 # Variables that are created while the model runs
 
 
-class Sows(nnx.Module):
+class WithSownVariables(nnx.Module):
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
         self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -104,7 +106,7 @@ class Sows(nnx.Module):
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
 @pytest.mark.parametrize("has_run", [False, True])
 def test_sown_variables_do_not_break_training(has_run):
-    model = Sows(rngs=nnx.Rngs(0))
+    model = WithSownVariables(rngs=nnx.Rngs(0))
     if has_run:
         model(jnp.asarray(X))
     state = create_train_state(model, SGD)
@@ -119,7 +121,7 @@ def test_sown_variables_do_not_break_training(has_run):
 # Training a part of a model
 
 
-class Adapted(nnx.Module):
+class WithLoRA(nnx.Module):
     def __init__(self, *, rngs):
         self.linear = nnx.LoRALinear(6, 3, lora_rank=2, rngs=rngs)
         self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -129,7 +131,7 @@ class Adapted(nnx.Module):
 
 
 def test_only_variables_selected_by_wrt_are_trained(tmp_path):
-    model = Adapted(rngs=nnx.Rngs(0))
+    model = WithLoRA(rngs=nnx.Rngs(0))
     before = jax.device_get(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.LoRAParam))))
     state = create_train_state(model, ADAM, wrt=nnx.LoRAParam)
     assert {array.shape for array in jax.tree.leaves(state.params)} == {(6, 2), (2, 3)}
@@ -149,7 +151,7 @@ def test_only_variables_selected_by_wrt_are_trained(tmp_path):
 
 
 def test_training_a_part_of_the_parameters_equals_nnx():
-    model, again = Adapted(rngs=nnx.Rngs(0)), Adapted(rngs=nnx.Rngs(0))
+    model, again = WithLoRA(rngs=nnx.Rngs(0)), WithLoRA(rngs=nnx.Rngs(0))
     filters = nnx.All(nnx.Param, nnx.PathContains("norm"))
     state, _ = train(create_train_state(model, SGD, wrt=filters))
     optimizer = nnx.Optimizer(again, SGD, wrt=filters)
@@ -163,7 +165,7 @@ def test_training_a_part_of_the_parameters_equals_nnx():
 
 
 def test_a_wrt_filter_without_variables_or_module_raises():
-    model = Two(rngs=nnx.Rngs(0))
+    model = TwoArguments(rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"wrt must select variables of the model, .*, which selects none"):
         create_train_state(model, SGD, wrt=nnx.LoRAParam)
     with pytest.raises(ValueError, match=r"wrt selects variables of an NNX module; .* optax.partition"):
@@ -224,7 +226,9 @@ def test_variables_other_than_fp8_scales_raise():
 # Errors
 
 
-@pytest.mark.parametrize("model", [Two(rngs=nnx.Rngs(0)), linen_two()[0].__self__, linen_two()])
+@pytest.mark.parametrize(
+    "model", [TwoArguments(rngs=nnx.Rngs(0)), linen_two_arguments()[0].__self__, linen_two_arguments()]
+)
 def test_swapped_arguments_raise(model):
     with pytest.raises(TypeError, match=r"(?s)must be an Optax optimizer, .*takes the model first"):
         create_train_state(ADAM, model)
@@ -233,8 +237,8 @@ def test_swapped_arguments_raise(model):
 def test_an_optimizer_that_evaluates_the_model_raises():
     for optimizer in (optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(9))):
         with pytest.raises(ValueError, match=r"must not evaluate the model, .*; pass linesearch=None, or"):
-            create_train_state(Two(rngs=nnx.Rngs(0)), optimizer)
-    state = create_train_state(Two(rngs=nnx.Rngs(0)), optax.lbfgs(1e-2, linesearch=None))
+            create_train_state(TwoArguments(rngs=nnx.Rngs(0)), optimizer)
+    state = create_train_state(TwoArguments(rngs=nnx.Rngs(0)), optax.lbfgs(1e-2, linesearch=None))
     assert np.isfinite(train(state, (X, SCALE))[1])
 
 
@@ -250,4 +254,4 @@ def test_an_unhashable_loss_that_holds_arrays_raises(bound):
 
         loss = decorate(Weighted)(bound)
         with pytest.raises(TypeError, match=r"loss must be hashable, got a Weighted, .*Partial"):
-            train_step(create_train_state(Two(rngs=nnx.Rngs(0)), SGD), (X, SCALE), LABELS, loss=loss)
+            train_step(create_train_state(TwoArguments(rngs=nnx.Rngs(0)), SGD), (X, SCALE), LABELS, loss=loss)

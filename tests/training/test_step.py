@@ -29,7 +29,7 @@ from tests.torch_trajectories import DTYPES, RUNS, batches, initial_parameters, 
 
 SIZES = (6, 5, 3)
 SGD = optax.sgd(0.1)
-STANDSTILL = optax.sgd(0.0)
+ZERO_RATE = optax.sgd(0.0)
 INPUTS = np.random.RandomState(0).normal(size=(8, 6)).astype(np.float32)
 TARGETS = np.random.RandomState(1).randint(3, size=8)
 
@@ -338,7 +338,7 @@ class Noisy(nnx.Module):
 
 def test_batch_statistics_follow_the_module():
     model, again = Noisy(rngs=nnx.Rngs(0)), Noisy(rngs=nnx.Rngs(0))
-    state, _ = train(create_train_state(model, STANDSTILL))
+    state, _ = train(create_train_state(model, ZERO_RATE))
     for _ in range(3):
         again(jnp.asarray(INPUTS))
     assert_trees_close(
@@ -349,7 +349,7 @@ def test_batch_statistics_follow_the_module():
 
 def test_dropout_differs_per_step_and_is_reproducible_per_seed():
     def losses(seed):
-        return train(create_train_state(Noisy(rngs=nnx.Rngs(seed)), STANDSTILL), steps=5)[1]
+        return train(create_train_state(Noisy(rngs=nnx.Rngs(seed)), ZERO_RATE), steps=5)[1]
 
     assert len(set(losses(0).tolist())) == 5
     np.testing.assert_array_equal(losses(0), losses(0))
@@ -389,7 +389,7 @@ def test_a_linen_model_keeps_its_statistics_and_dropout_key():
         return outputs, {"dropout": key, **updates}
 
     model_state = {"batch_stats": variables["batch_stats"], "dropout": jax.random.key(1)}
-    state = create_train_state((apply_fn, variables["params"], model_state), STANDSTILL)
+    state = create_train_state((apply_fn, variables["params"], model_state), ZERO_RATE)
     state, losses = train(state, steps=5)
     assert len(set(losses.tolist())) == 5
     assert np.all(state.model_state["batch_stats"]["BatchNorm_0"]["mean"] != 0)
