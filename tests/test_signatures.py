@@ -10,7 +10,7 @@ import pytest
 import jaxloss
 from tests import torch_oracle
 from tests.catalogue import CASES
-from tests.test_documentation import BEYOND, README
+from tests.test_documentation import ROWS
 
 RECORDED = json.loads(torch_oracle.SIGNATURES.read_text())
 FUNCTIONS, CLASSES = RECORDED["functional"], RECORDED["nn"]
@@ -39,8 +39,16 @@ CLASS_OPTIONS_ELSEWHERE = {
     "dim": "named axis, -1 by default",
     "out_features": "linear_cross_entropy takes the layer's kernel",
 }
-# The README's table maps losses to PyTorch's classes.
-LOSS_OF = {c: loss for loss, c in re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \|", README, re.MULTILINE)}
+# The README's tables: losses with PyTorch's classes in the same order, and losses beyond PyTorch.
+LOSS_OF: dict[str, str] = {}
+BEYOND: set[str] = set()
+for _names, _references in ROWS:
+    _losses = re.findall(r"`(\w+)`", _names.partition(" (also ")[0])
+    _classes = re.findall(r"`nn\.(\w+)`", _references)
+    if _classes:
+        LOSS_OF |= dict(zip(_classes, _losses, strict=True))
+    else:
+        BEYOND |= {*_losses}
 
 
 def defaults(function: Any) -> dict[str, Any]:
@@ -58,13 +66,13 @@ def options_of(loss: str, theirs: dict[str, Any], omitted: set[str] = OMITTED) -
 
 def test_every_pytorch_loss_has_a_counterpart():
     assert set(FUNCTIONS) - set(vars(jaxloss)) - set(WITHOUT_COUNTERPART) == set()
-    assert {case.loss for case in CASES} - set(FUNCTIONS) == MODULES | {*BEYOND}
+    assert {case.loss for case in CASES} - set(FUNCTIONS) == MODULES | BEYOND
     assert set(CLASSES) - set(LOSS_OF) - set(WITHOUT_COUNTERPART) == set()
     assert set(LOSS_OF) <= set(CLASSES)
     assert set(WITHOUT_COUNTERPART) <= set(FUNCTIONS) | set(CLASSES)
 
 
-@pytest.mark.parametrize("name", sorted({case.loss for case in CASES} - MODULES - {*BEYOND}))
+@pytest.mark.parametrize("name", sorted({case.loss for case in CASES} - MODULES - BEYOND))
 def test_options_and_defaults_equal_those_of_the_function(name: str):
     ours = defaults(getattr(jaxloss, name))
     theirs = options_of(name, FUNCTIONS[name])
