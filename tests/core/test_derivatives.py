@@ -49,7 +49,7 @@ def test_weighted_derivatives():
     assert jax.grad(jax.grad(weighted, 0), 1)(jnp.float32(2), jnp.float32(3)) == 1
 
 
-def test_nan_stays_nan():
+def test_weighted_propagates_nan():
     assert np.isnan(weighted(jnp.float32(0), jnp.float32(np.nan)))
     assert np.isnan(weighted(jnp.float32(np.nan), jnp.float32(0)))
 

@@ -35,7 +35,7 @@ def test_softmax_focal_loss_of_two_classes_is_sigmoid_focal_loss_of_their_differ
         np.testing.assert_allclose(softmax_focal_loss(logits, labels, gamma=gamma), expected, rtol=1e-12)
 
 
-def test_confident_positions_keep_their_precision():
+def test_confident_positions_keep_full_precision():
     # With two other classes, 1 - p is 2 exp(-gap) / (1 + 2 exp(-gap)); float32 rounds p to 1 from 18 on.
     gaps = np.arange(5.0, 40.0, 5)
     logits = np.stack([gaps, 0 * gaps, 0 * gaps], -1)

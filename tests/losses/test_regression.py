@@ -24,7 +24,7 @@ ZEROS = np.zeros_like(ERRORS)
         (huber_loss, {"delta": 2.0}, [0, 0.125, 0.125, 0.5, 2, 4], [0, 0.5, -0.5, 1, -2, 2]),
     ],
 )
-def test_value_and_slope(loss, options, value, slope):
+def test_values_and_gradients_by_hand(loss, options, value, slope):
     np.testing.assert_array_equal(loss(ERRORS, ZEROS, **options, reduction="none"), np.float32(value))
     np.testing.assert_array_equal(loss(ZEROS, ERRORS, **options, reduction="none"), np.float32(value))
 

@@ -152,7 +152,7 @@ def test_teacher_center_and_teacher_temperature_have_gradient_zero():
     np.testing.assert_allclose(dino_loss(STUDENT, TEACHER, center=center), moved, rtol=1e-5)
 
 
-def test_pairs_of_one_view_are_left_out():
+def test_pairs_of_the_same_view_are_left_out():
     with jax.enable_x64(True):
         q = jax.nn.softmax(TEACHER / 0.04)
         log_p = jax.nn.log_softmax(STUDENT / 0.1)

@@ -38,7 +38,7 @@ def test_no_events_give_mean_nan_and_sum_zero(ties):
 
 
 @every_rule
-def test_scores_far_apart(ties):
+def test_extreme_scores(ties):
     scores = jnp.asarray(np.where(np.arange(12) % 2, 1e4, -1e4), jnp.float32)
 
     def loss(scores):

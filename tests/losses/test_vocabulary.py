@@ -69,7 +69,7 @@ OPTIONS = {"label_smoothing": 0.2, "z_loss": 0.1, "soft_cap": 3.0}
 @pytest.mark.parametrize(
     ("shape", "classes", "options"),
     [((2, 3), CLASSES, {}), ((2, 3), CLASSES, OPTIONS), ((7, 2), 5, OPTIONS)],
-    ids=["classes-none", "classes-all", "positions-all"],
+    ids=["class-loop", "class-loop-options", "position-loop-options"],
 )
 def test_derivatives_equal_those_of_the_plain_form(
     shape: tuple[int, ...], classes: int, options: dict[str, Any], probs: bool

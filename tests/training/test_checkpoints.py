@@ -159,7 +159,7 @@ def test_a_non_finite_state_is_not_saved(part, number, name, tmp_path):
         assert checkpoints.newest == 0
 
 
-def test_the_best_loss_of_an_optimizer_may_be_infinite(tmp_path):
+def test_an_infinite_best_loss_in_the_optimizer_state_is_saved(tmp_path):
     state = small_state(6, 5, 3, optimizer=optax.chain(ADAM, optax.contrib.reduce_on_plateau()))
     assert any(np.isinf(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
     with Checkpoints(tmp_path) as checkpoints:

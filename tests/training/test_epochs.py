@@ -106,7 +106,7 @@ def test_a_batch_of_only_ignored_labels_is_skipped():
     jax.tree.map(np.testing.assert_array_equal, trained.params, without.params)
 
 
-def test_losses_are_checked_when_they_are_read():
+def test_read_losses_raises_for_non_finite_losses():
     state = new_state().replace(step=jnp.int32(20))
     losses = [jnp.float32(value) for value in (0.5, np.nan, 0.25)]
     with pytest.raises(NonFiniteLossError, match=rf"^mse_loss is nan at step 19{REMEDY}") as caught:

@@ -178,7 +178,7 @@ def test_inputs_and_targets_may_be_any_pytrees():
     assert value == 1
 
 
-def test_the_step_nests_in_scan():
+def test_the_step_runs_inside_scan():
     state = create_train_state(nnx_model(), SGD)
     _, expected = train(state, steps=5)
 
@@ -336,7 +336,7 @@ class Noisy(nnx.Module):
         return self.dropout(self.norm(self.linear(inputs)))
 
 
-def test_batch_statistics_follow_the_module():
+def test_batch_statistics_equal_those_of_the_module():
     model, again = Noisy(rngs=nnx.Rngs(0)), Noisy(rngs=nnx.Rngs(0))
     state, _ = train(create_train_state(model, ZERO_RATE))
     for _ in range(3):
