@@ -3,7 +3,7 @@
 `python -m tests.sharded Auto` (or `Explicit`) chooses the type of the mesh axes.
 
 It prints a line for each answer that differs from one device and for each all-gather of sharded classes,
-then "checked N layouts".
+then "checked N shardings".
 """
 
 import inspect
@@ -30,7 +30,7 @@ pairs._at_once = lambda *_: 4
 
 
 def main() -> None:
-    """Compares every kind of entry, in every layout that applies, with its answer on one device."""
+    """Compares every kind of entry, in every sharding that applies, with its answer on one device."""
     kind, checked = AxisType[sys.argv[1]], 0
     mesh = jax.make_mesh((4, 2), (BATCH, CLASSES), axis_types=(kind, kind))
     probe = jax.device_put(jnp.zeros((4, 6)), NamedSharding(mesh, P(BATCH, CLASSES)))
@@ -57,7 +57,7 @@ def main() -> None:
                 checked += 1
     compare_with_replicated(mesh)
     check_bias(mesh)
-    print("checked", checked, "layouts")
+    print("checked", checked, "shardings")
 
 
 def compare(case: Case, mesh: Mesh, split: bool, label: str, alone: tuple[str, ...] | None = None) -> None:

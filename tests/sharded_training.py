@@ -1,6 +1,7 @@
 """Trains on eight devices; `test_placement` runs this program in one process of eight and two of four.
 
-It fails with a line for each layout that trains differently from one device or has unexpected collectives.
+It fails with a line for each configuration that trains differently from one device or has unexpected
+collectives.
 """
 
 import functools
@@ -77,12 +78,12 @@ def by_class(path: str, _: jax.Array) -> P:
     return {"output/kernel": P(None, "model"), "output/bias": P("model")}.get(path, P())
 
 
-Layout = tuple[Callable[[], TrainState], Mesh, Any, int, set[str]]
+Configuration = tuple[Callable[[], TrainState], Mesh, Any, int, set[str]]
 
 
-def layouts() -> list[Layout]:
-    """Returns the layouts to compare: model, mesh, split, micro-batches, and expected collectives."""
-    found: list[Layout] = []
+def configurations() -> list[Configuration]:
+    """Returns the configurations to compare: model, mesh, split, micro-batches, and expected collectives."""
+    found: list[Configuration] = []
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh_1d = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         mesh_2d = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
@@ -99,7 +100,7 @@ def layouts() -> list[Layout]:
 def compare(
     make: Callable[[], TrainState], mesh: Mesh, split: Any, micro_batches: int, collectives: set[str]
 ) -> Iterator[str]:
-    """Yields a message for each difference between a layout and one device."""
+    """Yields a message for each difference between a configuration and one device."""
     kind = mesh.axis_types[0].name
     label = f"{make.__name__}, {kind}, {getattr(split, '__name__', split)}, {micro_batches} micro-batches"
     state = shard_train_state(make(), mesh, split)
@@ -138,7 +139,7 @@ def check_sizes(mesh: Mesh) -> Iterator[str]:
     """Checks the shard sizes of parameters and optimizer state: an eighth, where the mesh divides them."""
     kept = optax.chain(optax.scale_by_adam(), optax.scale_by_lbfgs(memory_size=3))
     state = create_train_state(Classifier(*SIZES, rngs=nnx.Rngs(0)), kept)
-    state = shard_train_state(shard_train_state(state, mesh), mesh, "data")  # also from one layout to another
+    state = shard_train_state(shard_train_state(state, mesh), mesh, "data")  # also shard it again
     sizes = {"hidden": {"kernel": (16, 8), "bias": (8,)}, "output": {"kernel": (8, 8), "bias": (1,)}}
     longer = jax.tree.map(lambda size: (3, *size), sizes, is_leaf=lambda size: isinstance(size, tuple))
     adam, lbfgs = state.opt_state
@@ -156,7 +157,7 @@ def check_sizes(mesh: Mesh) -> Iterator[str]:
             yield f"each device holds {shapes}, not {expected}"
     lone = create_train_state((jnp.multiply, jnp.ones(16)), optax.adam(0.1))
     if (spec := shard_train_state(lone, mesh, "data").opt_state[0].mu.sharding.spec) != P("data"):
-        yield f"the optimizer state of a single parameter has the layout {spec}"
+        yield f"the optimizer state of a single parameter has the sharding {spec}"
 
 
 def check_copies(mesh: Mesh) -> Iterator[str]:
@@ -262,15 +263,15 @@ def main() -> None:
             case [port, process, shared_folder]:
                 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
                 folder = shared_folder
-                chosen = layouts()[:2]
+                chosen = configurations()[:2]
                 problems = [*check_losses()]
             case _:
-                chosen = layouts()
+                chosen = configurations()
                 problems = [*check_misfits(chosen[0][1]), *check_epochs(chosen[0][1])]
         problems += [*check_copies(chosen[0][1]), *check_sizes(chosen[0][1])]
         problems += check_checkpoint(chosen[0][1], folder)
-        for layout in chosen:
-            problems += compare(*layout)
+        for configuration in chosen:
+            problems += compare(*configuration)
     sys.exit("\n".join(problems) or None)
 
 

@@ -133,7 +133,7 @@ def _sigmoid_focal_loss(
 
 
 def _linear_cross_entropy(hidden: Any, kernel: Any, targets: Any, *, bias: Any = None, **options: Any) -> Any:
-    """Calls PyTorch's loss with jaxloss's layer layout; for sequences, which PyTorch lacks, plain logits."""
+    """Calls PyTorch's loss; for sequences and probabilities, computes it from all logits instead."""
     import torch
 
     if targets.is_floating_point() or targets.ndim > 1:
