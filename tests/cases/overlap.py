@@ -182,5 +182,5 @@ _PROBS = {
 }
 for _loss in ("dice_loss", "tversky_loss"):
     row(_loss, "probs targets", "probs targets", {"batch": True}, **_PROBS)
-# Not in the targets: the weight of a class jumps where its last true pixel vanishes.
+# Not differentiated in the targets: the weight of a class jumps where its last true pixel vanishes.
 row("generalized_dice_loss", "probs targets", "probs", {"batch": True}, **_PROBS)
