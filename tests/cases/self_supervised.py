@@ -110,7 +110,7 @@ _ROWS: dict[str, Any] = {
 }
 row("barlow_twins_loss", "embeddings targets", "embeddings targets", **_ROWS)
 _OF_INVARIANCE = 25 / 3 * np.array([1.5, -1.25, 0.5, 1.5, -2.25, 1.5])
-_UNIT = [[-1.0, 0.5], [0.0, 2.0], [1.0, -1.0]]  # the first deviation is 1
+_UNIT = [[-1.0, 0.5], [0.0, 2.0], [1.0, -1.0]]  # the first feature has standard deviation 1
 row("vicreg_loss", "embeddings targets", "embeddings targets", {"eps": 0.25}, **_ROWS)
 row(
     "vicreg_loss",
