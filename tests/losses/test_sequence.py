@@ -394,7 +394,7 @@ def test_invalid_calls_raise(changed, error, message):
 @pytest.mark.parametrize(
     ("shape", "labels", "megabytes"), [((200, 32, 80), 40, 9), ((1000, 16, 80), 100, 51)]
 )
-def test_the_gradient_has_bounded_memory_and_no_scatter(shape, labels, megabytes):
+def test_the_gradient_has_bounded_memory(shape, labels, megabytes):
     lengths = jax.ShapeDtypeStruct(shape[1:2], jnp.int32)
     compiled = (
         jax.jit(jax.value_and_grad(ctc_loss))
