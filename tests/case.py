@@ -1,6 +1,6 @@
-"""An entry of the catalogue: one loss in one situation that must equal PyTorch, or its formula.
+"""A catalogue entry: one loss in one situation, compared with PyTorch or with a formula.
 
-Arrays are float64 or integer NumPy arrays under the names of the loss's own arguments, drawn from
+Arrays are float64 or integer NumPy arrays, named like the arguments of the loss, and drawn from
 `RandomState`, whose stream is the same in every version of NumPy.
 """
 
@@ -31,15 +31,15 @@ def public_losses() -> set[str]:
     }
 
 
-OF_REGIONS = {
+REGION_LOSSES = {
     "dice_loss",
     "tversky_loss",
     "generalized_dice_loss",
     "lovasz_hinge_loss",
     "lovasz_softmax_loss",
 }
-OF_LISTS = {"softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", "approx_ndcg_loss"}
-SAMPLES_SECOND = {("ctc_loss", "log_probs"), ("dino_loss", "logits"), ("dino_loss", "targets")}
+LIST_LOSSES = {"softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", "approx_ndcg_loss"}
+BATCH_ON_AXIS_1 = {("ctc_loss", "log_probs"), ("dino_loss", "logits"), ("dino_loss", "targets")}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
     @property
     def is_beyond_pytorch(self) -> bool:
-        """Whether the loss is compared with its formula, and not with PyTorch."""
+        """Whether the loss is compared with its formula instead of PyTorch."""
         return self.loss in BEYOND_PYTORCH
 
     @property
@@ -67,16 +67,16 @@ class Case(NamedTuple):
         return axis % next(iter(self.arrays.values())).ndim
 
     @property
-    def is_of_regions(self) -> bool:
-        """Whether the loss relates the pixels of an image, or the items of a list.
+    def relates_positions(self) -> bool:
+        """Whether one loss combines the pixels of an image or the items of a list.
 
-        The mask then has more places than there are losses.
+        The mask then has more elements than there are losses.
         """
-        return self.loss in OF_REGIONS | OF_LISTS
+        return self.loss in REGION_LOSSES | LIST_LOSSES
 
     @property
-    def is_of_batch(self) -> bool:
-        """Whether the loss is one number of the whole batch, without a reduction."""
+    def is_batch_loss(self) -> bool:
+        """Whether the loss is one number for the whole batch, without a `reduction`."""
         return "reduction" not in self._parameters
 
     @property
@@ -84,28 +84,28 @@ class Case(NamedTuple):
         return inspect.signature(getattr(jaxloss, self.loss)).parameters
 
     def _option(self, name: str) -> Any:
-        """Returns the value of an option, or None for a loss that does not have it."""
+        """Returns the value of an option, or None if the loss does not have it."""
         parameters = self._parameters
         return self.options.get(name, parameters[name].default) if name in parameters else None
 
     @property
     def sums_its_losses(self) -> bool:
-        """Whether the sum is that of the losses of "none", and not of means over parts of them."""
+        """Whether "sum" adds up the losses of "none", not means over parts of them."""
         return self.loss != "grpo_loss" or self._option("aggregate") != "sequence"
 
     @property
     def has_layer(self) -> bool:
-        """Whether the logits are those of a last layer, whose classes `axis_name` splits."""
+        """Whether the loss computes the logits of a last layer; `axis_name` then shards its classes."""
         return "kernel" in self.arrays
 
     @property
     def relates_rows(self) -> bool:
-        """Whether the loss of a row depends on the other rows, which `axis_name` splits."""
+        """Whether the loss of a row depends on the other rows; `axis_name` then shards the rows."""
         return "events" in self.arrays or ("embeddings" in self.arrays and not self.has_layer)
 
     @property
     def batched(self) -> tuple[str, ...]:
-        """The arguments that have a value, or a row of them, for each sample of the batch."""
+        """The arguments that have a batch axis."""
         name, first = next(iter(self.arrays.items()))
         has_rows = name in ("embeddings", "embeddings1", "anchors", "hidden")
         has_rows |= self.loss == "multilabel_margin_loss"
@@ -114,7 +114,7 @@ class Case(NamedTuple):
         if self.loss == "ctc_loss" and self.arrays["targets"].ndim == 1:
             return ()  # one sample, or targets without rows
         if self._option("batch"):
-            return ()  # one loss of all samples
+            return ()  # one loss for all samples
         size = first.shape[self.batch_axis(name)] if first.ndim else None
         return tuple(
             name
@@ -123,16 +123,16 @@ class Case(NamedTuple):
         )
 
     def batch_axis(self, name: str) -> int:
-        """Returns which axis of an argument counts the samples, if one does."""
-        return 1 if (self.loss, name) in SAMPLES_SECOND else 0
+        """Returns which axis of an argument is the batch axis, if it has one."""
+        return 1 if (self.loss, name) in BATCH_ON_AXIS_1 else 0
 
     def is_per_class(self, name: str) -> bool:
-        """Whether the argument holds values for classes, and none for a sample."""
+        """Whether the argument holds values per class, none per sample."""
         is_layer = name.removeprefix("teacher_") in ("kernel", "bias", "center") or name.startswith("params.")
         return is_layer or (name == "weight" and (self.axis is not None or self.has_layer))
 
     def repeated(self, arrays: Mapping[str, Any], times: int) -> dict[str, Any]:
-        """Returns the arrays with the batch several times over."""
+        """Returns the arrays with the batch repeated."""
         return {
             name: jnp.asarray(np.concatenate([array] * times, self.batch_axis(name)))
             if name in self.batched
@@ -140,8 +140,8 @@ class Case(NamedTuple):
             for name, array in arrays.items()
         }
 
-    def moved_to(self, arrays: Mapping[str, np.ndarray], point: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the arrays with the numbers of a point, one after the other, in those with gradients."""
+    def at_point(self, arrays: Mapping[str, np.ndarray], point: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays with the differentiated ones replaced by the entries of a flat point."""
         moved, start = dict(arrays), 0
         for name in self.gradients:
             moved[name] = point[start : start + arrays[name].size].reshape(arrays[name].shape)
@@ -149,7 +149,7 @@ class Case(NamedTuple):
         return moved
 
     def digest(self) -> str:
-        """Returns a fingerprint of all that PyTorch's answer depends on."""
+        """Returns a hash of everything that PyTorch's answer depends on."""
         known = [self.loss, sorted(self.options.items()), self.gradients]
         known += [
             (name, array.dtype.str, array.shape, array.tobytes()) for name, array in self.arrays.items()
@@ -157,23 +157,23 @@ class Case(NamedTuple):
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
     def inputs(self, dtype: Any) -> dict[str, jax.Array]:
-        """Returns the arrays as JAX arrays, the floating ones in `dtype`."""
+        """Returns the arrays as JAX arrays, floating-point ones in `dtype`."""
         return {
             name: jnp.asarray(array.astype(dtype if array.dtype.kind == "f" else np.int32))
             for name, array in self.arrays.items()
         }
 
     def __call__(self, arrays: Mapping[str, Any], **options: Any) -> Any:
-        """Calls the loss; that of a batch is its own mean, sum and "none", of weight 1."""
-        reduction = options.pop("reduction", None) if self.is_of_batch else None
+        """Calls the loss; a loss for the whole batch has weight 1 and ignores the reduction."""
+        reduction = options.pop("reduction", None) if self.is_batch_loss else None
         value = getattr(jaxloss, self.loss)(**nested(arrays), **self.options, **options)
         return (value, jnp.ones_like(value)) if reduction == "sum_and_weight" else value
 
     def shape(self, arrays: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape of the mask: of the losses before they are reduced, of rows or of pixels."""
-        if self.is_of_batch:
+        """Returns the shape of the mask: that of the unreduced losses, of the rows or of the pixels."""
+        if self.is_batch_loss:
             return next(iter(arrays.values())).shape[:1]
-        if self.is_of_regions:
+        if self.relates_positions:
             shape = next(iter(arrays.values())).shape
             return shape if self.axis is None else tuple(np.delete(shape, self.axis).tolist())
         return jax.eval_shape(functools.partial(self, reduction="none"), dict(arrays)).shape
@@ -185,19 +185,19 @@ class Case(NamedTuple):
     def answers(
         self, arrays: Mapping[str, Any], reductions: tuple[str, ...], **mask: Any
     ) -> dict[str, dict[str, jax.Array]]:
-        """Returns what `answer` does for several reductions, in one compiled call.
+        """Returns `answer` for several reductions, in one compiled call.
 
-        What is not a scalar is contracted with `cotangent` before it is differentiated.
+        Unreduced losses are contracted with `cotangent` before they are differentiated.
         """
         moved = {name: arrays[name] for name in self.gradients}
         return self._compiled(self._answers, reductions)(moved, dict(arrays), mask)
 
-    def in_every_way(self, arrays: Mapping[str, Any], **mask: Any) -> dict[str, Any]:
+    def all_reductions(self, arrays: Mapping[str, Any], **mask: Any) -> dict[str, Any]:
         """Returns the loss with each reduction, in one compiled call."""
         return self._compiled(self._reduced, (*REDUCTIONS, "sum_and_weight"))(dict(arrays), mask)
 
     def _compiled(self, function: Callable[..., Any], reductions: tuple[str, ...]) -> Callable[..., Any]:
-        # To compile takes longest, so it is done once for all tests.
+        # Compilation takes longest, so all tests share the programs.
         key = (function.__name__, self.loss, repr(self.options), self.gradients, reductions)
         if key not in _COMPILED:
             _COMPILED[key] = jax.jit(functools.partial(function, reductions=reductions))
@@ -222,7 +222,7 @@ _COMPILED: dict[Any, Callable[..., Any]] = {}
 
 
 def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments: "params.tail.0.up" is params["tail"][0]["up"]."""
+    """Returns nested arguments: "params.tail.0.up" becomes params["tail"][0]["up"]."""
     arguments: dict[Any, Any] = {}
     for name, array in arrays.items():
         *path, last = name.split(".")
@@ -234,7 +234,7 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cotangent(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the weights, all different, with which losses are summed to be differentiated."""
+    """Returns distinct weights, with which losses are summed before they are differentiated."""
     return np.linspace(0.5, 1.5, int(np.prod(shape))).reshape(shape) if shape else np.ones(())
 
 
@@ -250,11 +250,11 @@ def add(
     gradients: tuple[str, ...] | None = None,
     **options: Any,
 ) -> None:
-    """Adds an entry; by default the gradients of all floating arguments but the weights are compared."""
+    """Adds an entry; by default compares the gradients of all floating-point arguments except weights."""
     name = f"{loss}-{situation}"
     rng = np.random.RandomState(zlib.crc32(name.encode()))
     arrays = {argument: np.asarray(array) for argument, array in make(rng).items()}
-    if loss in BEYOND_PYTORCH:  # numbers that float32 has, so that one truth serves both dtypes
+    if loss in BEYOND_PYTORCH:  # values representable in float32, so that one truth serves both dtypes
         arrays = {
             n: a.astype(np.float32).astype(float) if a.dtype.kind == "f" else a for n, a in arrays.items()
         }

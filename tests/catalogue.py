@@ -1,4 +1,4 @@
-"""Every loss in every situation that must equal PyTorch or its formula: what `test_contract` tests."""
+"""The catalogue: every loss in every situation that `test_contract` compares with PyTorch or a formula."""
 
 from tests.case import CASES as CASES
 from tests.case import REDUCTIONS as REDUCTIONS
@@ -38,5 +38,5 @@ def _kind(case: Case) -> tuple[object, ...]:
     return case.loss, first.ndim == 0, *case.arrays, *case.options
 
 
-# Of entries that differ in their numbers alone, one: for laws that do not depend on numbers.
+# One of the entries that differ only in their numbers, for properties that do not depend on numbers.
 KINDS = list({_kind(case): case for case in reversed(CASES)}.values())

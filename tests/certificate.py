@@ -1,9 +1,9 @@
-"""The edge-case certificate: every loss where losses go wrong, held against PyTorch and against mathematics.
+"""The edge-case certificate: every loss where losses often fail, compared with PyTorch and with mathematics.
 
-`python -m tests.certificate` writes CERTIFICATE.md. No verdict is typed. An answer is held against PyTorch's,
-which `python -m tests.torch_oracle` has recorded; where the two differ or PyTorch does not have the loss,
-against the limit of a plain formula in decimal numbers; and where there is no limit, against what the
-docstring says in so many words.
+`python -m tests.certificate` writes CERTIFICATE.md. All verdicts are computed. Each answer is compared with
+PyTorch's, which `python -m tests.torch_oracle` has recorded; where the two differ, or PyTorch does not have
+the loss, with the limit of a plain formula in decimal numbers; and where there is no limit, with a statement
+of the docstring.
 """
 
 import functools
@@ -24,26 +24,26 @@ from tests.case import Case, nested
 from tests.situation import SITUATIONS, Point, Subject, direction, dtype_of, reduction_in
 from tests.situations import SUBJECTS
 
-HALF = PRECISION = {"float16": 2.0**-9, "bfloat16": 2.0**-6}  # twice the rounding
-NOTHING = ("empty", "masked")
+HALF = PRECISION = {"float16": 2.0**-9, "bfloat16": 2.0**-6}  # twice the rounding error
+EMPTY = ("empty", "masked")
 PAGE = Path(__file__).with_name("CERTIFICATE.md")
 QUANTITIES = ("value", "gradient", "jvp", "HVP")
 EQUAL, LIMIT, NAN, WRONG = "=", "→", "N", "✗"
 
-OF_NOTHING = Point((), documented="is NaN with gradient 0", convention={"gradient": 0, "jvp": 0, "HVP": 0})
+EMPTY_POINT = Point((), documented="is NaN with gradient 0", convention={"gradient": 0, "jvp": 0, "HVP": 0})
 
 Answers = Mapping[str, np.ndarray]
 
-# What we answer.
+# The answers of jaxloss.
 
 
 def answers(subject: Subject) -> dict[str, list[Answers]]:
-    """Returns our answers at each point of each situation, by one compiled program."""
+    """Returns jaxloss's answers at each point of each situation, from one compiled program."""
     cases = subject.cases()
-    groups: dict[str, list[tuple[str, int]]] = {}  # of points of one dtype and shape
+    groups: dict[str, list[tuple[str, int]]] = {}  # points of one dtype and shape
     for situation, points in cases.items():
         for index in range(len(points)):
-            alone = situation in NOTHING
+            alone = situation in EMPTY
             group = f"{situation} {index}" if alone else dtype_of(situation)
             groups.setdefault(group, []).append((situation, index))
     inputs: dict[str, dict[str, jax.Array]] = {}
@@ -73,7 +73,7 @@ def answers(subject: Subject) -> dict[str, list[Answers]]:
 
 
 def derivatives(case: Case, arrays: dict[str, jax.Array], reduction: str | None) -> dict[str, jax.Array]:
-    """Returns the four quantities of a case; gradients in several arguments stand one behind the other."""
+    """Returns the four quantities of a case; gradients in several arguments are concatenated."""
     reduced = {} if reduction is None else {"reduction": reduction}
     moved = {name: arrays[name] for name in case.gradients}
     along, start = {}, 0
@@ -93,7 +93,7 @@ def derivatives(case: Case, arrays: dict[str, jax.Array], reduction: str | None)
     return {"value": value[None], "gradient": flat(gradient), "jvp": tangent[None], "HVP": flat(product)}
 
 
-# What mathematics answers.
+# The mathematical limits.
 
 
 def limits(case: Case, above: tuple[str, ...]) -> Answers:
@@ -114,7 +114,7 @@ def limits(case: Case, above: tuple[str, ...]) -> Answers:
 
 
 def _differences(case: Case, above: tuple[str, ...], h: Decimal) -> dict[str, list[Decimal]]:
-    """Returns the value, and its central differences, with infinities and some zeros replaced."""
+    """Returns the value and its central differences, with infinities and some zeros replaced."""
 
     def near(number: float, from_above: bool) -> Decimal:
         if np.isinf(number):
@@ -131,10 +131,10 @@ def _differences(case: Case, above: tuple[str, ...], h: Decimal) -> dict[str, li
     along = np.array([Decimal(number) for number in direction(len(point))])
 
     def value(point: Any) -> Decimal:
-        lists = nested({name: array.tolist() for name, array in case.moved_to(arrays, point).items()})
+        lists = nested({name: array.tolist() for name, array in case.at_point(arrays, point).items()})
         return formulas.evaluate(case.loss, lists, case.options)
 
-    formula = formulas.Differenced(value, point)
+    formula = formulas.FiniteDifferences(value, point)
     step = formula.step * along
     ahead, behind = formula.slopes(point + step), formula.slopes(point - step)
     return {
@@ -146,7 +146,7 @@ def _differences(case: Case, above: tuple[str, ...], h: Decimal) -> dict[str, li
 
 
 def _limit(first: Decimal, second: Decimal | None = None, third: Decimal | None = None) -> float:
-    """Returns where a sequence goes: on to infinity, if its steps do not shrink."""
+    """Extrapolates the limit of a sequence, which is infinite if its steps do not shrink."""
     if second is None or third is None:
         return float(first)
     before, step = second - first, third - second
@@ -161,7 +161,7 @@ def _limit(first: Decimal, second: Decimal | None = None, third: Decimal | None 
 
 
 class Finding(NamedTuple):
-    """The verdict on a quantity, the answer that ours was found to be, and PyTorch's, if it has one."""
+    """The verdict on a quantity, jaxloss's answer (as the reference it equals) and PyTorch's, if any."""
 
     verdict: str
     ours: np.ndarray
@@ -171,12 +171,12 @@ class Finding(NamedTuple):
 def findings(
     subject: Subject, ours: Mapping[str, list[Answers]], record: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Finding]]]:
-    """Returns for each situation a list of points, and for each of them the verdicts on the quantities."""
+    """Returns for each situation a list of points, each with a finding for every quantity."""
     documented = (inspect.getdoc(part) or "" for part in (getattr(jaxloss, subject.loss), jaxloss))
     documentation = " ".join(" ".join(documented).split())
     found: dict[str, list[dict[str, Finding]]] = {}
     for situation, cases in subject.cases().items():
-        points = subject.points.get(situation, [OF_NOTHING] * len(cases))
+        points = subject.points.get(situation, [EMPTY_POINT] * len(cases))
         recorded = record.get(f"{subject.title} / {situation}", [])
         if cases[0].is_beyond_pytorch:
             recorded = [{"digest": case.digest()} for case in cases]
@@ -201,7 +201,7 @@ def _judged(situation: str, case: Case, point: Point, ours: Answers, theirs: Ans
             yield np.broadcast_to(point.convention[quantity], ours[quantity].shape)
         if quantity == "jvp" and situation not in HALF:
             yield _sum(ours["gradient"] * along)
-        if situation not in NOTHING:
+        if situation not in EMPTY:
             yield truth()[quantity]
 
     found: dict[str, Finding] = {}
@@ -212,7 +212,7 @@ def _judged(situation: str, case: Case, point: Point, ours: Answers, theirs: Ans
             equal = _close(answer, asked, PRECISION.get(situation, 1e-9))
         verdict = LIMIT if case.is_beyond_pytorch or not equal.all() else EQUAL
         shown = np.where(equal, answer if asked is None else asked, answer)
-        # In half precision, where PyTorch's answers are of few digits, ours must be true in any case.
+        # In half precision, where PyTorch's answers have few digits, jaxloss's must always equal the truth.
         unsettled = ~equal if situation not in HALF else np.ones_like(equal)
         if point.documented and not equal.all() and np.isnan(answer[~equal]).all():
             verdict, unsettled = NAN, np.zeros_like(equal)
@@ -224,11 +224,11 @@ def _judged(situation: str, case: Case, point: Point, ours: Answers, theirs: Ans
 
 
 def _sum(terms: np.ndarray) -> np.ndarray:
-    return np.array([sum(terms.tolist())])  # NumPy's sum warns of opposite infinities
+    return np.array([sum(terms.tolist())])  # np.sum warns about infinities of opposite sign
 
 
 def _precision(situation: str, quantity: str) -> float:
-    """Returns how near to the truth ours must be: to the rounding of what it is returned in."""
+    """Returns the tolerance against the truth: the rounding error of the returned dtype."""
     if situation not in HALF:
         return 1e-6 if quantity in ("jvp", "HVP") else 1e-9
     return PRECISION[situation] if quantity in ("gradient", "HVP") else 2e-6
@@ -245,8 +245,8 @@ def _close(ours: np.ndarray, others: np.ndarray, precision: float) -> np.ndarray
 HEAD = """\
 # The edge-case certificate
 
-What every loss answers where losses go wrong, held against PyTorch {version}. `python -m tests.certificate`
-writes this page, and a test fails when it is stale or when a cell is wrong.
+The answers of every loss where losses often fail, compared with PyTorch {version}.
+`python -m tests.certificate` writes this page. A test fails if the page is stale or a verdict is wrong.
 
 Each cell holds four verdicts: on the value, the gradient, the derivative along a direction (jvp) and the
 product of the Hessian with it (HVP).
@@ -256,13 +256,14 @@ product of the Hessian with it (HVP).
 | `=` | equal to PyTorch |
 | `→` | the mathematical limit, or the docstring's convention, where PyTorch differs or has no answer |
 | `N` | NaN by design, and the docstring says so |
-| · | does not apply; the last table says why |
+| · | does not apply; the last list says why |
 
-A cell with several points shows the last of these that one of them has; all that differ are listed below. The
-limit is that of a plain formula in decimal numbers of eighty digits, differenced at points that approach the
-situation. Arithmetic is float64 but for the last two columns: there ours must be the truth to the rounding of
-its dtype, and is equal to PyTorch where PyTorch's rounding allows it. Derivatives are in all arguments in
-which PyTorch has them. A batch that holds nothing has a mean; PyTorch's users mask by selecting rows.
+For a situation with several points, a cell shows the verdict that comes last in this table; all differences
+are listed below. Limits are those of a plain formula in decimal numbers of 80 digits, with finite differences
+at points that approach the situation. Arithmetic is float64, except in the last two columns. There jaxloss
+must equal the truth within the rounding error of the dtype, and is marked equal to PyTorch where PyTorch's
+rounding allows it. Derivatives are with respect to all arguments that PyTorch differentiates. Empty and fully
+masked batches are reduced to their mean; for PyTorch, which has no mask, unmasked rows are selected.
 
 """
 
@@ -276,14 +277,14 @@ def page(found: Mapping[str, Mapping[str, list[dict[str, Finding]]]]) -> str:
         "",
         "## Beyond PyTorch",
         "",
-        "Losses that PyTorch does not have are held against the limit.",
+        "Losses that PyTorch does not have are compared with the limit.",
         "",
     ]
     lines += _table(beyond, found)
     lines += ["", "## Where the answers differ", "", "Numbers are rounded to three digits."]
     for subject in compared:
         lines += _differences_of(subject, found[subject.title])
-    lines += ["", "## Where both are NaN", ""]
+    lines += ["", "## Where PyTorch and jaxloss are both NaN", ""]
     for subject in compared:
         both = [
             f"{SITUATIONS[situation]} ({', '.join(quantities)})"
@@ -291,12 +292,12 @@ def page(found: Mapping[str, Mapping[str, list[dict[str, Finding]]]]) -> str:
             if (quantities := [q for q in QUANTITIES if any(_both_nan(point[q]) for point in points)])
         ]
         lines += [f"- `{subject.title}`: {'; '.join(both)}"] if both else []
-    lines += ["", "## What does not apply", ""]
+    lines += ["", "## Situations that do not apply", ""]
     reasons: dict[str, list[str]] = {}
     for subject in (*compared, *beyond):
         for situation, name in SITUATIONS.items():
             if situation not in found[subject.title]:
-                why = subject.points.get(situation, "has neither a mean nor a mask")
+                why = subject.points.get(situation, "no mean and no mask")
                 reasons.setdefault(f"{name}: {why}", []).append(f"`{subject.title}`")
     lines += [f"- {reason}: {'; '.join(titles)}" for reason, titles in reasons.items()]
     return "\n".join(lines) + "\n"
@@ -343,7 +344,7 @@ def _inputs(case: Case) -> str:
 
 
 def _digits(answer: np.ndarray | None, situation: str) -> str:
-    """Returns the numbers to three digits, and what is rounding beside the largest of them as 0."""
+    """Formats numbers with three digits; those below the rounding error of the largest become 0."""
     if answer is None:
         return "none"
     largest = np.max(np.abs(answer[np.isfinite(answer)]), initial=0)
@@ -358,7 +359,7 @@ def main() -> None:
 
 
 def certified() -> dict[str, dict[str, list[dict[str, Finding]]]]:
-    """Returns the findings on every row; 64-bit numbers must be allowed."""
+    """Returns the findings on every row; requires x64 to be enabled."""
     record = json.loads(torch_oracle.EDGES.read_text())
     return {subject.title: findings(subject, answers(subject), record) for subject in SUBJECTS}
 

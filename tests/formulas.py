@@ -1,8 +1,8 @@
-"""Every loss once more, in plain Python: what answers are held against.
+"""The formula of every loss in plain Python, as a reference.
 
-The numbers are decimal: they neither overflow nor underflow, and have digits enough to be differenced. Here
-are the losses that PyTorch has, of one sample; arrays are lists, under the names of the loss's own arguments.
-The formulas of other losses stand in `tests/cases`, and are the oracle of their entries there, too.
+Numbers are decimal: they neither overflow nor underflow, and have enough digits for finite differences. This
+file holds the losses that PyTorch has, for one sample; arrays are lists, named like the loss's arguments. The
+formulas of the other losses are in `tests/cases`, where they also are the reference of the entries.
 """
 
 import itertools
@@ -21,7 +21,7 @@ BEYOND_PYTORCH: dict[str, Callable[..., Any]] = {}
 
 
 def evaluate(loss: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Decimal:
-    """Returns the loss of one sample, from decimal numbers, in a context such as `CONTEXT`."""
+    """Returns the loss of one sample from decimal numbers; call it in a context such as `CONTEXT`."""
     if loss in BEYOND_PYTORCH:
         batch = evaluate_batch(loss, arrays, options)
         return total(np.ravel(batch.losses * batch.share))
@@ -29,7 +29,7 @@ def evaluate(loss: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -
 
 
 class Batch(NamedTuple):
-    """The losses of a batch, what each adds to the denominator of the mean, and its factor in the sum."""
+    """The losses of a batch, their weights in the mean's denominator, and their factors in the sum."""
 
     losses: np.ndarray
     weight: np.ndarray
@@ -55,10 +55,9 @@ def formula(function: Callable[..., Decimal]) -> Callable[..., Decimal]:
 def beyond_pytorch(signature: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the formula of a loss that PyTorch does not have.
 
-    It takes arrays and options by name and returns the losses, or a tuple of them, of what each adds to the
-    denominator of the mean and, if it is not 1, of its factor in the sum. It sees the parts of arrays that
-    `signature` says, as in `numpy.vectorize`: "(),()->()" is elementwise, "(c),()->()" of scores and a label.
-    None is the whole batch.
+    The formula takes arrays and options by name. It returns the losses, or a tuple of losses, weights in the
+    mean's denominator and, unless they are 1, factors in the sum. `signature` is that of `numpy.vectorize`:
+    "(),()->()" is elementwise, "(c),()->()" takes scores and a label. None passes the whole batch.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,12 +87,12 @@ def log(x: Decimal) -> Decimal:
 
 
 def softplus(x: Decimal) -> Decimal:
-    """log(1 + exp(x)), of numbers whose exponential has too many digits, too."""
+    """Returns log(1 + exp(x)), also if exp(x) has too many digits."""
     return max(x, Decimal(0)) + log(1 + exp(-abs(x)))
 
 
 def times(weight: Decimal, loss: Decimal) -> Decimal:
-    """What has no weight adds nothing."""
+    """Returns weight · loss, and 0 if the weight is 0, even for an infinite loss."""
     return Decimal(0) if weight == 0 else weight * loss
 
 
@@ -105,13 +104,13 @@ def power(base: Decimal, exponent: Decimal) -> Decimal:
     return Decimal(0) if base == 0 else exp(exponent * log(base))
 
 
-# Differences.
+# Finite differences.
 
-_differenced: list["Differenced"] = []
+_active: list["FiniteDifferences"] = []
 
 
-class Differenced:
-    """A formula differenced about a point: there its kinks are flat, and what it freezes is a constant."""
+class FiniteDifferences:
+    """A formula with finite differences about a point: kinks have slope 0, frozen numbers are constants."""
 
     def __init__(self, function: Callable[[np.ndarray], Any], point: np.ndarray):
         sizes = [Decimal(1), *(abs(number) for number in point if number)]
@@ -126,11 +125,11 @@ class Differenced:
     def __call__(self, point: np.ndarray) -> Any:
         if self._replayed is not None:
             self._replayed = iter(self._frozen)
-        _differenced.append(self)
+        _active.append(self)
         try:
             return self._function(point)
         finally:
-            _differenced.pop()
+            _active.pop()
 
     def slopes(self, point: np.ndarray) -> np.ndarray:
         """Returns the derivative of each output, one row for each coordinate of the point."""
@@ -145,13 +144,13 @@ class Differenced:
 
 
 def frozen(number: Any) -> Any:
-    """Returns a number that has no derivative."""
-    return _differenced[-1].frozen(number) if _differenced else number
+    """Returns the number without its derivative, like `stop_gradient`."""
+    return _active[-1].frozen(number) if _active else number
 
 
 def kinked(number: Decimal) -> Decimal:
-    """Returns a number that is 0 wherever differences about 0 reach: what it enters has slope 0 there."""
-    return Decimal(0) if _differenced and abs(number) < 100 * _differenced[-1].step else number
+    """Returns 0 for numbers within the finite differences about 0, so that a kink there has slope 0."""
+    return Decimal(0) if _active and abs(number) < 100 * _active[-1].step else number
 
 
 def absolute(number: Decimal) -> Decimal:
@@ -206,8 +205,8 @@ def gaussian_nll_loss(predictions, targets, var, full=False, eps=1e-6):
 
 
 def log_softmax(scores):
-    norm = log(total(map(exp, scores)))
-    return [score - norm for score in scores]
+    log_normalizer = log(total(map(exp, scores)))
+    return [score - log_normalizer for score in scores]
 
 
 def of_labels(
@@ -236,8 +235,8 @@ def cross_entropy(logits, targets, weight=None, label_smoothing=0):
     hard = not isinstance(targets, list)
     probs = [Decimal(c == targets) for c in range(count)] if hard else targets
     mixed = [(1 - smoothing) * prob + smoothing / count for prob in probs]
-    surprise = (-log_prob for log_prob in log_softmax(logits))
-    return total(times(w * t, s) for w, t, s in zip(weight, mixed, surprise, strict=True))
+    neg_log_probs = (-log_prob for log_prob in log_softmax(logits))
+    return total(times(w * t, s) for w, t, s in zip(weight, mixed, neg_log_probs, strict=True))
 
 
 @formula
@@ -270,7 +269,7 @@ def multilabel_margin_loss(scores, targets):
     return total(max(0, 1 - scores[j] + scores[i]) for j in right for i in wrong) / len(scores)
 
 
-# Yes or no.
+# Binary losses.
 
 
 @formula

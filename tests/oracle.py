@@ -1,4 +1,4 @@
-"""What an entry of the catalogue is held against: PyTorch's recorded answers or, beyond it, a formula."""
+"""Reference values of a catalogue entry: PyTorch's recorded answers or, beyond PyTorch, a formula."""
 
 from decimal import Decimal, localcontext
 
@@ -12,7 +12,7 @@ _COMPUTED: dict[str, dict[str, np.ndarray]] = {}
 
 
 def truth(case: Case, reduction: str, name: str) -> np.ndarray:
-    """Returns the value, or the gradient in the argument of that name, in float64."""
+    """Returns the true value, or the gradient with respect to the argument `name`, in float64."""
     if not case.is_beyond_pytorch:
         return RECORD[f"{case.name}/float64/{reduction}/{name}"]
     if case.name not in _COMPUTED:
@@ -29,26 +29,26 @@ def in_float32(case: Case, reduction: str, name: str) -> np.ndarray:
 
 
 def decimals(array: np.ndarray) -> np.ndarray:
-    """Returns an array of Python's numbers, the floating ones as decimals."""
+    """Returns an array of Python numbers, floating-point ones as decimals."""
     return np.vectorize(Decimal, otypes=[object])(array) if array.dtype.kind == "f" else array.astype(object)
 
 
 def _answers(case: Case) -> dict[str, np.ndarray]:
-    """Returns what the formula answers: "reduction/name" to array."""
+    """Returns the formula's values and gradients: "reduction/name" to array."""
     arrays = {name: decimals(array) for name, array in case.arrays.items()}
     point = np.concatenate([arrays[name].ravel() for name in case.gradients])
     losses = formulas.evaluate_batch(case.loss, arrays, case.options).losses
     weights = decimals(cotangent(losses.shape))
 
     def reduced(point: np.ndarray) -> np.ndarray:
-        losses, weight, share = formulas.evaluate_batch(case.loss, case.moved_to(arrays, point), case.options)
+        losses, weight, share = formulas.evaluate_batch(case.loss, case.at_point(arrays, point), case.options)
         total = np.sum(losses * share)
         return np.array([np.sum(losses * weights), total / np.sum(weight), total])
 
-    formula = formulas.Differenced(reduced, point)
+    formula = formulas.FiniteDifferences(reduced, point)
     _, mean, total = formula(point)
     answers = {"none/value": losses, "mean/value": mean, "sum/value": total}
     for reduction, slopes in zip(("none", "mean", "sum"), formula.slopes(point).T, strict=True):
-        moved = case.moved_to(arrays, slopes)
+        moved = case.at_point(arrays, slopes)
         answers |= {f"{reduction}/{name}": moved[name] for name in case.gradients}
     return {name: np.asarray(answer).astype(float) for name, answer in answers.items()}

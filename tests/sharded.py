@@ -1,9 +1,9 @@
-"""The catalogue on eight devices: a program that `test_sharding` runs in processes of its own.
+"""Runs the catalogue on eight devices; `test_sharding` starts this program in a subprocess.
 
-`python -m tests.sharded Auto` or `Explicit` says which kind of mesh axes.
+`python -m tests.sharded Auto` (or `Explicit`) chooses the type of the mesh axes.
 
-It prints a line for each answer that differs from that of one device, and for each gather of split classes,
-then "checked N layouts".
+It prints a line for each answer that differs from one device and for each all-gather of sharded classes,
+then "checked N shardings".
 """
 
 import inspect
@@ -24,23 +24,23 @@ from jaxloss._core import blocks, pairs
 from tests.catalogue import KINDS, Case
 
 BATCH, CLASSES = "batch", "classes"
-# Few classes are as many blocks as a user's large vocabulary.
+# Small blocks, so that few classes and rows span several of them.
 blocks._at_once = lambda *_: 1
 pairs._at_once = lambda *_: 4
 
 
 def main() -> None:
-    """Compares every kind of entry, in every layout that fits it, with its answer on one device."""
+    """Compares every kind of entry, in every sharding that applies, with its answer on one device."""
     kind, checked = AxisType[sys.argv[1]], 0
     mesh = jax.make_mesh((4, 2), (BATCH, CLASSES), axis_types=(kind, kind))
     probe = jax.device_put(jnp.zeros((4, 6)), NamedSharding(mesh, P(BATCH, CLASSES)))
     collect = jax.jit(lambda x: x + 1, out_shardings=NamedSharding(mesh, P()))
     if not gathers(collect.lower(probe).compile()):
-        print("the reader of compiled programs does not see an all-gather")
-    # Automatic axes are the compiler's work, for one entry of a loss as for another.
+        print("`gathers` does not detect an all-gather")
+    # With Auto axes the compiler does the work, so one entry per loss is enough.
     first = {case.loss: case.name for case in reversed(KINDS)}
     for case in KINDS:
-        for split in (False, True) if splits(case) else (False,):
+        for split in (False, True) if has_divisible_classes(case) else (False,):
             if split or kind == AxisType.Explicit or case.name == first[case.loss]:
                 compare(case, mesh, split, f"{case.name}, {'classes' if split else 'batch'} split")
                 checked += 1
@@ -57,11 +57,11 @@ def main() -> None:
                 checked += 1
     compare_with_replicated(mesh)
     check_bias(mesh)
-    print("checked", checked, "layouts")
+    print("checked", checked, "shardings")
 
 
 def compare(case: Case, mesh: Mesh, split: bool, label: str, alone: tuple[str, ...] | None = None) -> None:
-    """Prints what differs between one device and the mesh, of which `alone` names what is split."""
+    """Prints differences between one device and the mesh; `alone` names the only sharded arguments."""
     arrays = case.repeated(case.inputs(jnp.float32), 4)
     specs = {
         name: spec(case, name, array.ndim, split) if alone is None or name in alone else P()
@@ -77,14 +77,14 @@ def compare(case: Case, mesh: Mesh, split: bool, label: str, alone: tuple[str, .
         for name, value in compiled(placed).items():
             if not np.allclose(value, expected[name], rtol=1e-5, atol=1e-7, equal_nan=True):
                 print(f"{label}, {way}: {name} is {value}, on one device {expected[name]}")
-        # A transducer's sums over classes are gathered, one for each device; of its logits nothing is.
+        # The transducer gathers its per-device sums over classes, but never its logits.
         size = case.arrays["logits"].shape[-1] if case.loss == "rnnt_loss" else None
         if split and gathers(compiled, size):
             print(f"{label}, {way}: gathers the classes")
 
 
 def per_shard(case: Case, mesh: Mesh, specs: dict[str, P]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Returns the mean and its gradients, computed shard by shard and added up."""
+    """Returns a function for the mean and its gradients, which sums `shard_map` results over the batch."""
 
     def mean_of_shards(arrays: dict[str, Any]) -> jax.Array:
         pair = case(arrays, reduction="sum_and_weight", axis_name=CLASSES)
@@ -102,7 +102,7 @@ def per_shard(case: Case, mesh: Mesh, specs: dict[str, P]) -> Callable[[dict[str
 
 
 def compare_rows(case: Case, mesh: Mesh) -> None:
-    """Prints what differs where each device computes the mean of all rows and the gradients in its own."""
+    """Prints differences where rows are sharded in `shard_map`: mean of all rows, gradients of local ones."""
     arrays = case.repeated(case.inputs(jnp.float32), 4)
     specs = {name: spec(case, name, array.ndim, False) for name, array in arrays.items()}
     where = np.arange(case.shape(arrays)[0]) % 3 > 0
@@ -114,13 +114,13 @@ def compare_rows(case: Case, mesh: Mesh) -> None:
             return case({**arrays, **moved}, where=where, axis_name=BATCH)
 
         value, gradients = jax.value_and_grad(mean)(moved)
-        if case.is_of_batch:
+        if case.is_batch_loss:
             return {"value": value, **gradients}
         pair = case(arrays, where=where, reduction="sum_and_weight", axis_name=BATCH)
         return {"value": value, **gradients, "pair": jax.lax.psum(pair, BATCH)}
 
     out = {"value": P(), **{name: specs[name] for name in case.gradients}}
-    out |= {} if case.is_of_batch else {"pair": P()}
+    out |= {} if case.is_batch_loss else {"pair": P()}
     sharded = jax.shard_map(answer, mesh=mesh, in_specs=(specs, P(BATCH)), out_specs=out)
     split = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (specs, P(BATCH)))
     found = jax.jit(sharded)(*jax.device_put((arrays, where), split))
@@ -132,9 +132,9 @@ def compare_rows(case: Case, mesh: Mesh) -> None:
 
 
 def compare_unchecked(case: Case, mesh: Mesh) -> None:
-    """Prints what differs where `shard_map` does not check what varies over devices.
+    """Prints differences in `shard_map` with `check_vma=False`.
 
-    The gradients are taken outside: inside, JAX makes the gradient of any psum as large as there are devices.
+    Gradients are taken outside: inside, JAX multiplies the gradient of a psum by the number of devices.
     """
     arrays = case.repeated(case.inputs(jnp.float32), 4)
     specs = {name: spec(case, name, array.ndim, False) for name, array in arrays.items()}
@@ -154,7 +154,7 @@ def compare_unchecked(case: Case, mesh: Mesh) -> None:
 
 
 def compare_with_replicated(mesh: Mesh) -> None:
-    """Prints what differs where each shard compares its vectors with the same few."""
+    """Prints differences where each shard compares its vectors with the same replicated ones."""
     few, many = jnp.cos(jnp.arange(6.0)).reshape(2, 3), jnp.sin(jnp.arange(24.0)).reshape(8, 3)
 
     def total(few: jax.Array, many: jax.Array) -> jax.Array:
@@ -171,11 +171,11 @@ def compare_with_replicated(mesh: Mesh) -> None:
     found = jax.jit(jax.value_and_grad(sharded, (0, 1)))(*placed)
     expected = jax.value_and_grad(lambda few, many: total(jnp.tile(few, (4, 1)), many), (0, 1))(few, many)
     if not all(jax.tree.leaves(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), found, expected))):
-        print(f"vectors beside the same few: {found}, on one device {expected}")
+        print(f"vectors compared with replicated ones: {found}, on one device {expected}")
 
 
 def check_bias(mesh: Mesh) -> None:
-    """Says whether the gradient of a bias, which all positions share, is added up from a copy of theirs."""
+    """Prints a line if the gradient of a replicated bias gathers the positions."""
     params = init_adaptive_log_softmax(jax.random.key(0), 8, 8, (4,), head_bias=True)
     params = jax.device_put(params, NamedSharding(mesh, P()))
     hidden = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, P(BATCH)))
@@ -186,8 +186,8 @@ def check_bias(mesh: Mesh) -> None:
         print("adaptive_log_probs: gathers the positions")
 
 
-def splits(case: Case) -> bool:
-    """Whether there are classes, and their axis divides by the mesh."""
+def has_divisible_classes(case: Case) -> bool:
+    """Whether the loss has a class axis whose size the mesh divides."""
     if case.has_layer:
         return case.arrays["kernel"].shape[1] % 2 == 0
     axis = class_axis(case)
@@ -195,12 +195,12 @@ def splits(case: Case) -> bool:
 
 
 def class_axis(case: Case) -> int | None:
-    """Returns the axis of the classes, which one loss has without an option."""
+    """Returns the class axis; rnnt_loss has one without an `axis` option."""
     return 3 if case.loss == "rnnt_loss" else case.axis
 
 
 def spec(case: Case, name: str, ndim: int, split: bool) -> P:
-    """Returns how an argument lies on the mesh."""
+    """Returns the PartitionSpec of an argument."""
     axes: list[str | None] = [None] * ndim
     first = next(iter(case.arrays.values()))
     if name in case.batched:
@@ -215,7 +215,7 @@ def spec(case: Case, name: str, ndim: int, split: bool) -> P:
 
 
 def gathers(compiled: Any, size: int | None = None) -> bool:
-    """Whether a compiled function collects what is split, or what has an axis of a size."""
+    """Whether a compiled function has an all-gather (of an array with an axis of that size)."""
     results = re.findall(r"= (.*?) all-gather[\w-]*\(", compiled.as_text())
     shapes = (",".join(re.findall(r"\[([\d,]*)\]", result)) for result in results)
     return any(size is None or str(size) in shape.split(",") for shape in shapes)

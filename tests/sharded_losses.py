@@ -1,7 +1,7 @@
-"""Losses over classes in two processes: what `sharded_training` checks where it runs in two.
+"""Checks class-sharded losses in two processes; `sharded_training` calls it when it runs in two.
 
-The batch, the classes or the sums of the losses are spread over the processes, and the answers are those of
-one device.
+The batch, the classes or the sums of the losses are sharded over the processes, and must give the values and
+gradients of one device.
 """
 
 import functools
@@ -33,7 +33,7 @@ SPECS = {
 
 
 def draw() -> Arrays:
-    """Returns logits, and features with a last layer, of 16 positions; most of the first are ignored."""
+    """Returns logits, and features with a last layer, of 16 positions; most of the first 8 are ignored."""
     random = np.random.default_rng(0)
     shapes = {"hidden": (16, 6), "kernel": (6, 40), "bias": (40,), "logits": (16, 40)}
     arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -56,14 +56,14 @@ def losses(arrays: Arrays, **options: Any) -> dict[str, Any]:
 
 
 def per_shard(arrays: Arrays) -> dict[str, jax.Array]:
-    """Returns the means inside `shard_map`, from pairs that are added up over the batch."""
+    """Returns the means inside `shard_map`, from (sum, weight) pairs added up over the batch."""
     pairs = jax.lax.psum(losses(arrays, axis_name=CLASSES, reduction="sum_and_weight"), BATCH)
     return {name: total / weight for name, (total, weight) in pairs.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def means(compute: Any, arrays: Arrays) -> tuple[Any, Any]:
-    """Returns the means, and the gradient of their sum, which share no logits."""
+    """Returns the means and the gradient of their sum; the two losses share no logits."""
 
     def objective(moved: Arrays) -> tuple[jax.Array, Any]:
         found = compute({**arrays, **moved})
@@ -76,7 +76,7 @@ def means(compute: Any, arrays: Arrays) -> tuple[Any, Any]:
 
 @jax.jit
 def sums(arrays: Arrays) -> tuple[Any, Any]:
-    """Returns the pairs, and the gradient of the sums by the last layer."""
+    """Returns the (sum, weight) pairs, and the gradient of the sum in the last layer."""
 
     def objective(layer: Arrays) -> tuple[jax.Array, Any]:
         pairs = losses({**arrays, **layer}, reduction="sum_and_weight")
@@ -87,21 +87,21 @@ def sums(arrays: Arrays) -> tuple[Any, Any]:
 
 
 def check_losses() -> Iterator[str]:
-    """Says where two processes have other losses or gradients than one device."""
-    blocks._at_once = lambda *_: 8  # Few classes are as many blocks as a large vocabulary.
+    """Yields a message where two processes give other losses or gradients than one device."""
+    blocks._at_once = lambda *_: 8  # small blocks, so that few classes span several of them
     arrays = draw()
     expected = jax.device_get(means(losses, arrays))
-    # The devices 0 to 3 are those of the first process: both axes of the mesh run through both processes.
+    # Devices 0 to 3 belong to the first process, so that both mesh axes span both processes.
     crossed = np.array(jax.devices())[[[0, 4], [1, 5], [6, 2], [7, 3]]]
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = Mesh(crossed, (BATCH, CLASSES), axis_types=(kind, kind))
         placed = {name: place(array, NamedSharding(mesh, SPECS[name])) for name, array in arrays.items()}
         yield from check_program(f"{kind.name} axes", losses, placed, expected)
-    # In `shard_map` the type of the axes is of no account.
+    # In `shard_map` the type of the axes does not matter.
     mapped = jax.shard_map(per_shard, mesh=mesh, in_specs=(SPECS,), out_specs=P())
     yield from check_program("shard_map", mapped, placed, expected)
 
-    # Each process takes the losses of its own positions, the first of more than the second.
+    # Each process computes the losses of its own positions; the first has more than the second.
     rows = [slice(0, 11), slice(11, 16)][jax.process_index()]
     mine = {name: array[rows] if BATCH in SPECS[name] else array for name, array in arrays.items()}
     pairs, gradients = jax.tree.map(lambda array: array.sum(0), process_allgather(sums(mine)))
@@ -113,7 +113,7 @@ def check_losses() -> Iterator[str]:
 
 
 def check_program(label: str, compute: Any, placed: Arrays, expected: Any) -> Iterator[str]:
-    """Says where a program of both processes has other answers, or collects what is split."""
+    """Yields a message where a program of both processes differs from one device or has an all-gather."""
     program = means.lower(compute, placed).compile()
     if "all-gather" in program.as_text():
         yield f"{label}: gathers the batch or the classes"
@@ -121,16 +121,16 @@ def check_program(label: str, compute: Any, placed: Arrays, expected: Any) -> It
 
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts what every process holds on the devices of all."""
+    """Shards an array that every process holds over the devices of all processes."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def compare(label: str, found: Any, expected: Any) -> Iterator[str]:
-    """Says what differs in the parts that lie in this process."""
+    """Yields a message for each difference in this process's shards."""
     for (path, array), whole in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
     ):
-        # Terms that cancel are added up in another order.
+        # Sums may cancel, and sharding changes their order.
         rounding = max(1e-7, 8 * float(jnp.finfo(jnp.float32).eps) * np.max(np.abs(whole)))
         for shard in jnp.asarray(array).addressable_shards:
             part = whole[shard.index]

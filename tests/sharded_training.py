@@ -1,7 +1,7 @@
-"""Training on eight devices: a program that `test_placement` runs in one process of eight and in two of four.
+"""Trains on eight devices; `test_placement` runs this program in one process of eight and two of four.
 
-It fails, with a line for each, where a layout trains otherwise than one device or has other collectives than
-one expects.
+It fails with a line for each configuration that trains differently from one device or has unexpected
+collectives.
 """
 
 import functools
@@ -38,17 +38,17 @@ SIZES = (16, 64, 8)
 STEPS = 3
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
 INPUTS = np.random.RandomState(0).normal(size=(64, 16)).astype(np.float32)
-# Most labels of a few samples are ignored: the parts of the batch count differently.
+# Three of every eight labels are ignored, so that the two micro-batches have different weights.
 LABELS = np.where(np.arange(64) % 8 < 5, np.random.RandomState(1).randint(8, size=64), -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
 METRICS = {"pair": PAIR, "norm": gradient_norm}
-REDUCES = {"all-reduce"}
-COLLECTS = {"all-gather", "all-reduce"}
+ALL_REDUCE = {"all-reduce"}
+ALL_GATHER_AND_REDUCE = {"all-gather", "all-reduce"}
 COLLECTIVES = r"\b(all-[a-z-]+|reduce-scatter|collective-[a-z-]+|ragged-[a-z-]+)\("
 
 
 class Noisy(nnx.Module):
-    """Batch statistics over all devices, and dropout."""
+    """A model with dropout, and batch statistics over all devices."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.body = Classifier(*SIZES, rngs=rngs)
@@ -68,39 +68,39 @@ def noisy() -> TrainState:
 
 
 def by_layer(path: str, _: jax.Array) -> P:
-    """The hidden layer is split over the axis "model", in and out."""
+    """Shards the hidden features over the axis "model"."""
     split = {"hidden/kernel": P(None, "model"), "hidden/bias": P("model"), "output/kernel": P("model", None)}
     return split.get(path, P())
 
 
 def by_class(path: str, _: jax.Array) -> P:
-    """The classes are split over the axis "model"."""
+    """Shards the classes over the axis "model"."""
     return {"output/kernel": P(None, "model"), "output/bias": P("model")}.get(path, P())
 
 
-Layout = tuple[Callable[[], TrainState], Mesh, Any, int, set[str]]
+Configuration = tuple[Callable[[], TrainState], Mesh, Any, int, set[str]]
 
 
-def layouts() -> list[Layout]:
-    """Returns what is compared: model, mesh, how it is split, micro-batches, and the collectives."""
-    found: list[Layout] = []
+def configurations() -> list[Configuration]:
+    """Returns the configurations to compare: model, mesh, split, micro-batches, and expected collectives."""
+    found: list[Configuration] = []
     for kind in (AxisType.Auto, AxisType.Explicit):
-        line = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-        square = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+        mesh_1d = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        mesh_2d = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
         found += [
-            (classifier, line, None, 1, REDUCES),
-            (classifier, line, "data", 1, COLLECTS),
-            (classifier, line, "data", 2, COLLECTS),
-            (classifier, square, by_layer if kind is AxisType.Auto else by_class, 1, REDUCES),
+            (classifier, mesh_1d, None, 1, ALL_REDUCE),
+            (classifier, mesh_1d, "data", 1, ALL_GATHER_AND_REDUCE),
+            (classifier, mesh_1d, "data", 2, ALL_GATHER_AND_REDUCE),
+            (classifier, mesh_2d, by_layer if kind is AxisType.Auto else by_class, 1, ALL_REDUCE),
         ]
-    # Statistics of the whole batch and one dropout mask, wherever its samples lie.
-    return [*found, (noisy, found[0][1], None, 1, REDUCES)]
+    # Batch statistics and dropout masks are those of the whole batch, however it is sharded.
+    return [*found, (noisy, found[0][1], None, 1, ALL_REDUCE)]
 
 
 def compare(
     make: Callable[[], TrainState], mesh: Mesh, split: Any, micro_batches: int, collectives: set[str]
 ) -> Iterator[str]:
-    """Says in what a layout differs from one device, in losses and metrics."""
+    """Yields a message for each difference between a configuration and one device."""
     kind = mesh.axis_types[0].name
     label = f"{make.__name__}, {kind}, {getattr(split, '__name__', split)}, {micro_batches} micro-batches"
     state = shard_train_state(make(), mesh, split)
@@ -127,7 +127,7 @@ def compare(
 
 @functools.cache
 def one_device(make: Callable[[], TrainState]) -> np.ndarray:
-    """Returns the losses and metrics that are to be met."""
+    """Returns the expected losses and metrics."""
     state, found = make(), []
     for _ in range(STEPS):
         state, value, measured = train_step(state, INPUTS, LABELS, loss=cross_entropy, metrics=METRICS)
@@ -136,10 +136,10 @@ def one_device(make: Callable[[], TrainState]) -> np.ndarray:
 
 
 def check_sizes(mesh: Mesh) -> Iterator[str]:
-    """Parameters and what the optimizer keeps for them take an eighth of the memory, where they divide."""
+    """Checks the shard sizes of parameters and optimizer state: an eighth, where the mesh divides them."""
     kept = optax.chain(optax.scale_by_adam(), optax.scale_by_lbfgs(memory_size=3))
     state = create_train_state(Classifier(*SIZES, rngs=nnx.Rngs(0)), kept)
-    state = shard_train_state(shard_train_state(state, mesh), mesh, "data")  # and from one layout to another
+    state = shard_train_state(shard_train_state(state, mesh), mesh, "data")  # also shard it again
     sizes = {"hidden": {"kernel": (16, 8), "bias": (8,)}, "output": {"kernel": (8, 8), "bias": (1,)}}
     longer = jax.tree.map(lambda size: (3, *size), sizes, is_leaf=lambda size: isinstance(size, tuple))
     adam, lbfgs = state.opt_state
@@ -157,13 +157,13 @@ def check_sizes(mesh: Mesh) -> Iterator[str]:
             yield f"each device holds {shapes}, not {expected}"
     lone = create_train_state((jnp.multiply, jnp.ones(16)), optax.adam(0.1))
     if (spec := shard_train_state(lone, mesh, "data").opt_state[0].mu.sharding.spec) != P("data"):
-        yield f"what belongs to a lone parameter lies as {spec}"
+        yield f"the optimizer state of a single parameter has the sharding {spec}"
 
 
 def check_copies(mesh: Mesh) -> Iterator[str]:
-    """A step takes nothing of the state that was placed on the mesh, nor of one that was placed anew."""
+    """Checks that a step does not donate arrays of the state from which its own was placed on the mesh."""
     batch = shard_batch((INPUTS, LABELS), mesh, "data")
-    # What is split over processes cannot be placed anew.
+    # A state that is sharded over processes cannot be placed again.
     for first in (None, "data") if jax.process_count() == 1 else (None,):
         given = noisy()
         placed = shard_train_state(given, mesh, first)
@@ -171,14 +171,14 @@ def check_copies(mesh: Mesh) -> Iterator[str]:
             again = shard_train_state(placed, mesh, second)
             jax.block_until_ready(train_step(again, *batch, loss=cross_entropy))
             if any(array.is_deleted() for array in jax.tree.leaves(placed)):
-                yield f"a step takes what was placed with {first} and then {second}"
+                yield f"a step donates a state placed with {first} and then {second}"
         jax.block_until_ready(train_step(placed, *batch, loss=cross_entropy))
         if any(array.is_deleted() for array in jax.tree.leaves(given)):
-            yield f"a step takes what was placed with {first}"
+            yield f"a step donates the state that was placed with {first}"
 
 
 def check_checkpoint(mesh: Mesh, folder: str) -> Iterator[str]:
-    """What was saved on the mesh comes back to it, and also to one device."""
+    """Checks that a checkpoint saved on the mesh can be restored to the mesh and to one device."""
     new = noisy()
     state = shard_train_state(new, mesh, "data")
     empty = jax.tree.map(jnp.zeros_like, new)
@@ -195,14 +195,14 @@ def check_checkpoint(mesh: Mesh, folder: str) -> Iterator[str]:
 
 
 def parts(array: jax.Array) -> list[np.ndarray]:
-    """Returns what each device of this process holds; of a typed key its bits."""
+    """Returns the shards of this process as NumPy arrays; of a typed key, its bits."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     return [np.asarray(shard.data) for shard in array.addressable_shards]
 
 
 def check_epochs(mesh: Mesh) -> Iterator[str]:
-    """An epoch and an evaluation on the mesh say what they say on one device."""
+    """Checks that an epoch and an evaluation on the mesh equal those on one device."""
     arguments = {"loss": PAIR, "batch_size": 24}
     state, expected = train_epoch(classifier(), INPUTS, LABELS, key=jax.random.key(0), **arguments)
     means = [evaluate(state, INPUTS, LABELS, **arguments)]
@@ -210,7 +210,7 @@ def check_epochs(mesh: Mesh) -> Iterator[str]:
     state, losses = train_epoch(state, INPUTS, LABELS, key=jax.random.key(0), **arguments)
     means.append(evaluate(state, INPUTS, LABELS, **arguments))
     if not np.allclose(losses, expected, rtol=1e-5) or not np.allclose(*means, rtol=1e-5):
-        yield f"an epoch has the losses {losses} and ends at {means}, on one device {expected}"
+        yield f"an epoch has the losses {losses} and the evaluations {means}, on one device {expected}"
     batches = [(INPUTS[:24], LABELS[:24]), (INPUTS[24:], LABELS[24:])]
     placed = shard_train_state(classifier(), mesh, "data")
     _, losses = train_epoch(placed, (shard_batch(batch, mesh, "data") for batch in batches), loss=PAIR)
@@ -220,7 +220,7 @@ def check_epochs(mesh: Mesh) -> Iterator[str]:
 
 
 def check_misfits(mesh: Mesh) -> Iterator[str]:
-    """What does not fit a mesh of eight is refused by name."""
+    """Checks the errors for arguments that do not fit a mesh of eight devices."""
     state = classifier()
     for call, message in (
         (
@@ -253,25 +253,25 @@ def check_misfits(mesh: Mesh) -> Iterator[str]:
             if not re.search(message, str(error)):
                 yield f"{error!r} does not say {message!r}"
         else:
-            yield f"nothing says {message!r}"
+            yield f"no error says {message!r}"
 
 
 def main() -> None:
-    """Compares every layout with one device; with arguments as one of two processes, which do so together."""
+    """Runs all checks; with arguments, as one of two processes that run them together."""
     with tempfile.TemporaryDirectory() as folder:
         match sys.argv[1:]:
             case [port, process, shared_folder]:
                 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
                 folder = shared_folder
-                chosen = layouts()[:2]
+                chosen = configurations()[:2]
                 problems = [*check_losses()]
             case _:
-                chosen = layouts()
+                chosen = configurations()
                 problems = [*check_misfits(chosen[0][1]), *check_epochs(chosen[0][1])]
         problems += [*check_copies(chosen[0][1]), *check_sizes(chosen[0][1])]
         problems += check_checkpoint(chosen[0][1], folder)
-        for layout in chosen:
-            problems += compare(*layout)
+        for configuration in chosen:
+            problems += compare(*configuration)
     sys.exit("\n".join(problems) or None)
 
 

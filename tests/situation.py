@@ -1,4 +1,4 @@
-"""A row of the certificate: one loss, of one sample, at the points where losses go wrong."""
+"""A row of the certificate: one loss of one sample, at the points where losses often fail."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import jaxloss
 from tests.case import Case
 from tests.formulas import BEYOND_PYTORCH
 
-# The situations that are points, under the names that rows give them; those of batches need no points.
+# The situations, under the names that rows use; "empty" and "masked" need no points.
 SITUATIONS = {
     "zeros": "zero inputs",
     "kinks": "kinks, ties",
@@ -27,16 +27,16 @@ INF = np.inf
 
 
 class Point(NamedTuple):
-    """One sample, and what decides where neither PyTorch nor a limit does."""
+    """One sample, and the expected answer where neither PyTorch nor a limit gives one."""
 
     values: tuple[Any, ...]
     above: tuple[str, ...] = ()  # arguments whose zeros are approached from above
     documented: str = ""  # the docstring's words for a NaN or a convention
-    convention: Mapping[str, float] = {}  # what every entry is there: of the value, a gradient, the HVP
+    convention: Mapping[str, float] = {}  # expected entries of the value, gradient, jvp or HVP
 
 
 class Subject(NamedTuple):
-    """A row: one loss with options, and its points in each situation, or why there are none."""
+    """A row: one loss with options, and its points in each situation or the reason why there are none."""
 
     loss: str
     options: dict[str, Any]
@@ -46,7 +46,7 @@ class Subject(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What the row is called: the loss, and what it is given beside its plain arguments."""
+        """The name of the row: the loss, its options and its optional arrays."""
         given = [f"{name}={value}" for name, value in self.options.items()]
         given += [name for name in self.names if name in ("weight", "pos_weight")]
         soft = self.loss == "cross_entropy" and "targets" in self.moved
@@ -54,18 +54,18 @@ class Subject(NamedTuple):
 
     @property
     def is_beyond_pytorch(self) -> bool:
-        """Whether PyTorch does not have the loss, so that the row has no answers of its."""
+        """Whether PyTorch does not have the loss, so that the row has no PyTorch answers."""
         return self.loss in BEYOND_PYTORCH
 
     def cases(self) -> dict[str, list[Case]]:
-        """Returns the points of each situation as entries of the catalogue."""
+        """Returns the points of each situation as catalogue entries."""
         found = {
             situation: [self._case(point.values) for point in points]
             for situation, points in self.points.items()
             if not isinstance(points, str)
         }
         if "where" in inspect.signature(getattr(jaxloss, self.loss)).parameters:
-            found |= _of_nothing(found["float16"][0])
+            found |= _empty_batches(found["float16"][0])
         return found
 
     def _case(self, values: tuple[Any, ...]) -> Case:
@@ -73,9 +73,9 @@ class Subject(NamedTuple):
         return Case(self.title, self.loss, arrays, self.options, False, self.moved)
 
 
-def _of_nothing(one: Case) -> dict[str, list[Case]]:
-    """Returns batches that hold nothing: of no rows, of rows that are masked, of labels that are ignored."""
-    is_batch = bool(one.shape(one.arrays))  # of one sample, where the loss takes no sample alone
+def _empty_batches(one: Case) -> dict[str, list[Case]]:
+    """Returns batches without any valid sample: no rows, all rows masked, or all labels ignored."""
+    is_batch = bool(one.shape(one.arrays))  # a batch of one, if the loss does not accept a single sample
 
     def rows(count: int, fill: float | None = None) -> dict[str, np.ndarray]:
         filled = {n: a * fill if fill and a.dtype.kind == "f" else a for n, a in one.arrays.items()}
@@ -93,19 +93,19 @@ def _of_nothing(one: Case) -> dict[str, list[Case]]:
 
 
 def dtype_of(situation: str) -> str:
-    """Returns the dtype in which a situation is judged; its numbers have no more digits than any dtype."""
+    """Returns the dtype in which a situation is tested; every dtype represents its numbers exactly."""
     return situation if situation in ("float16", "bfloat16") else "float64"
 
 
 def reduction_in(case: Case, situation: str) -> str | None:
-    """Returns how a case is reduced: one sample has a sum, nothing a mean, and distances stay as they are."""
+    """Returns the reduction: "sum" for one sample, "mean" for an empty batch, None for distances."""
     if "reduction" not in inspect.signature(getattr(jaxloss, case.loss)).parameters:
         return None
     return "mean" if situation in ("empty", "masked") else "sum"
 
 
 def direction(size: int) -> np.ndarray:
-    """Returns the direction in which losses are differentiated, of numbers that every dtype has."""
+    """Returns the direction of the jvp and HVP, of numbers that every dtype represents exactly."""
     return np.resize([1.0, -0.5, 0.75, 0.25, -1.25], size)
 
 
@@ -120,7 +120,7 @@ def at(*values: Any, **decides: Any) -> Point:
 def row(
     loss: str, names: str, moved: str, options: dict[str, Any] | None = None, **points: str | Sequence[Any]
 ) -> None:
-    """Adds a row; a situation is a list of points or of their bare values, or why it does not apply."""
+    """Adds a row; each situation is a list of points (or bare values), or why it does not apply."""
     points = {"kinks": SMOOTH, "same": NO_VECTORS, **points}
     points["float16"] = points["bfloat16"] = points.pop("half")
     listed = {

@@ -189,7 +189,7 @@ row(
     half=[([0.5, -1.25, 2.0], [1, 0, -1]), ([300.0, 0.5, -200.0], [1, -1, 0])],
 )
 
-# Yes or no.
+# Binary losses.
 
 _BOUNDED: dict[str, Any] = {
     "documented": "Second derivatives are those of the bounded gradient",
@@ -277,14 +277,14 @@ row(
     half=[(0.5, 0.75, 1.0), (300.0, -200.0, -1.0)],
 )
 _X, _Y, _Z = [0.5, -1.25, 2.0], [1.0, 0.75, -0.5], [-0.25, 0.5, 1.5]
-_NIL, _UP, _DOWN = [0.0, 0.0, 0.0], [INF, 0.5, 1.0], [-INF, 0.5, 1.0]
+_ZEROS, _UP, _DOWN = [0.0, 0.0, 0.0], [INF, 0.5, 1.0], [-INF, 0.5, 1.0]
 _HUGE = [3e200, -1e200, 2e200]
 _OVERFLOW = "If a squared norm itself overflows, the loss is NaN"
 row(
     "cosine_embedding_loss",
     "embeddings1 embeddings2 targets",
     "embeddings1 embeddings2",
-    zeros=[(_NIL, _Y, 1.0), (_NIL, _NIL, -1.0)],
+    zeros=[(_ZEROS, _Y, 1.0), (_ZEROS, _ZEROS, -1.0)],
     kinks=[([1.0, 0.0, 0.0], [0.0, 2.0, 0.0], -1.0)],
     plus=[at(_UP, _Y, 1.0, documented=_OVERFLOW)],
     minus=[at(_DOWN, _Y, 1.0, documented=_OVERFLOW)],
@@ -302,25 +302,25 @@ def _distances(loss: str, options: dict[str, Any], *, exact: bool) -> None:
 
     names = "anchors positives negatives" if triple else "x1 x2"
     count = 3 if triple else 2
-    endless: dict[str, Any] = (
+    infinite: dict[str, Any] = (
         {"documented": "both distances are infinite, value and gradient are NaN"} if triple else {}
     )
     alike: dict[str, Any] = {"convention": {"HVP": 0}} if exact else {}
     if exact and not triple:
         alike["documented"] = "for equal vectors the second derivatives are, too"
-    ties: str | list[Point] = [fill([1.0, 1.0, 0.0], _NIL)] if exact else "none: eps moves them aside"
-    if exact and triple:  # a distance of 5 and one of 6, a margin apart
-        ties = [at([1.0, 1.0, 0.0], _NIL, _Z), at(_NIL, [3.0, 4.0, 0.0], [-6.0, 0.0, 0.0])]
+    ties: str | list[Point] = [fill([1.0, 1.0, 0.0], _ZEROS)] if exact else "none: eps shifts them"
+    if exact and triple:  # distances of 5 and 6, which differ by the margin
+        ties = [at([1.0, 1.0, 0.0], _ZEROS, _Z), at(_ZEROS, [3.0, 4.0, 0.0], [-6.0, 0.0, 0.0])]
     row(
         loss,
         names,
         names,
         options,
-        zeros=[at(*[_NIL] * count, **alike)],
+        zeros=[at(*[_ZEROS] * count, **alike)],
         kinks=ties,
-        plus=[fill(_UP, _Y, **endless)],
-        minus=[fill(_DOWN, _Y, **endless)],
-        far=[fill(_HUGE, _Y, **endless)],
+        plus=[fill(_UP, _Y, **infinite)],
+        minus=[fill(_DOWN, _Y, **infinite)],
+        far=[fill(_HUGE, _Y, **infinite)],
         same=[at(*[_X] * count, **alike)],
         half=[fill(_X, _Y), fill([300.0, 1.0, -200.0], _Y)],
     )
@@ -335,7 +335,7 @@ row(
     "cosine_similarity",
     "x1 x2",
     "x1 x2",
-    zeros=[(_NIL, _Y), (_NIL, _NIL)],
+    zeros=[(_ZEROS, _Y), (_ZEROS, _ZEROS)],
     plus=[(_UP, _Y)],
     minus=[(_DOWN, _Y)],
     far=[

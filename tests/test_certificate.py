@@ -1,4 +1,4 @@
-"""The edge-case certificate is whole, true and up to date."""
+"""The edge-case certificate is complete, correct and up to date."""
 
 import inspect
 import json
@@ -31,7 +31,7 @@ def test_every_loss_has_a_row():
 
 
 @pytest.mark.slow
-def test_no_cell_is_wrong(found):
+def test_no_verdict_is_wrong(found):
     wrong = [
         (title, situation, quantity, finding.ours, finding.theirs)
         for title, situations in found.items()
@@ -51,7 +51,7 @@ def test_the_page_is_up_to_date(found):
 
 if torch_oracle.IS_INSTALLED:
 
-    def test_the_record_is_what_pytorch_answers():
+    def test_recorded_answers_equal_live_pytorch():
         recorded, live = json.loads(torch_oracle.EDGES.read_text()), torch_oracle.edges()
         assert live.keys() == recorded.keys()
         for name, points in recorded.items():

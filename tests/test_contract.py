@@ -1,4 +1,4 @@
-"""The laws that every loss keeps, each run over every entry of the catalogue."""
+"""The contract: properties that every loss must satisfy, each tested on the entries of the catalogue."""
 
 import copy
 import inspect
@@ -36,10 +36,10 @@ def every(cases: list[Case], *, slow: Collection[str] = ()) -> Any:
 
 every_case = every(CASES)
 every_kind = every(KINDS)
-every_kind_of_batch = every([case for case in KINDS if case.batched])
-every_kind_with_own_rows = every([case for case in KINDS if case.batched and not case.relates_rows])
+every_batched_kind = every([case for case in KINDS if case.batched])
+every_kind_with_independent_rows = every([case for case in KINDS if case.batched and not case.relates_rows])
 every_smooth_kind = every([case for case in KINDS if case.smooth])
-every_other_case = every([case for case in CASES if not case.smooth])
+every_nonsmooth_case = every([case for case in CASES if not case.smooth])
 every_loss = pytest.mark.parametrize("case", FIRST.values(), ids=FIRST.keys())
 
 
@@ -47,10 +47,10 @@ def test_every_public_loss_is_in_the_catalogue():
     assert {case.loss for case in CASES} == public_losses()
 
 
-# Parity with PyTorch or, beyond it, with the formula.
+# Parity with PyTorch or, beyond PyTorch, with the formula.
 
 
-def test_the_record_is_of_this_catalogue():
+def test_recorded_digests_match_the_catalogue():
     recorded = {
         name.removesuffix("/digest"): str(RECORD[name]) for name in RECORD if name.endswith("/digest")
     }
@@ -79,7 +79,7 @@ def test_float32_is_as_near_the_truth_as_pytorch(case: Case):
             assert ours.dtype == np.float32
             finite = np.isfinite(truth)
             np.testing.assert_array_equal(ours[~finite], truth[~finite], err_msg=f"{reduction} {name}")
-            # Of the largest number: terms of a sum cancel, and processors add them up in different orders.
+            # Relative to the largest number: sums may cancel, and their order depends on the processor.
             largest = np.max(np.abs(truth[finite]), initial=0.25)
             error, theirs = (np.abs(array[finite] - truth[finite]) for array in (ours, theirs))
             allowed = 2 * theirs + eps * largest
@@ -88,12 +88,12 @@ def test_float32_is_as_near_the_truth_as_pytorch(case: Case):
 
 if torch_oracle.IS_INSTALLED:
 
-    def test_the_record_is_what_pytorch_answers():
+    def test_recorded_answers_equal_live_pytorch():
         live = torch_oracle.record()
         assert live.keys() == RECORD.keys()
         for name, recorded in RECORD.items():
             if not name.endswith("/digest"):
-                # Another processor adds up the terms of a sum, which may cancel, in another order.
+                # Sums may cancel, and their order depends on the processor.
                 rounding = 1e-6 * np.max(np.abs(recorded[np.isfinite(recorded)]), initial=0)
                 np.testing.assert_allclose(live[name], recorded, 1e-5, rounding, err_msg=name, strict=True)
 
@@ -104,30 +104,30 @@ if torch_oracle.IS_INSTALLED:
 @every_kind
 def test_reductions_agree(case: Case):
     with jax.enable_x64(True):
-        found = case.in_every_way(case.inputs(jnp.float64))
+        found = case.all_reductions(case.inputs(jnp.float64))
         total, weight = map(np.asarray, found["sum_and_weight"])
         if case.sums_its_losses:
             np.testing.assert_allclose(np.sum(found["none"]), found["sum"], rtol=1e-12)
-        if case.loss != "ctc_loss":  # whose mean divides each loss by the length of its target first
+        if case.loss != "ctc_loss":  # its mean first divides each loss by the length of its target
             np.testing.assert_allclose(found["sum"], total, rtol=1e-12)
         np.testing.assert_allclose(found["mean"], total / weight, rtol=1e-12)
 
 
-@every_kind_with_own_rows
-def test_pairs_of_parts_add_up_to_the_whole(case: Case):
+@every_kind_with_independent_rows
+def test_sums_and_weights_of_parts_give_the_mean_of_the_whole(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         parts = [rows(case, arrays, part) for part in (slice(0, 1), slice(1, None))]
         pairs = [case(part, reduction="sum_and_weight") for part in parts]
         total, weight = np.sum(pairs, axis=0)
-        np.testing.assert_allclose(total / weight, case.in_every_way(arrays)["mean"], rtol=1e-12)
+        np.testing.assert_allclose(total / weight, case.all_reductions(arrays)["mean"], rtol=1e-12)
 
 
 @pytest.mark.slow
-@every_kind_with_own_rows
-def test_a_batch_many_times_over_has_the_same_mean(case: Case):
+@every_kind_with_independent_rows
+def test_a_repeated_batch_has_the_same_mean(case: Case):
     arrays = case.inputs(jnp.float32)
-    times = 2**17 // next(iter(arrays.values())).size  # so many numbers are added up in other ways than few
+    times = 2**17 // next(iter(arrays.values())).size  # long sums take other code paths than short ones
 
     @jax.jit
     def losses(arrays: dict[str, jax.Array]) -> tuple[Any, Any, Any]:
@@ -144,42 +144,42 @@ def test_a_batch_many_times_over_has_the_same_mean(case: Case):
 # Masks.
 
 
-@every_kind_of_batch
-def test_where_is_slicing(case: Case):
+@every_batched_kind
+def test_masking_rows_equals_slicing_them(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         shape = case.shape(arrays)
         name, first = next(iter(arrays.items()))
-        kept = np.arange(first.shape[case.batch_axis(name)]) % 2 == 0
-        mask = kept.reshape(-1, *[1] * (len(shape) - 1)) if shape else np.array(True)
-        spoilt = spoil(case, arrays, np.broadcast_to(mask, shape))
-        masked = case.in_every_way(spoilt, where=mask)
-        sliced = case.in_every_way(rows(case, arrays, kept) if shape else arrays)
-        if shape and not case.is_of_batch:
-            np.testing.assert_array_equal(masked["none"][~kept], 0)
-            masked["none"] = masked["none"][kept]
+        valid = np.arange(first.shape[case.batch_axis(name)]) % 2 == 0
+        mask = valid.reshape(-1, *[1] * (len(shape) - 1)) if shape else np.array(True)
+        poisoned = poison(case, arrays, np.broadcast_to(mask, shape))
+        masked = case.all_reductions(poisoned, where=mask)
+        sliced = case.all_reductions(rows(case, arrays, valid) if shape else arrays)
+        if shape and not case.is_batch_loss:
+            np.testing.assert_array_equal(masked["none"][~valid], 0)
+            masked["none"] = masked["none"][valid]
         chex.assert_trees_all_close(masked, sliced, rtol=1e-12)
 
 
 @every_kind
-def test_what_lies_behind_the_mask_has_no_influence(case: Case):
+def test_masked_elements_never_affect_value_or_gradient(case: Case):
     arrays = case.inputs(jnp.float32)
     mask = np.random.RandomState(0).rand(*case.shape(arrays)) < 0.6
     clean = case.answers(arrays, REDUCTIONS, where=mask)
-    spoilt = case.answers(spoil(case, arrays, np.asarray(mask)), REDUCTIONS, where=mask)
-    chex.assert_trees_all_equal(spoilt, clean)
+    poisoned = case.answers(poison(case, arrays, np.asarray(mask)), REDUCTIONS, where=mask)
+    chex.assert_trees_all_equal(poisoned, clean)
 
 
 @every_kind
-def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
+def test_an_all_false_mask_equals_an_empty_batch(case: Case):
     arrays = case.inputs(jnp.float32)
     nothing = np.zeros(case.shape(arrays), bool)
     answers = case.answers(arrays, REDUCTIONS, where=nothing)
-    if case.is_of_batch:
+    if case.is_batch_loss:
         assert np.isnan(case(arrays, where=jnp.zeros((), bool)))
     else:
         assert case(arrays, where=jnp.zeros((), bool), reduction="sum") == 0
-    for reduction in REDUCTIONS if case.is_of_batch else ("mean",):
+    for reduction in REDUCTIONS if case.is_batch_loss else ("mean",):
         assert np.isnan(answers[reduction].pop("value"))
     for reduction, answer in answers.items():
         for name, zeros in answer.items():
@@ -187,7 +187,7 @@ def test_a_mask_of_nothing_is_an_empty_batch(case: Case):
 
 
 def rows(case: Case, arrays: dict[str, Any], chosen: Any) -> dict[str, Any]:
-    """Returns some rows of the batch."""
+    """Returns the chosen rows of the batch."""
     return {
         name: jnp.asarray(np.asarray(array)[(*[slice(None)] * case.batch_axis(name), chosen)])
         if name in case.batched
@@ -196,13 +196,13 @@ def rows(case: Case, arrays: dict[str, Any], chosen: Any) -> dict[str, Any]:
     }
 
 
-def spoil(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
-    """Returns the arrays with NaN, and labels that are no class, wherever the mask is False."""
+def poison(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
+    """Returns the arrays with NaN, or out-of-range labels, wherever the mask is False."""
 
-    def spoilt(name: str, array: jax.Array) -> jax.Array:
+    def poisoned(name: str, array: jax.Array) -> jax.Array:
         if case.axis is not None and array.ndim > mask.ndim:
             where = np.expand_dims(mask, case.axis)
-        else:  # the axes beside those of the batch are of size 1
+        else:  # axes other than those of the mask have size 1
             before = case.batch_axis(name)
             where = mask.reshape([1] * before + [*mask.shape] + [1] * (array.ndim - before - mask.ndim))
         if case.relates_rows and name not in case.batched:
@@ -212,25 +212,25 @@ def spoil(case: Case, arrays: dict[str, Any], mask: np.ndarray) -> dict[str, Any
         bad = np.asarray(np.nan if jnp.issubdtype(array.dtype, jnp.floating) else 10**6, array.dtype)
         return jnp.asarray(np.where(where, array, bad))
 
-    return {name: spoilt(name, array) for name, array in arrays.items()}
+    return {name: poisoned(name, array) for name, array in arrays.items()}
 
 
 # Transforms.
 
 
 def mean_of(case: Case, arrays: dict[str, Any]) -> dict[str, jax.Array]:
-    """Returns the mean and its gradients from what is compiled for the parity with PyTorch."""
+    """Returns the mean and its gradients, from the program compiled for the parity tests."""
     return case.answers(arrays, REDUCTIONS)["mean"]
 
 
 def stacked(*trees: Any) -> Any:
-    """Returns the arrays of equal trees on a new first axis; by NumPy, which compiles nothing."""
+    """Stacks the arrays of equal trees on a new first axis, in NumPy, which compiles nothing."""
     return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *trees)
 
 
 @pytest.mark.slow
 @every_loss
-def test_jit_changes_nothing(case: Case):
+def test_jit_does_not_change_the_value(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         plain = inspect.unwrap(getattr(jaxloss, case.loss))
@@ -240,7 +240,7 @@ def test_jit_changes_nothing(case: Case):
 
 @pytest.mark.slow
 @every_kind
-def test_vmap_is_a_loop(case: Case):
+def test_vmap_equals_a_loop(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         others = {name: jnp.asarray(np.roll(a, 1, 0)) if a.ndim else a for name, a in arrays.items()}
@@ -251,7 +251,7 @@ def test_vmap_is_a_loop(case: Case):
 
 @pytest.mark.slow
 @every_kind
-def test_scan_and_remat_change_nothing(case: Case):
+def test_scan_and_remat_do_not_change_value_or_gradient(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
 
@@ -264,7 +264,7 @@ def test_scan_and_remat_change_nothing(case: Case):
 
 
 @every_smooth_kind
-def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
+def test_jvp_and_hessian_vector_products_equal_finite_differences(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         point = {name: arrays[name] for name in case.gradients}
@@ -291,8 +291,8 @@ def test_jvp_and_hessian_vector_products_are_finite_differences(case: Case):
         chex.assert_trees_all_close(derivatives(point), (tangent, product, product), rtol=1e-5, atol=1e-7)
 
 
-@every_other_case
-def test_hessians_exist_at_kinks_and_infinities(case: Case):
+@every_nonsmooth_case
+def test_hessians_are_finite_at_kinks_and_infinities(case: Case):
     with jax.enable_x64(True):
         arrays = case.inputs(jnp.float64)
         name = case.gradients[0]
@@ -307,7 +307,7 @@ def test_hessians_exist_at_kinks_and_infinities(case: Case):
 
 @pytest.mark.slow
 @every(list({case.loss: case for case in reversed(KINDS) if case.batched}.values()))
-def test_a_program_for_batches_of_any_size_is_exported(case: Case):
+def test_export_with_a_symbolic_batch_size(case: Case):
     arrays = case.inputs(jnp.float32)
     (size,) = jax.export.symbolic_shape("size")
 
@@ -338,7 +338,7 @@ HALF = [(case, "bfloat16") for case in KINDS] + [(case, "float16") for case in F
         for case, dtype in HALF
     ],
 )
-def test_half_precision_is_widened(case: Case, dtype: str):
+def test_half_precision_is_computed_in_float32(case: Case, dtype: str):
     arrays = case.inputs(jnp.dtype(dtype))
     answer = case.answer(arrays)
     assert answer["value"].dtype == jnp.float32
@@ -348,7 +348,7 @@ def test_half_precision_is_widened(case: Case, dtype: str):
         wide = {n: jnp.asarray(np.asarray(a, np.float64)) for n, a in floats.items()}
         truth = mean_of(case, {**arrays, **wide})
     np.testing.assert_allclose(answer["value"], truth["value"], rtol=1e-6, atol=1e-7)
-    # The gradient is that of float32, rounded once; that of a product of bfloat16 is a sum of rounded terms.
+    # A gradient is computed in float32 and rounded once; bfloat16 matrix products sum up rounded terms.
     half = jnp.finfo(dtype)
     has_products = case.has_layer or case.relates_rows
     of_terms = half.eps / 2 if has_products and dtype == "bfloat16" else 1e-6
@@ -360,18 +360,18 @@ def test_half_precision_is_widened(case: Case, dtype: str):
 
 
 @every_loss
-def test_float32_stays_where_float64_is_allowed(case: Case):
+def test_float32_inputs_give_float32_under_x64(case: Case):
     with jax.enable_x64(True):
         assert case(case.inputs(jnp.float32)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool"])
 @every_loss
-def test_integers_and_booleans_follow_the_other_arguments(case: Case, dtype: str):
+def test_integers_and_booleans_are_cast_to_the_dtype_of_the_others(case: Case, dtype: str):
     arrays = case.inputs(jnp.float32)
     for name in case.gradients:
         ones = {**arrays, name: jnp.asarray(np.ones(arrays[name].shape, np.float32))}
-        # Not reduced: XLA:CPU has one exponential for sums and another one for arrays.
+        # Not reduced: XLA:CPU uses different exponentials in reductions and in elementwise code.
         expected = case(ones, reduction="none")
         converted = case({**ones, name: jnp.asarray(np.asarray(ones[name], dtype))}, reduction="none")
         np.testing.assert_array_equal(converted, expected, strict=True)
@@ -388,7 +388,7 @@ def test_a_loss_is_a_plain_function(case: Case):
     assert loss.__name__ == case.loss
     for parameter in inspect.signature(loss).parameters.values():
         is_option = parameter.default is not parameter.empty or parameter.name in case.options
-        is_option &= not parameter.name.endswith("_log_probs")  # arrays, some of which may be left out
+        is_option &= not parameter.name.endswith("_log_probs")  # arrays, some of which are optional
         assert parameter.kind.name == ("KEYWORD_ONLY" if is_option else "POSITIONAL_OR_KEYWORD")
 
 
@@ -406,14 +406,14 @@ def test_one_compilation_per_shape(case: Case):
 
 
 @every_loss
-def test_wrong_calls_are_refused(case: Case):
+def test_invalid_calls_raise(case: Case):
     arrays = case.inputs(jnp.float32)
     first, *others = arrays
     for second in others[:1]:
         wrong_shape = jnp.asarray(np.concatenate([arrays[second]] * 2, case.batch_axis(second)))
         with pytest.raises(ValueError, match=rf"(?s){second}.*\({wrong_shape.shape[0]},"):
             case({**arrays, second: wrong_shape})
-    if not case.is_of_batch:
+    if not case.is_batch_loss:
         with pytest.raises(ValueError, match=r"reduction must be one of 'none', 'mean', 'sum', .* got 'avg'"):
             case(arrays, reduction="avg")
     with pytest.raises(TypeError, match=f"{case.loss}.. got an unexpected keyword argument 'reducton'"):
@@ -432,13 +432,13 @@ def test_wrong_calls_are_refused(case: Case):
 
 @pytest.mark.slow
 @every_kind
-def test_checkify_finds_nothing_wrong_with_what_is_right(case: Case):
+def test_checkify_reports_no_error_for_valid_input(case: Case):
     error, _ = checkify.checkify(lambda arrays: case(arrays))(case.inputs(jnp.float32))
     assert error.get() is None
 
 
 @every_loss
-def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
+def test_checkify_under_vmap_reports_no_error_for_valid_input(case: Case):
     arrays = case.inputs(jnp.float32)
     error, losses = checkify.checkify(jax.vmap(lambda arrays: case(arrays)))(stacked(arrays, arrays))
     assert error.get() is None
@@ -447,8 +447,8 @@ def test_checkify_finds_nothing_wrong_with_a_batch_of_batches(case: Case):
 
 @pytest.mark.slow
 @every_loss
-def test_valid_input_makes_no_nan_on_the_way(case: Case):
-    # Step by step, where constants are seen, too; and compiled, where what is kept for the gradient is.
+def test_valid_input_produces_no_intermediate_nan(case: Case):
+    # Op by op, which also checks constants; and compiled, which also checks the residuals of the gradient.
     arrays = case.inputs(jnp.float32)
     moved = {name: arrays[name] for name in case.gradients}
 

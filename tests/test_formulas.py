@@ -1,4 +1,4 @@
-"""Losses are their plain formulas, over shapes, dtypes, masks and options that nobody chose."""
+"""Property tests: losses equal their plain formulas for random shapes, dtypes, masks and options."""
 
 from collections.abc import Callable
 from decimal import Decimal, localcontext
@@ -33,7 +33,7 @@ def sequences(rng, positions):
     }
 
 
-# What a loss is drawn from at some positions, and its options.
+# For each loss: how its arguments are drawn for a shape of positions, and its option sets.
 LOSSES: dict[str, tuple[Draw, list[dict[str, Any]]]] = {
     "poisson_nll_loss": (
         lambda rng, s: {"predictions": rng.rand(*s) + 0.1, "targets": 4 * rng.rand(*s)},
@@ -112,7 +112,7 @@ LOSSES: dict[str, tuple[Draw, list[dict[str, Any]]]] = {
         [{"cutoffs": (2, 4)}],
     ),
 }
-# The positions are few, so that few programs are compiled, and the examples the same in every run.
+# Few shapes of positions, so that few programs are compiled.
 POSITIONS = {"ctc_loss": [(), (3,), (1,)]}
 
 
@@ -125,7 +125,7 @@ def decimals(array: np.ndarray) -> Any:
 def plain(
     loss: str, arrays: dict[str, np.ndarray], positions: tuple[int, ...], options: dict[str, Any]
 ) -> Any:
-    """Returns the losses of all positions, one after the other."""
+    """Returns the losses of all positions by the formula, in a loop."""
     losses = np.zeros(positions)
     known = {name: value for name, value in options.items() if name != "zero_infinity"}
     for index in np.ndindex(positions):
@@ -147,7 +147,7 @@ def plain(
 @pytest.mark.parametrize("loss", LOSSES)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.data())
-def test_every_loss_is_its_formula(loss: str, data: st.DataObject):
+def test_every_loss_equals_its_formula(loss: str, data: st.DataObject):
     draw, every_option = LOSSES[loss]
     positions = data.draw(st.sampled_from(POSITIONS.get(loss, [(), (3,), (2, 1, 2), (0,)])))
     options = data.draw(st.sampled_from(every_option))
@@ -166,7 +166,7 @@ def test_every_loss_is_its_formula(loss: str, data: st.DataObject):
         where = rng.rand(*positions) < 0.7 if data.draw(st.booleans()) else None
         if loss == "ctc_loss" and reduction in ("mean", "sum_and_weight"):
             losses = losses / np.maximum(arrays["target_lengths"], 1)
-        kept = np.ones(positions, bool) if where is None else np.asarray(where)
+        valid = np.ones(positions, bool) if where is None else np.asarray(where)
         value = getattr(jaxloss, loss)(**nested(inputs), **options, where=where, reduction=reduction)
-        expected = reduced(losses, np.ones(positions), kept, reduction)
+        expected = reduced(losses, np.ones(positions), valid, reduction)
     np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=2e-5, atol=2e-6)

@@ -1,4 +1,4 @@
-"""The structure of the house: who may import whom, and what an import costs."""
+"""The layers of the package: which module may import which, and what an import loads."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.stem != "__init__"
 )
-# From the lowest floor of the core to the highest: each imports only from those before it.
+# From the lowest module of the core to the highest: each imports only from those before it.
 _CORE = "checks arguments decorator derivatives reduction classes blocks projection pairs"
 CORE = [f"_core.{name}" for name in _CORE.split()]
 FAMILIES = [name for name in MODULES if name.startswith("losses.")]
@@ -23,7 +23,7 @@ TRAINING = [name for name in MODULES if name.startswith("training.") or name == 
 
 
 def imports(module: str) -> set[str]:
-    """Returns the modules of this package, and the top level of the others, that a module imports."""
+    """Returns what a module imports: modules of this package, and top-level names of other packages."""
     found: set[str] = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -35,35 +35,35 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def test_the_reader_of_imports_sees_them():
+def test_imports_finds_known_imports():
     assert "_core.reduction" in imports("losses.regression")
     assert "flax" in imports("models")
 
 
-def test_every_module_has_its_floor():
+def test_every_module_belongs_to_a_layer():
     assert {*MODULES} <= {*CORE, *FAMILIES, *TRAINING}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("_core.")])
-def test_a_core_file_imports_only_from_those_before_it(module: str):
+def test_a_core_module_imports_only_from_lower_ones(module: str):
     within = {name for name in imports(module) if name.split(".")[0] in ("_core", "losses", "jaxloss")}
     assert within <= {*CORE[: CORE.index(module)]}
 
 
 @pytest.mark.parametrize("module", FAMILIES)
-def test_families_import_the_core_and_never_each_other(module: str):
+def test_loss_families_do_not_import_each_other(module: str):
     outside = {name for name in imports(module) if name.split(".")[0] in ("losses", "jaxloss", "models")}
     assert not outside
 
 
 @pytest.mark.parametrize("module", TRAINING)
 def test_models_and_training_import_no_loss(module: str):
-    # A loss that has parameters has a layer over them.
+    # The adaptive softmax has parameters, and `models` has a layer for them.
     allowed = {"losses.adaptive"} if module == "models" else set[str]()
     assert not imports(module) & {*FAMILIES, "jaxloss", "losses"} - allowed
 
 
-def test_importing_the_package_loads_jax_alone():
+def test_importing_the_package_loads_no_optional_dependency():
     code = (
         "import sys, jaxloss; print(sorted({'flax', 'optax', 'torch', 'chex', 'sklearn'} & set(sys.modules)))"
     )

@@ -1,4 +1,4 @@
-"""The models: shapes, sizes, and the initial values that make the first losses those of PyTorch."""
+"""The models: shapes, sizes, and initial values, which give the same initial losses as PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_sizes_are_arguments(model, layers):
 
 
 @pytest.mark.parametrize("model", DEFAULT_LAYERS)
-def test_outputs_are_layers_with_relu_between(model):
+def test_outputs_equal_dense_layers_with_relu_between(model):
     model = model(rngs=nnx.Rngs(0))
     layers = jax.tree.map(np.asarray, list(parameters(model).values()))
     inputs = np.random.RandomState(0).normal(size=(5, layers[0]["kernel"].shape[0])).astype(np.float32)
@@ -108,7 +108,7 @@ def first_loss(model, criterion, batch_size, targets, seed):
         ),
     ],
 )
-def test_first_losses_are_those_of_pytorch(model, criterion, batch_size, targets, level, tolerance):
+def test_initial_losses_are_those_of_pytorch(model, criterion, batch_size, targets, level, tolerance):
     losses = [first_loss(model, criterion, batch_size, targets, seed) for seed in SEEDS]
     assert abs(np.mean(losses) - level) < tolerance
 
@@ -117,7 +117,7 @@ CUTOFFS = (5, 20)
 
 
 @pytest.mark.parametrize("leading", [(), (8,), (2, 3)])
-def test_adaptive_log_softmax_is_a_layer_over_the_functions(leading):
+def test_adaptive_log_softmax_layer_equals_the_functions(leading):
     layer = AdaptiveLogSoftmax(16, 50, list(CUTOFFS), 2.0, head_bias=True, rngs=nnx.Rngs(0))
     hidden = jax.random.normal(jax.random.key(0), (*leading, 16))
     labels = jax.random.randint(jax.random.key(1), leading, 0, 50)
@@ -130,7 +130,7 @@ def test_adaptive_log_softmax_is_a_layer_over_the_functions(leading):
         np.testing.assert_allclose(layer.loss(hidden, labels, **options), expected, rtol=1e-5)
 
 
-def test_adaptive_log_softmax_holds_the_parameters_of_the_function():
+def test_adaptive_log_softmax_layer_holds_the_parameters_of_the_function():
     layer = AdaptiveLogSoftmax(16, 50, CUTOFFS, rngs=nnx.Rngs(0))
     assert jax.tree.map(jnp.shape, layer.params) == {
         "head": {"kernel": (16, 7)},
@@ -143,8 +143,8 @@ def test_adaptive_log_softmax_holds_the_parameters_of_the_function():
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(gradient), expected)
 
 
-class _Lean(nnx.Module):
-    """Hands its last hidden features and the last layer's parameters to the loss."""
+class _ReturnsHidden(nnx.Module):
+    """Returns its last hidden features and the parameters of the last layer, for the loss."""
 
     def __init__(self, *, rngs):
         self.body = LinearRegression(4, 16, rngs=rngs)
@@ -154,22 +154,22 @@ class _Lean(nnx.Module):
         return self.body(inputs), self.layer.params
 
 
-class _Plain(_Lean):
-    """Ends in the log-probabilities of all classes."""
+class _ReturnsLogProbs(_ReturnsHidden):
+    """Returns the log-probabilities of all classes."""
 
     def __call__(self, inputs):
         return self.layer(self.body(inputs))
 
 
-def _of_hidden_and_params(outputs, targets):
+def _loss_of_hidden(outputs, targets):
     return jaxloss.adaptive_log_softmax(*outputs, targets, cutoffs=CUTOFFS)
 
 
-def test_adaptive_log_softmax_trains_alike_with_and_without_all_log_probs():
+def test_training_with_hidden_features_equals_training_with_all_log_probs():
     inputs = jax.random.normal(jax.random.key(0), (32, 4))
     labels = jax.random.randint(jax.random.key(1), (32,), 0, 50)
     values = []
-    for model, loss in ((_Lean, _of_hidden_and_params), (_Plain, jaxloss.nll_loss)):
+    for model, loss in ((_ReturnsHidden, _loss_of_hidden), (_ReturnsLogProbs, jaxloss.nll_loss)):
         state = create_train_state(model(rngs=nnx.Rngs(0)), optax.adam(0.03))
         for _ in range(30):
             state, value = train_step(state, inputs, labels, loss=loss)

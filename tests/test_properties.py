@@ -1,4 +1,4 @@
-"""The laws of the contract over shapes, dtypes and masks that nobody chose, against plain NumPy."""
+"""Property tests: losses equal plain NumPy for random shapes, dtypes, masks and reductions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import jaxloss
 
-# The shapes are few, so that few programs are compiled, and the examples the same in every run.
+# Few shapes, so that few programs are compiled; derandomized, so that every run tests the same examples.
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 SHAPES = st.sampled_from([(), (1,), (3,), (2, 3), (2, 1, 3), (0,), (2, 0)])
 DTYPES = st.sampled_from(["float32", "float16", "bfloat16"])
@@ -18,7 +18,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def cross(probs, targets):
+def binary_cross_entropy(probs, targets):
     return -(targets * np.log(probs) + (1 - targets) * np.log(1 - probs))
 
 
@@ -31,17 +31,17 @@ ELEMENTWISE = {
     "l1_loss": ("predictions", lambda x, t: np.abs(x - t)),
     "huber_loss": ("predictions", lambda x, t: huber(x - t)),
     "smooth_l1_loss": ("predictions", lambda x, t: huber(x - t)),
-    "binary_cross_entropy_with_logits": ("logits", lambda x, t: cross(sigmoid(x), t)),
-    "binary_cross_entropy": ("probs", cross),
+    "binary_cross_entropy_with_logits": ("logits", lambda x, t: binary_cross_entropy(sigmoid(x), t)),
+    "binary_cross_entropy": ("probs", binary_cross_entropy),
 }
 
 
 def reduced(losses, weight, where, reduction):
-    """The losses of a batch, one after the other."""
+    """Reduces the losses of a batch in a plain loop."""
     total = denominator = 0.0
-    for loss, share, kept in zip(losses.ravel(), weight.ravel(), where.ravel(), strict=True):
-        total += loss * share if kept else 0
-        denominator += share if kept else 0
+    for loss, share, valid in zip(losses.ravel(), weight.ravel(), where.ravel(), strict=True):
+        total += loss * share if valid else 0
+        denominator += share if valid else 0
     if reduction == "none":
         return np.where(where, losses * weight, 0)
     mean = total / denominator if denominator else np.nan
@@ -81,23 +81,23 @@ def test_elementwise_losses(name, shape, dtype, seed, masked, reduction):
     st.tuples(st.booleans(), st.booleans(), st.booleans()),
     st.sampled_from(["none", "mean", "sum_and_weight"]),
 )
-def test_classes(positions, classes, axis, seed, with_weight_mask_ignored, reduction):
+def test_class_losses(positions, classes, axis, seed, with_weight_mask_ignored, reduction):
     with_weight, with_mask, with_ignored = with_weight_mask_ignored
     rng = np.random.RandomState(seed)
     logits = rng.randn(*positions, classes)
     labels = np.asarray(rng.randint(0, classes, positions), np.int32)
-    kept = np.asarray(rng.rand(*positions) < 0.7) if with_ignored else np.ones(positions, bool)
+    valid = np.asarray(rng.rand(*positions) < 0.7) if with_ignored else np.ones(positions, bool)
     where = np.asarray(rng.rand(*positions) < 0.7) if with_mask else np.ones(positions, bool)
     weight = rng.rand(classes) + 0.1 if with_weight else np.ones(classes)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     losses = -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
-    expected = reduced(losses, weight[labels], kept & where, reduction)
+    expected = reduced(losses, weight[labels], valid & where, reduction)
 
     axis = min(axis, len(positions))
     options = {"axis": axis, "reduction": reduction, "ignore_index": -7}
     options["weight"] = weight.astype(np.float32) if with_weight else None
     options["where"] = where if with_mask else None
-    labels = np.where(kept, labels, -7).astype(np.int32)
+    labels = np.where(valid, labels, -7).astype(np.int32)
     for loss, scores in ((jaxloss.cross_entropy, logits), (jaxloss.nll_loss, log_probs)):
         value = loss(np.moveaxis(scores, -1, axis).astype(np.float32), labels, **options)
         np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=1e-4, atol=1e-6)

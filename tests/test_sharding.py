@@ -1,4 +1,4 @@
-"""Sharded equals unsharded, on eight forced host devices in a process of their own."""
+"""Sharded losses equal unsharded ones, on eight forced host devices in a subprocess."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Without a larger thread pool, collectives of two programs in flight block each other on few cores.
+# Without a larger thread pool, collectives of concurrent programs can deadlock on few cores.
 ENVIRONMENT = {
     "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     "PJRT_NPROC": "32",
@@ -16,7 +16,7 @@ ENVIRONMENT = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_every_kind_of_entry_in_every_layout(kind: str):
+def test_sharded_losses_equal_unsharded_ones(kind: str):
     program = subprocess.run(
         [sys.executable, "-m", "tests.sharded", kind],
         cwd=Path(__file__).parent.parent,

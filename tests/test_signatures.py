@@ -1,4 +1,4 @@
-"""Names, options and defaults are those of PyTorch's functions and classes."""
+"""Names, options and defaults equal those of PyTorch's functions and classes."""
 
 import inspect
 import json
@@ -10,37 +10,45 @@ import pytest
 import jaxloss
 from tests import torch_oracle
 from tests.catalogue import CASES
-from tests.test_documentation import BEYOND, README
+from tests.test_documentation import ROWS
 
 RECORDED = json.loads(torch_oracle.SIGNATURES.read_text())
 FUNCTIONS, CLASSES = RECORDED["functional"], RECORDED["nn"]
-# Deprecated in PyTorch for `reduction`.
-LEFT_OUT = {"size_average", "reduce"}
-# How PyTorch should chunk; ours chooses.
-LEFT_OUT |= {"options"}
-# What jaxloss has beyond PyTorch, with its default.
-ADDED = {"axis": -1, "axis_name": None, "where": None, "z_loss": 0.0, "soft_cap": None}
-# What PyTorch has as a module only.
+# Deprecated in PyTorch in favour of `reduction`.
+OMITTED = {"size_average", "reduce"}
+# Chunking options of PyTorch; jaxloss chooses block sizes itself.
+OMITTED |= {"options"}
+# Options that jaxloss adds, with their defaults.
+ADDITIONAL = {"axis": -1, "axis_name": None, "where": None, "z_loss": 0.0, "soft_cap": None}
+# Losses that PyTorch has only as a module.
 MODULES = {"adaptive_log_softmax"}
-# PyTorch's default is None there, which means this one.
-MEANT = {("linear_cross_entropy", "ignore_index"): -100}
+# PyTorch's default is None, which stands for this value.
+EFFECTIVE_DEFAULTS = {("linear_cross_entropy", "ignore_index"): -100}
 RENAMED = {"linear_bias": "bias"}
-# What is not here for a reason.
-NOT_HERE = {
-    "pdist": "no loss, but all distances within one array: vmap of pairwise_distance",
+# PyTorch functions and classes without a counterpart, and why.
+WITHOUT_COUNTERPART = {
+    "pdist": "not a loss; vmap pairwise_distance for all distances within one array",
     "NLLLoss2d": "the old name of NLLLoss",
 }
-# Options of PyTorch's classes that are not options of the loss.
-ELSEWHERE = {
-    "device": "arrays are put on devices by JAX",
-    "dtype": "parameters are arrays that have one",
+# Options of PyTorch's classes that are not options of the loss, and where they are instead.
+CLASS_OPTIONS_ELSEWHERE = {
+    "device": "JAX places arrays on devices",
+    "dtype": "the parameters are arrays, which have a dtype",
     "div_value": "an option of init_adaptive_log_softmax",
     "head_bias": "an option of init_adaptive_log_softmax",
-    "dim": "is axis, in which classes and vectors are last",
-    "out_features": "the layer of linear_cross_entropy is its argument",
+    "dim": "named axis, -1 by default",
+    "out_features": "linear_cross_entropy takes the layer's kernel",
 }
-# The README's table says which loss is which class.
-LOSS_OF = {c: loss for loss, c in re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \|", README, re.MULTILINE)}
+# The README's tables: losses with PyTorch's classes in the same order, and losses beyond PyTorch.
+LOSS_OF: dict[str, str] = {}
+BEYOND: set[str] = set()
+for _names, _references in ROWS:
+    _losses = re.findall(r"`(\w+)`", _names.partition(" (also ")[0])
+    _classes = re.findall(r"`nn\.(\w+)`", _references)
+    if _classes:
+        LOSS_OF |= dict(zip(_classes, _losses, strict=True))
+    else:
+        BEYOND |= {*_losses}
 
 
 def defaults(function: Any) -> dict[str, Any]:
@@ -48,42 +56,42 @@ def defaults(function: Any) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
-def options_of(loss: str, theirs: dict[str, Any], left_out: set[str] = LEFT_OUT) -> dict[str, Any]:
-    """Returns PyTorch's options under our names, with what their defaults mean."""
+def options_of(loss: str, theirs: dict[str, Any], omitted: set[str] = OMITTED) -> dict[str, Any]:
+    """Returns PyTorch's options under jaxloss's names, with their effective defaults."""
     found = {
-        RENAMED.get(option, option): default for option, default in theirs.items() if option not in left_out
+        RENAMED.get(option, option): default for option, default in theirs.items() if option not in omitted
     }
-    return {option: MEANT.get((loss, option), default) for option, default in found.items()}
+    return {option: EFFECTIVE_DEFAULTS.get((loss, option), default) for option, default in found.items()}
 
 
-def test_every_loss_of_pytorch_is_here():
-    assert set(FUNCTIONS) - set(vars(jaxloss)) - set(NOT_HERE) == set()
-    assert {case.loss for case in CASES} - set(FUNCTIONS) == MODULES | {*BEYOND}
-    assert set(CLASSES) - set(LOSS_OF) - set(NOT_HERE) == set()
+def test_every_pytorch_loss_has_a_counterpart():
+    assert set(FUNCTIONS) - set(vars(jaxloss)) - set(WITHOUT_COUNTERPART) == set()
+    assert {case.loss for case in CASES} - set(FUNCTIONS) == MODULES | BEYOND
+    assert set(CLASSES) - set(LOSS_OF) - set(WITHOUT_COUNTERPART) == set()
     assert set(LOSS_OF) <= set(CLASSES)
-    assert set(NOT_HERE) <= set(FUNCTIONS) | set(CLASSES)
+    assert set(WITHOUT_COUNTERPART) <= set(FUNCTIONS) | set(CLASSES)
 
 
-@pytest.mark.parametrize("name", sorted({case.loss for case in CASES} - MODULES - {*BEYOND}))
-def test_options_and_defaults_are_those_of_the_function(name: str):
+@pytest.mark.parametrize("name", sorted({case.loss for case in CASES} - MODULES - BEYOND))
+def test_options_and_defaults_equal_those_of_the_function(name: str):
     ours = defaults(getattr(jaxloss, name))
     theirs = options_of(name, FUNCTIONS[name])
-    assert ours == theirs | {option: default for option, default in ADDED.items() if option in ours}
+    assert ours == theirs | {option: default for option, default in ADDITIONAL.items() if option in ours}
     assert "where" in ours
 
 
 @pytest.mark.parametrize("name", sorted(LOSS_OF))
-def test_options_and_defaults_are_those_of_the_class(name: str):
+def test_options_and_defaults_equal_those_of_the_class(name: str):
     ours = defaults(getattr(jaxloss, LOSS_OF[name]))
-    theirs = options_of(LOSS_OF[name], CLASSES[name], left_out=LEFT_OUT | {*ELSEWHERE})
+    theirs = options_of(LOSS_OF[name], CLASSES[name], omitted=OMITTED | {*CLASS_OPTIONS_ELSEWHERE})
     if "kernel" in inspect.signature(getattr(jaxloss, LOSS_OF[name])).parameters:
-        del theirs["bias"]  # whether the class's own layer has one
+        del theirs["bias"]  # whether the layer of the class has one
     assert theirs.items() <= ours.items()
-    # Weights of elements are options of functions only, and PyTorch's adaptive softmax knows the mean only.
-    assert ours.keys() - theirs.keys() <= ADDED.keys() | {"weight", "reduction", "bias"}
+    # Only functions have element weights, and PyTorch's adaptive softmax supports only the mean.
+    assert ours.keys() - theirs.keys() <= ADDITIONAL.keys() | {"weight", "reduction", "bias"}
 
 
-def test_what_initialises_the_adaptive_softmax_has_the_other_options_of_its_class():
+def test_init_adaptive_log_softmax_has_the_remaining_options_of_the_class():
     ours = defaults(jaxloss.init_adaptive_log_softmax)
     theirs = CLASSES["AdaptiveLogSoftmaxWithLoss"]
     assert ours == {option: theirs[option] for option in ("div_value", "head_bias")}
@@ -91,5 +99,5 @@ def test_what_initialises_the_adaptive_softmax_has_the_other_options_of_its_clas
 
 if torch_oracle.IS_INSTALLED:
 
-    def test_the_record_is_pytorchs():
+    def test_recorded_signatures_equal_live_pytorch():
         assert torch_oracle.signatures() == RECORDED

@@ -1,6 +1,6 @@
-"""What PyTorch answers to the catalogue: recorded here once, asked live where torch is installed.
+"""PyTorch's answers to the catalogue: recorded in files, and computed live where torch is installed.
 
-`python -m tests.torch_oracle` writes the records anew.
+`python -m tests.torch_oracle` writes the records again.
 """
 
 import functools
@@ -23,13 +23,13 @@ RECORD = Path(__file__).with_name("torch_answers.npz")
 VERSION = "2.13"
 EDGES = Path(__file__).with_name("torch_edges.json")
 SIGNATURES = Path(__file__).with_name("torch_signatures.json")
-# The mean of these over nothing is memory that PyTorch has not written to.
+# PyTorch's mean of these over an empty batch is uninitialized memory.
 UNWRITTEN = {"multi_margin_loss", "multilabel_margin_loss"}
 IS_INSTALLED = importlib.util.find_spec("torch") is not None
 
 
-def ask(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
-    """Returns PyTorch's value under "value" and its gradients under the names of the arguments."""
+def torch_answer(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
+    """Returns PyTorch's value under "value" and its gradients under the argument names."""
     import torch
 
     arrays = {
@@ -40,14 +40,14 @@ def ask(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
     value = _call(case, tensors, reduction)
     contracted = value
     if case.loss == "ctc_loss":
-        # To its derivative PyTorch adds exp(log_probs): so far down that is nothing, and a shift does not
-        # change the derivative.
+        # PyTorch adds exp(log_probs) to the derivative. A shift by -40 makes that term negligible and leaves
+        # the derivative itself unchanged.
         contracted = _call(case, {**tensors, "log_probs": tensors["log_probs"] - 40}, reduction)
     (contracted * torch.tensor(cotangent(tuple(value.shape)), dtype=value.dtype)).sum().backward()
     answer = {"value": value.detach().numpy()}
     for name in case.gradients:
         gradient = tensors[name].grad
-        if gradient is None:  # of a tail that holds none of the labels
+        if gradient is None:  # a tail without any of the labels
             gradient = torch.zeros_like(tensors[name])
         gradient = gradient.numpy()
         answer[name] = np.moveaxis(gradient, 1, case.axis) if _is_moved(case, case.arrays[name]) else gradient
@@ -55,13 +55,13 @@ def ask(case: Case, dtype: str, reduction: str) -> dict[str, np.ndarray]:
 
 
 def _is_moved(case: Case, array: np.ndarray) -> bool:
-    """Whether PyTorch has the classes on another axis."""
+    """Whether the class axis must be moved to axis 1 for PyTorch."""
     has_classes = array.shape == next(iter(case.arrays.values())).shape
     return case.axis is not None and array.ndim > 1 and has_classes
 
 
 def _tensors(case: Case, arrays: Mapping[str, np.ndarray], dtype: str) -> dict[str, Any]:
-    """Returns the arrays as PyTorch's, the floating ones in a dtype and ready to be differentiated in."""
+    """Returns the arrays as tensors, floating-point ones in `dtype`, with gradients where needed."""
     import torch
 
     def tensor(name: str, array: np.ndarray) -> Any:
@@ -74,7 +74,7 @@ def _tensors(case: Case, arrays: Mapping[str, np.ndarray], dtype: str) -> dict[s
 
 
 def _call(case: Case, tensors: Mapping[str, Any], reduction: str | None) -> Any:
-    """Returns PyTorch's loss; without a reduction, of a function that has none."""
+    """Calls PyTorch's loss; `reduction` is None for a function without that option."""
     import torch
 
     own = ("axis", "where")
@@ -96,7 +96,7 @@ def _call(case: Case, tensors: Mapping[str, Any], reduction: str | None) -> Any:
     function = ours.get(case.loss) or getattr(torch.nn.functional, case.loss)
     if "z_loss" in options or "soft_cap" in options:
         function = functools.partial(_beyond_pytorch, case.loss)
-    with warnings.catch_warnings():  # that the mean of kl_div is not one over the batch
+    with warnings.catch_warnings():  # kl_div warns that its mean is not over the batch
         warnings.simplefilter("ignore")
         return function(*positional, **named, **options)
 
@@ -104,7 +104,7 @@ def _call(case: Case, tensors: Mapping[str, Any], reduction: str | None) -> Any:
 def _adaptive_log_softmax(
     hidden: Any, targets: Any, *, cutoffs: tuple[int, ...], reduction: str, **params: Any
 ) -> Any:
-    """Returns the loss of PyTorch's module with the parameters of ours."""
+    """Calls PyTorch's module with jaxloss's parameters."""
     import torch
 
     sizes = hidden.shape[-1], cutoffs[-1] + params[f"params.tail.{len(cutoffs) - 1}.up"].shape[1]
@@ -120,7 +120,7 @@ def _adaptive_log_softmax(
 def _sigmoid_focal_loss(
     logits: Any, targets: Any, *, alpha: float | None = 0.25, gamma: float = 2.0, reduction: str
 ) -> Any:
-    """Returns the loss of torchvision's formula, which is not a part of PyTorch."""
+    """Computes torchvision's formula; the loss is not part of PyTorch."""
     import torch
 
     p = torch.sigmoid(logits)
@@ -133,7 +133,7 @@ def _sigmoid_focal_loss(
 
 
 def _linear_cross_entropy(hidden: Any, kernel: Any, targets: Any, *, bias: Any = None, **options: Any) -> Any:
-    """Returns PyTorch's loss with the layer as ours has it. PyTorch takes no sequences."""
+    """Calls PyTorch's loss; for sequences and probabilities, computes it from all logits instead."""
     import torch
 
     if targets.is_floating_point() or targets.ndim > 1:
@@ -150,7 +150,7 @@ def _beyond_pytorch(
     reduction: str,
     **options: Any,
 ) -> Any:
-    """Returns what PyTorch's cross entropy of all logits and arithmetic make of options that it has not."""
+    """Computes cross entropy in PyTorch with options that PyTorch's own function does not have."""
     import torch
 
     *layer, targets = arrays
@@ -164,16 +164,16 @@ def _beyond_pytorch(
     return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
 
 
-def ask_at(case: Case, situation: str) -> dict[str, list[float]]:
-    """Returns PyTorch's value, gradient and Hessian-vector product in a situation: what it has of them.
+def torch_answer_at(case: Case, situation: str) -> dict[str, list[float]]:
+    """Returns PyTorch's value, gradient and Hessian-vector product, as far as it has them.
 
-    Gradients in several arguments stand one behind the other.
+    Gradients in several arguments are concatenated.
     """
     import torch
 
     tensors = _tensors(case, case.arrays, dtype_of(situation))
     moved = [tensors[name] for name in case.gradients]
-    if "where" in case.options:  # PyTorch's users take what the mask leaves
+    if "where" in case.options:  # PyTorch has no mask: select rows instead
         tensors = {
             name: tensor if case.is_per_class(name) else tensor.narrow(case.batch_axis(name), 0, 0)
             for name, tensor in tensors.items()
@@ -186,7 +186,7 @@ def ask_at(case: Case, situation: str) -> dict[str, list[float]]:
         answer["value"] = [value.item()]
         answer["gradient"], slope = _gradient(value, moved)
         answer["HVP"], _ = _gradient(torch.dot(slope, torch.tensor(direction(len(slope))).to(slope)), moved)
-    except (RuntimeError, ValueError):  # what it refuses, or has no derivative of
+    except (RuntimeError, ValueError):  # invalid in PyTorch, or not differentiable
         pass
     return answer
 
@@ -211,22 +211,22 @@ def read() -> dict[str, np.ndarray]:
 
 
 def record() -> dict[str, np.ndarray]:
-    """Asks PyTorch everything and returns what `read` would."""
+    """Computes PyTorch's answers to the whole catalogue, in the format of `read`."""
     answers = {}
     for case in (case for case in CASES if not case.is_beyond_pytorch):
         answers[f"{case.name}/digest"] = np.array(case.digest())
         for dtype in ("float64", "float32"):
             for reduction in REDUCTIONS:
-                for name, array in ask(case, dtype, reduction).items():
+                for name, array in torch_answer(case, dtype, reduction).items():
                     answers[f"{case.name}/{dtype}/{reduction}/{name}"] = array
     return answers
 
 
 def edges() -> dict[str, list[dict[str, Any]]]:
-    """Asks PyTorch for its answers to each row of the certificate in each of its situations."""
+    """Computes PyTorch's answers to each certificate row in each situation."""
     return {
         f"{subject.title} / {situation}": [
-            {"digest": case.digest(), **ask_at(case, situation)} for case in cases
+            {"digest": case.digest(), **torch_answer_at(case, situation)} for case in cases
         ]
         for subject in SUBJECTS
         if not subject.is_beyond_pytorch
@@ -235,12 +235,12 @@ def edges() -> dict[str, list[dict[str, Any]]]:
 
 
 def signatures() -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns the options, with their defaults, of PyTorch's losses and distances: functions and classes."""
+    """Returns options and defaults of PyTorch's losses and distances, both functions and classes."""
     import torch.nn
 
     every = {name: getattr(torch.nn.functional, name) for name in dir(torch.nn.functional)}
     functions = {name: _options(value) for name, value in every.items() if inspect.isroutine(value)}
-    # What is reduced is a loss.
+    # Losses are the functions with a reduction.
     losses = {n: o for n, o in functions.items() if "reduction" in o or "dist" in n or "similarity" in n}
     classes = [*torch.nn.modules.loss.__all__, "AdaptiveLogSoftmaxWithLoss"]
     classes += torch.nn.modules.distance.__all__

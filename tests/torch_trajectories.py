@@ -1,8 +1,8 @@
-"""What PyTorch does in twenty steps of each kind of training: what `tests.training.test_step` is held to.
+"""PyTorch's losses and parameters over twenty training steps, the reference of `tests.training.test_step`.
 
-`python -m tests.torch_trajectories` asks the installed PyTorch and writes `torch_trajectories.npz` anew.
-Initial parameters and batches come from seeded NumPy generators on both sides, so the record holds PyTorch's
-answers alone.
+`python -m tests.torch_trajectories` runs the installed PyTorch and writes `torch_trajectories.npz` again.
+Initial parameters and batches come from seeded NumPy generators on both sides, so the record holds only
+PyTorch's results.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ RUNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """The loss before each step, and the parameters after the last one, laid out as `initial_parameters`."""
+    """The loss before each step, and the parameters after the last one, ordered as `initial_parameters`."""
 
     losses: np.ndarray
     parameters: list[np.ndarray]
 
 
 def initial_parameters(run: Run, dtype: str) -> list[np.ndarray]:
-    """Weight `(out, in)` and bias `(out,)` of each layer in turn, uniform in ±1/√in as in PyTorch."""
+    """Returns weight `(out, in)` and bias `(out,)` of each layer in turn, uniform in ±1/√in as in PyTorch."""
     random = np.random.RandomState(0)
     parameters = []
     for fan_in, fan_out in itertools.pairwise(run.layer_sizes):
@@ -54,7 +54,7 @@ def initial_parameters(run: Run, dtype: str) -> list[np.ndarray]:
 
 
 def batches(run: Run, dtype: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of each step."""
+    """Yields the inputs and targets of each step."""
     random = np.random.RandomState(1)
     for _ in range(STEPS):
         inputs = random.normal(size=(run.batch_size, run.layer_sizes[0])).astype(dtype)
@@ -67,7 +67,7 @@ def batches(run: Run, dtype: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 yield inputs, random.randint(2, size=(run.batch_size, 1)).astype(dtype)
 
 
-def ask_torch(run: Run, dtype: str) -> Trajectory:
+def train_in_torch(run: Run, dtype: str) -> Trajectory:
     """Trains in PyTorch."""
     import torch
 
@@ -93,7 +93,7 @@ def ask_torch(run: Run, dtype: str) -> Trajectory:
 
 
 def recorded(name: str, dtype: str) -> Trajectory:
-    """Reads what PyTorch answered when it was last asked."""
+    """Reads the recorded trajectory."""
     with np.load(RECORD) as record:
         count = len(initial_parameters(RUNS[name], dtype))
         return Trajectory(
@@ -102,10 +102,10 @@ def recorded(name: str, dtype: str) -> Trajectory:
 
 
 def main() -> None:
-    """Asks PyTorch for every run in every dtype and writes the record."""
+    """Trains every run in every dtype in PyTorch and writes the record."""
     record = {}
     for (name, run), dtype in itertools.product(RUNS.items(), DTYPES):
-        trajectory = ask_torch(run, dtype)
+        trajectory = train_in_torch(run, dtype)
         record[f"{name}/{dtype}/losses"] = trajectory.losses
         record |= {f"{name}/{dtype}/{index}": array for index, array in enumerate(trajectory.parameters)}
     np.savez_compressed(RECORD, **record)

@@ -1,4 +1,4 @@
-"""Losses of discriminator and generator: formulas, entries and rows of the certificate."""
+"""Adversarial losses: formulas, entries and certificate rows."""
 
 from tests.case import add
 from tests.formulas import beyond_pytorch, positive_part, softplus

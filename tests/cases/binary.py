@@ -1,4 +1,4 @@
-"""Yes or no."""
+"""Binary losses: entries, and the formula and certificate rows of the hinge loss."""
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal

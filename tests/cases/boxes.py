@@ -1,4 +1,4 @@
-"""Bounding boxes: entries, formulas and rows of the certificate."""
+"""Bounding-box losses: entries, formulas and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal, getcontext
@@ -11,7 +11,7 @@ from tests.situation import INF, Point, at, row
 
 
 def _overlap_of_sides(predictions, targets):
-    """The sides of the overlap, and of the box that encloses both."""
+    """Returns the sides of the overlap, and of the box that encloses both."""
     pairs = [(predictions[axis::2], targets[axis::2]) for axis in (0, 1)]
     overlap = [positive_part(min(p[1], t[1]) - max(p[0], t[0])) for p, t in pairs]
     return overlap, [max(p[1], t[1]) - min(p[0], t[0]) for p, t in pairs]
@@ -58,7 +58,7 @@ def _angle(box):
 
 
 def _atan(x):
-    for _ in range(3):  # to where the series is short
+    for _ in range(3):  # halve the angle, so that the series converges fast
         x = x / (1 + (1 + x * x).sqrt())
     total, power, odd = Decimal(0), x, 1
     while abs(power) > Decimal(10) ** -getcontext().prec:
@@ -76,7 +76,7 @@ def _pairs(*shape: int) -> Callable[[np.random.RandomState], Arrays]:
 
 
 _SQUARE, _BELOW = [0.0, 0.0, 2.0, 2.0], [0.0, 1.0, 1.0, 3.0]
-# Equal, within, touching in a side and a corner, without height, width and both, and far from the origin.
+# Equal, nested, sharing a side or a corner, without height, width or both, and far from the origin.
 _TIES = [
     (_SQUARE, _SQUARE),
     (_BELOW, [0.0, 1.5, 0.5, 3.0]),
@@ -122,7 +122,7 @@ _POINTS: dict[str, list[Point]] = {
 }
 
 for _loss in ("box_iou_loss", "generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"):
-    # What complete_box_iou_loss freezes is not in the differences of its values.
+    # complete_box_iou_loss stops a gradient, which finite differences of its values would include.
     add(_loss, "matrix", _pairs(4, 2), smooth=_loss != "complete_box_iou_loss")
     add(_loss, "eps", _pairs(4), smooth=_loss != "complete_box_iou_loss", eps=0.5)
     add(_loss, "ties", _tied, smooth=False)

@@ -1,4 +1,4 @@
-"""Classes."""
+"""Entries of the classification losses, `kl_div` and the margin losses over classes."""
 
 from collections.abc import Callable
 

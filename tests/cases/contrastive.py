@@ -1,4 +1,4 @@
-"""Contrastive losses: formulas, entries and rows of the certificate."""
+"""Contrastive losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -18,8 +18,8 @@ def unit(vectors, normalize=True):
     return np.array([v / x for v, x in zip(vectors, lengths, strict=True)])
 
 
-def surprise(right, scores):
-    """-log_softmax of a score among some, of which it is one."""
+def neg_log_softmax(right, scores):
+    """Returns -log_softmax of one of the scores."""
     return log(total(map(exp, scores))) - right
 
 
@@ -30,10 +30,10 @@ def info_nce_loss(embeddings, targets, negatives=None, temperature=0.1, symmetri
     if negatives is not None:
         others = negatives if negatives.ndim == 3 else np.broadcast_to(negatives, (len(x), *negatives.shape))
         scores = [unit(n, normalize) @ v / Decimal(temperature) for v, n in zip(x, others, strict=True)]
-        return np.array([surprise(z[i, i], [z[i, i], *scores[i]]) for i in range(len(x))], object)
-    losses = [surprise(z[i, i], z[i]) for i in range(len(x))]
+        return np.array([neg_log_softmax(z[i, i], [z[i, i], *scores[i]]) for i in range(len(x))], object)
+    losses = [neg_log_softmax(z[i, i], z[i]) for i in range(len(x))]
     if symmetric:
-        losses = [(loss + surprise(z[i, i], z[:, i])) / 2 for i, loss in enumerate(losses)]
+        losses = [(loss + neg_log_softmax(z[i, i], z[:, i])) / 2 for i, loss in enumerate(losses)]
     return np.array(losses, object)
 
 
@@ -69,7 +69,7 @@ def supervised_contrastive_loss(embeddings, targets, temperature=0.1, normalize=
         positives = [p for p in others if targets[p] == targets[i]]
         if positives:
             weight[i] = 1
-            losses[i] = total(surprise(z[i, p], z[i, others]) for p in positives) / len(positives)
+            losses[i] = total(neg_log_softmax(z[i, p], z[i, others]) for p in positives) / len(positives)
     return losses, weight
 
 
@@ -110,33 +110,40 @@ add(
     temperature=0.5,
 )
 
-_NIL, _X, _Y = (
+_ZEROS, _X, _Y = (
     [[0.0, 0.0]] * 3,
     [[0.5, -1.25], [2.0, 1.0], [-1.5, 0.25]],
     [[1.0, 0.75], [-0.5, 2.0], [1.5, -1.0]],
 )
 _UP, _DOWN, _FAR = ([[number, 0.5], *_X[1:]] for number in (INF, -INF, 1e200))
-_ZERO = {
+_AT_ZERO = {
     "documented": "zero vector stays zero, and all its derivatives are 0",
     "convention": {"gradient": 0, "jvp": 0, "HVP": 0},
 }
-_ENDLESS = {"documented": "An infinite embedding gives NaN"}
+_INFINITE = {"documented": "An infinite embedding gives NaN"}
 
 
 def extremes(
-    loss: str, options: dict[str, Any], moved: str, targets: Any, *, same: Any, nil: Any, endless: Any
+    loss: str,
+    options: dict[str, Any],
+    moved: str,
+    targets: Any,
+    *,
+    same_targets: Any,
+    zero_targets: Any,
+    infinite: Any,
 ) -> None:
-    """Adds a row of a loss that relates the rows of a batch."""
+    """Adds the certificate row of a loss that compares the rows of a batch."""
     row(
         loss,
         "embeddings targets",
         moved,
         options,
-        zeros=[at(_NIL, nil, **_ZERO)],
-        plus=[at(*endless(_UP), **_ENDLESS)],
-        minus=[at(*endless(_DOWN), **_ENDLESS)],
+        zeros=[at(_ZEROS, zero_targets, **_AT_ZERO)],
+        plus=[at(*infinite(_UP), **_INFINITE)],
+        minus=[at(*infinite(_DOWN), **_INFINITE)],
         far=[(_FAR, targets), ([[1e-200, 0.0], *_X[1:]], targets)],
-        same=[(_X[:1] * 3, same)],
+        same=[(_X[:1] * 3, same_targets)],
         half=[(_X, targets)],
     )
 
@@ -151,25 +158,25 @@ for _loss, _options in (
         _options,
         "embeddings targets",
         _Y,
-        same=_X[:1] * 3,
-        nil=_NIL,
-        endless=lambda vectors: (_Y, vectors),
+        same_targets=_X[:1] * 3,
+        zero_targets=_ZEROS,
+        infinite=lambda vectors: (_Y, vectors),
     )
 extremes(
     "siglip_loss",
     {"logit_scale": 2.0, "logit_bias": -1.0, "normalize": True},
     "embeddings targets",
     _Y,
-    same=_X[:1] * 3,
-    nil=_NIL,
-    endless=lambda vectors: (vectors, vectors),  # an infinite one of one view leaves its other rows finite
+    same_targets=_X[:1] * 3,
+    zero_targets=_ZEROS,
+    infinite=lambda vectors: (vectors, vectors),  # with one infinite view, other rows are finite
 )
 extremes(
     "supervised_contrastive_loss",
     {"temperature": 0.5},
     "embeddings",
     [0, 1, 0],
-    same=[0, 0, 0],
-    nil=[0, 0, 1],
-    endless=lambda vectors: (vectors, [0, 1, 0]),
+    same_targets=[0, 0, 0],
+    zero_targets=[0, 0, 1],
+    infinite=lambda vectors: (vectors, [0, 1, 0]),
 )

@@ -1,4 +1,4 @@
-"""Distillation losses: formulas, entries and rows of the certificate."""
+"""Distillation losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -12,12 +12,12 @@ from tests.situation import INF, row
 
 
 def divergence(log_probs, others):
-    """The Kullback-Leibler divergence of others from the distribution that is first."""
+    """Returns the Kullback-Leibler divergence KL(first || others)."""
     return total(times(exp(p), p - q) for p, q in zip(log_probs, others, strict=True))
 
 
 def of_positions(loss, logits, targets, axis, temperature):
-    """The loss of the log-probabilities of student and teacher, at each position."""
+    """Returns the loss of the student's and the teacher's log-probabilities at each position."""
     scores = [np.moveaxis(array, axis, -1) / Decimal(temperature) for array in (logits, targets)]
     losses = np.full(scores[0].shape[:-1], Decimal(0))
     for place in np.ndindex(*losses.shape):
@@ -48,7 +48,8 @@ def _both(*shape: int) -> Callable[[np.random.RandomState], Arrays]:
     return lambda rng: {"logits": rng.randn(*shape) * 2, "targets": rng.randn(*shape) * 2}
 
 
-# Classes without weight in any dtype, of both and of one; classes without weight in float32; equal ones.
+# Rows: a class of probability 0 in every dtype, for both or for one; a class of probability 0 in float32;
+# equal distributions.
 _excluded = {
     "logits": np.array([[-1e4, 0.0, 1.0, 0.5], [2.0, -1.0, -200, 0.0], [0.5, 1.0, -2.0, 0.25]]),
     "targets": np.array([[-2e4, 2.0, -1.0, 1.0], [0.0, 1.0, -150, -1.0], [0.5, 1.0, -2.0, 0.25]]),
@@ -86,7 +87,7 @@ row("jensen_shannon_loss", "logits targets", "logits targets", {"beta": 1.0}, **
 
 
 def kl_of_logits(logits, targets, temperature):
-    """Returns temperature² · KL of the softmax of a teacher's logits, `targets`, from that of a student's."""
+    """Returns temperature² · KL(teacher || student); `targets` are the teacher's logits."""
     temperature = Decimal(np.asarray(temperature, object).item())
     log_q, log_p = (log_softmax([z / temperature for z in scores]) for scores in (logits, targets))
     return temperature**2 * total(times(exp(p), p - q) for p, q in zip(log_p, log_q, strict=True))

@@ -1,4 +1,4 @@
-"""Embeddings, their distances, and the order of scores."""
+"""Entries of the losses on embeddings, distances and pairs of scores."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ def _pairs(*shape: int) -> Callable[[np.random.RandomState], Arrays]:
 
 
 def _triplets(*shape: int) -> Callable[[np.random.RandomState], Arrays]:
-    # So near that the loss, a difference of distances, is not much smaller than they are.
+    # Small distances, so that the loss, a difference of distances, is not much smaller than they are.
     return lambda rng: {name: 0.2 * rng.randn(*shape) for name in ("anchors", "positives", "negatives")}
 
 
@@ -132,7 +132,7 @@ add("triplet_margin_loss", "ties-swap", _tied_triplets, smooth=False, eps=0.0, s
 
 
 class _SquaredDistance(NamedTuple):
-    """A distance for arrays of both libraries."""
+    """A distance that works on JAX arrays and on torch tensors."""
 
     def __call__(self, x: Any, y: Any) -> Any:
         return ((x - y) ** 2).sum(-1)

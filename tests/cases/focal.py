@@ -1,4 +1,4 @@
-"""Focal losses: entries and, of those beyond torchvision, formulas and rows of the certificate."""
+"""Focal losses: entries and, for those beyond torchvision, formulas and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal

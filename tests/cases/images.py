@@ -1,4 +1,4 @@
-"""Images: entries, formula and rows of the certificate."""
+"""SSIM: entries, formula and certificate row."""
 
 import itertools
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def _images(*shape: int, max_val: float = 1.0) -> Callable[[np.random.RandomStat
 
 
 def _flat(rng: np.random.RandomState) -> Arrays:
-    """Returns equal images, two of one value each, black ones, and opposite ones."""
+    """Returns pairs of equal, constant, black and inverted images."""
     image, one = rng.rand(4, 4, 1), np.ones((4, 4, 1))
     return {
         "predictions": np.stack([image, 0.25 * one, 0 * one, image]),
@@ -62,7 +62,7 @@ add(
 
 
 def _image(middle: float) -> np.ndarray:
-    """Returns a batch of one image of a single channel, of the size of the window."""
+    """Returns a batch of one single-channel image of the size of the window."""
     return np.reshape([0.25, 0.5, 1.0, 0.0, middle, 0.75, 0.5, 0.0, 0.25], (1, 3, 3, 1))
 
 

@@ -1,4 +1,4 @@
-"""Lovász losses: entries, formulas and rows of the certificate."""
+"""Lovász losses: entries, formulas and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -12,7 +12,7 @@ from tests.situation import INF, row
 
 
 def _jaccard_loss(true: list[bool], wrong: set[int]) -> Decimal:
-    """Returns the Jaccard loss of a region if some of its pixels are wrong."""
+    """Returns the Jaccard loss of a region if the given pixels are predicted wrong."""
     predicted = [is_true != (pixel in wrong) for pixel, is_true in enumerate(true)]
     both = sum(map(min, true, predicted))
     either = sum(map(max, true, predicted))
@@ -20,7 +20,7 @@ def _jaccard_loss(true: list[bool], wrong: set[int]) -> Decimal:
 
 
 def _extension(errors: list[Decimal], true: list[bool]) -> Decimal:
-    """Returns the errors, the largest first, times what each adds to the Jaccard loss."""
+    """Returns the Lovász extension: errors in decreasing order times their increments of the Jaccard loss."""
     order = frozen(sorted(range(len(errors)), key=lambda pixel: -errors[pixel]))
     jaccard = [_jaccard_loss(true, {*order[:count]}) for count in range(len(order) + 1)]
     return total(

@@ -1,4 +1,4 @@
-"""Losses that learn a metric: formulas, entries and rows of the certificate."""
+"""Metric-learning losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -11,11 +11,11 @@ from tests.cases.contrastive import extremes, unit
 from tests.formulas import beyond_pytorch, exp, frozen, kinked, log, total
 from tests.situation import INF, at, row
 
-# Losses that relate rows by their labels.
+# Losses that compare rows by their labels.
 
 
 def _rows(embeddings, targets, normalize) -> Iterator[tuple[list[Decimal], list[Decimal]]]:
-    """Yields each row's similarities with its positives, and with its negatives."""
+    """Yields each row's similarities to its positives and to its negatives."""
     x, size = unit(embeddings, normalize), range(len(embeddings))
     s = x @ x.T
     for i in size:
@@ -58,7 +58,7 @@ def _labelled(**options: float) -> Callable[[np.random.RandomState], Arrays]:
     return make
 
 
-# Not smooth: what circle loss freezes has no part in its derivatives, but in its differences.
+# Not smooth: circle loss stops gradients, which finite differences of its values would include.
 add("circle_loss", "matrix", _labelled(), margin=0.25, gamma=4.0, smooth=False)
 add("circle_loss", "learned", _labelled(margin=0.5, gamma=0.25), normalize=False, smooth=False)
 add("multi_similarity_loss", "matrix", _labelled(), beta=4.0)
@@ -73,14 +73,14 @@ for _loss, _options in (
         _options,
         "embeddings",
         [0, 1, 0],
-        same=[0, 1, 0],
-        nil=[0, 0, 1],
-        endless=lambda vectors: (vectors, [0, 1, 0]),
+        same_targets=[0, 1, 0],
+        zero_targets=[0, 0, 1],
+        infinite=lambda vectors: (vectors, [0, 1, 0]),
     )
 
 
 def cosine_and_sine(angle):
-    """Returns both by their series."""
+    """Returns both, from their power series."""
     terms, n = [Decimal(1)], 0
     while abs(terms[-1]) > Decimal("1e-90"):
         n += 1
@@ -90,8 +90,8 @@ def cosine_and_sine(angle):
     return total(even), total(odd)
 
 
-def surprise_of_margined(margined, embeddings, kernel, targets, scale):
-    """Returns the cross-entropy of an embedding whose label's cosine is replaced."""
+def margin_cross_entropy(margined, embeddings, kernel, targets, scale):
+    """Returns the cross-entropy of an embedding after a margin is applied to the label's cosine."""
     (x,), columns = unit(embeddings[None]), unit(kernel.T)
     logits = [Decimal(scale) * (x @ column) for column in columns]
     label = logits[targets] / Decimal(scale)
@@ -110,12 +110,12 @@ def arcface_loss(embeddings, kernel, targets, margin=0.5, scale=64.0):
         square = kinked((1 - cosine) * (1 + cosine))
         return cosine * cosine_of_margin - max(square, Decimal(0)).sqrt() * sine_of_margin
 
-    return surprise_of_margined(margined, embeddings, kernel, targets, scale)
+    return margin_cross_entropy(margined, embeddings, kernel, targets, scale)
 
 
 @beyond_pytorch("(d),(d,c),()->()")
 def cosface_loss(embeddings, kernel, targets, margin=0.35, scale=64.0):
-    return surprise_of_margined(lambda cos: cos - Decimal(margin), embeddings, kernel, targets, scale)
+    return margin_cross_entropy(lambda cos: cos - Decimal(margin), embeddings, kernel, targets, scale)
 
 
 def _classes(*shape: int, classes: int) -> Callable[[np.random.RandomState], Arrays]:
@@ -126,7 +126,7 @@ def _classes(*shape: int, classes: int) -> Callable[[np.random.RandomState], Arr
     }
 
 
-# The angles of the first and the third to their labels are just within and just beyond π - 0.5.
+# The angles of the first and third embedding to their labels are just below and just above π - 0.5.
 _WIDE = {
     "embeddings": np.array([[-1.75, 1.0], [1.25, -1.0], [-2.0, 1.0], [1.0, 1.0]]),
     "kernel": np.array([[2.0, 0.0, 0.5, -0.75], [0.0, -0.5, 1.5, 1.0]]),
@@ -138,11 +138,11 @@ add("cosface_loss", "few-classes", _classes(9, 3, classes=4), scale=8.0)
 add("cosface_loss", "one", _classes(4, classes=7), margin=0.25, scale=30.0)
 
 _COLUMNS = [[2.0, 0.0, -0.5], [0.0, 1.5, 1.0]]
-_ZERO = {
+_AT_ZERO = {
     "documented": "zero vector stays zero, and all its derivatives are 0",
     "convention": {"gradient": 0, "jvp": 0, "HVP": 0},
 }
-_ENDLESS = {"documented": "An infinite embedding gives NaN"}
+_INFINITE = {"documented": "An infinite embedding gives NaN"}
 
 
 def _margins(loss: str, options: dict[str, Any]) -> None:
@@ -151,10 +151,10 @@ def _margins(loss: str, options: dict[str, Any]) -> None:
         "embeddings kernel targets",
         "embeddings kernel",
         options,
-        zeros=[at([0.0, 0.0], _COLUMNS, 1, **_ZERO)],
+        zeros=[at([0.0, 0.0], _COLUMNS, 1, **_AT_ZERO)],
         kinks=[([4.0, 0.0], _COLUMNS, 0), ([-4.0, 0.0], _COLUMNS, 0)],
-        plus=[at([INF, 1.0], _COLUMNS, 1, **_ENDLESS)],
-        minus=[at([-INF, 1.0], _COLUMNS, 1, **_ENDLESS)],
+        plus=[at([INF, 1.0], _COLUMNS, 1, **_INFINITE)],
+        minus=[at([-INF, 1.0], _COLUMNS, 1, **_INFINITE)],
         far=[([1e200, 0.5e200], _COLUMNS, 1), ([1e-200, 0.0], _COLUMNS, 2)],
         same=[([2.0, 0.0], _COLUMNS, 0)],
         half=[([0.5, -1.25], _COLUMNS, 1), ([300.0, 2.0], _COLUMNS, 2)],

@@ -1,4 +1,4 @@
-"""Losses of ordered classes: formulas, entries and rows of the certificate."""
+"""Ordinal losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 
@@ -9,19 +9,19 @@ from tests.formulas import beyond_pytorch, softplus, total
 from tests.situation import INF, row
 
 
-def answer(logit, is_above):
+def binary_cross_entropy(logit, is_above):
     return softplus(-logit if is_above else logit)
 
 
 @beyond_pytorch("(k),()->()")
 def coral_loss(logits, targets):
-    return total(answer(logit, targets > k) for k, logit in enumerate(logits))
+    return total(binary_cross_entropy(logit, targets > k) for k, logit in enumerate(logits))
 
 
 @beyond_pytorch("(k),()->(),()")
 def corn_loss(logits, targets):
     asked = min(targets + 1, len(logits))
-    return total(answer(logits[k], targets > k) for k in range(asked)), asked
+    return total(binary_cross_entropy(logits[k], targets > k) for k in range(asked)), asked
 
 
 def _labelled(*shape: int) -> Callable[[np.random.RandomState], Arrays]:

@@ -1,4 +1,4 @@
-"""Overlaps of regions: entries, formulas and rows of the certificate."""
+"""Overlap losses: entries, formulas and certificate rows."""
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -13,18 +13,18 @@ from tests.situation import row
 def regions(
     probs: np.ndarray, targets: np.ndarray, axis: int | None, ignore_index: int | None, batch: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields what is predicted and true of the pixels of each image, both of shape (pixels, classes)."""
+    """Yields the predictions and targets of each image's valid pixels, both of shape (pixels, classes)."""
     if axis is None:
         probs, axis = probs[..., None], -1
-        kept, true = targets != ignore_index, targets[..., None]
+        valid, true = targets != ignore_index, targets[..., None]
     elif np.ndim(targets) < np.ndim(probs):
-        kept = targets != ignore_index
+        valid = targets != ignore_index
         true = np.equal.outer(targets, np.arange(probs.shape[axis])).astype(int)
     else:
-        kept, true = np.full(np.delete(probs.shape, axis), True), np.moveaxis(targets, axis, -1)
-    predicted, kept = np.moveaxis(probs, axis, -1), np.asarray(kept, bool)
+        valid, true = np.full(np.delete(probs.shape, axis), True), np.moveaxis(targets, axis, -1)
+    predicted, valid = np.moveaxis(probs, axis, -1), np.asarray(valid, bool)
     for images in [slice(None)] if batch else [slice(n, n + 1) for n in range(len(predicted))]:
-        yield predicted[images][kept[images]], true[images][kept[images]]
+        yield predicted[images][valid[images]], true[images][valid[images]]
 
 
 def _of_classes(
@@ -120,7 +120,7 @@ def generalized_dice_loss(probs, targets, axis=-1, smooth=1e-5, batch=False):
 def images(
     *shape: int, axis: int = -1, ignored: int | None = None, weight: bool = False
 ) -> Callable[[np.random.RandomState], Arrays]:
-    """Returns what makes probabilities, and labels that leave out the last class."""
+    """Returns a maker of probabilities, and of labels in which the last class is absent."""
 
     def make(rng: np.random.RandomState) -> Arrays:
         odds = rng.uniform(0.1, 1, shape)
@@ -182,5 +182,5 @@ _PROBS = {
 }
 for _loss in ("dice_loss", "tversky_loss"):
     row(_loss, "probs targets", "probs targets", {"batch": True}, **_PROBS)
-# Where its last true pixel vanishes, the weight of a class jumps.
+# Not differentiated in the targets: the weight of a class jumps where its last true pixel vanishes.
 row("generalized_dice_loss", "probs targets", "probs", {"batch": True}, **_PROBS)

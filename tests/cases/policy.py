@@ -1,4 +1,4 @@
-"""Losses of policies: formulas, entries and rows of the certificate."""
+"""Policy losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -89,7 +89,7 @@ add(
     epsilon=0.25,
     epsilon_high=0.5,
 )
-add("grpo_loss", "plain", _tokens(), smooth=False)  # the old policy is frozen
+add("grpo_loss", "plain", _tokens(), smooth=False)  # the gradient of the old policy is stopped
 add("grpo_loss", "old", _tokens("old_log_probs", "reference_log_probs"), beta=0.5, epsilon_high=0.375)
 add("grpo_loss", "tokens", _tokens("old_log_probs", of_tokens=True), aggregate="token")
 add("grpo_loss", "length", _tokens("old_log_probs"), aggregate="length", max_length=8)
@@ -106,7 +106,7 @@ row(
     "log_probs advantages old_log_probs",
     "log_probs advantages old_log_probs",
     zeros=[(0.0, 1.0, 0.0)],
-    kinks="clipped ratios are in the next columns, and at its ends the interval is rounded",
+    kinks="clipped ratios are in the next columns; the ends of the interval are not representable",
     plus=[(0.0, 1.0, -INF), (0.0, -1.0, -INF)],
     minus=[(-INF, 1.0, -1.0), (-INF, -1.0, -1.0), at(-INF, 1.0, -INF, **_IMPOSSIBLE)],
     far=[(-0.5, 1.0, -1e4), (-1e4, 1.0, -0.5), (-1e4, -1.0, -0.5)],
@@ -118,9 +118,9 @@ row(
     "log_probs advantages old_log_probs reference_log_probs",
     {"beta": 0.5},
     zeros=[([[0.0, 0.0]], [1.0], [[0.0, 0.0]], [[0.0, 0.0]])],
-    kinks="clipped ratios are in the next columns, and at its ends the interval is rounded",
+    kinks="clipped ratios are in the next columns; the ends of the interval are not representable",
     plus=[([[0.0, -1.0]], [1.0], [[-INF, -1.5]], [[-1.0, -1.0]])],
-    minus="is infinite, of numbers that have too many digits to be differenced",
+    minus="infinite; the numbers have too many digits for finite differences",
     far=[([[-0.5, -1.0]], [1.0], [[-1e4, -1.0]], [[-1.0, -1e4]])],
     half=[([[-0.5, -1.0]], [1.0], [[-0.625, -1.25]], [[-1.0, -0.75]])],
 )

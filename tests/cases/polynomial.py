@@ -1,4 +1,4 @@
-"""Cross-entropies with powers of a probability: entries, formulas and rows of the certificate."""
+"""Poly and generalized cross-entropy: entries, formulas and certificate rows."""
 
 from decimal import Decimal
 
@@ -19,9 +19,10 @@ def poly_cross_entropy(
 
     def loss(log_probs, probs):
         mixed = [(1 - smoothing) * prob + smoothing / count for prob in probs]
-        surprise = total(times(w * t, -log_p) for w, t, log_p in zip(weight, mixed, log_probs, strict=True))
+        terms = (times(w * t, -log_p) for w, t, log_p in zip(weight, mixed, log_probs, strict=True))
         miss = total(t * (1 - exp(log_p)) for t, log_p in zip(mixed, log_probs, strict=True))
-        return surprise + Decimal(epsilon) * total(w * t for w, t in zip(weight, probs, strict=True)) * miss
+        share = total(w * t for w, t in zip(weight, probs, strict=True))
+        return total(terms) + Decimal(epsilon) * share * miss
 
     if np.ndim(targets) == np.ndim(logits):
         scores, probs = (np.moveaxis(array, axis, -1) for array in (logits, targets))

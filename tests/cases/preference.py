@@ -1,4 +1,4 @@
-"""Losses of preferences: formulas, entries and rows of the certificate."""
+"""Preference losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal

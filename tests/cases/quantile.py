@@ -1,4 +1,4 @@
-"""Quantiles, expectiles and predicted distributions: entries, formulas and rows of the certificate."""
+"""Losses of quantiles, expectiles and predicted distributions: entries, formulas and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -41,7 +41,7 @@ def crps_normal_loss(predictions, targets, scale):
 
 
 def erf(x):
-    """The series 2 / sqrt(π) · exp(-x²) · Σ_n 2^n · x^(2n+1) / (2n+1)!!, whose terms have one sign."""
+    """Sums 2 / sqrt(π) · exp(-x²) · Σ_n 2^n · x^(2n+1) / (2n+1)!!, whose terms have the same sign."""
     if abs(x) > 20:
         return Decimal(1 if x > 0 else -1)  # to 170 digits
     term, found, n = x, Decimal(0), 0

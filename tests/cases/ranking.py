@@ -1,4 +1,4 @@
-"""Losses of lists: formulas, entries and rows of the certificate."""
+"""Ranking losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -11,8 +11,8 @@ from tests.situation import INF, row
 
 
 def _softmax(scores, targets):
-    norm = log(total(map(exp, scores)))
-    return total(times(y, norm - s) for y, s in zip(targets, scores, strict=True))
+    log_normalizer = log(total(map(exp, scores)))
+    return total(times(y, log_normalizer - s) for y, s in zip(targets, scores, strict=True))
 
 
 @beyond_pytorch(None)
@@ -66,14 +66,14 @@ def _lists(
     return make
 
 
-_DIFFERENT = ("scores",)
+_SCORES = ("scores",)
 for _situation, _shape in (("lists", (3, 4)), ("weight", (2, 2, 3))):
-    make = _lists(*_shape, weight=_situation == "weight", least=1.0)  # differences reach below 0 otherwise
+    make = _lists(*_shape, weight=_situation == "weight", least=1.0)  # finite differences must stay above 0
     add("softmax_ranking_loss", _situation, make)
-add("listmle_loss", "lists", _lists(3, 4), gradients=_DIFFERENT)
-add("pairwise_logistic_loss", "lists", _lists(3, 4), gradients=_DIFFERENT)
-add("pairwise_logistic_loss", "weight", _lists(2, 2, 3, weight=True), gradients=_DIFFERENT)
-add("approx_ndcg_loss", "lists", _lists(3, 4), gradients=_DIFFERENT, temperature=0.5)
+add("listmle_loss", "lists", _lists(3, 4), gradients=_SCORES)
+add("pairwise_logistic_loss", "lists", _lists(3, 4), gradients=_SCORES)
+add("pairwise_logistic_loss", "weight", _lists(2, 2, 3, weight=True), gradients=_SCORES)
+add("approx_ndcg_loss", "lists", _lists(3, 4), gradients=_SCORES, temperature=0.5)
 
 for _loss in ("softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", "approx_ndcg_loss"):
     row(
@@ -81,8 +81,8 @@ for _loss in ("softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", 
         "scores targets",
         "scores",
         zeros=[([0.0, 0.0, 0.0], [1.0, 0.0, 2.0]), ([0.5, 1.0, 0.0], [0.0, 0.0, 0.0])],
-        kinks="of scores there is none",
-        plus="a score of +∞ is NaN, as in softmax",
+        kinks="smooth in the scores",
+        plus="none: a score of +∞ gives NaN, as in softmax",
         minus=[([-INF, 0.0, 1.0], [0.0, 1.0, 2.0]), ([-INF, 0.0, 1.0], [2.0, 0.0, 1.0])],
         far=[([1e4, 0.0, -1e4], [2.0, 1.0, 0.0]), ([-1e4, 0.0, 1e4], [2.0, 1.0, 0.0])],
         half=[([0.5, -1.25, 2.0], [1.0, 0.0, 2.0])],

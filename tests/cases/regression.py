@@ -1,4 +1,4 @@
-"""Predicted against true values: entries, and formulas of the losses that PyTorch does not have."""
+"""Regression losses: entries and, for those that PyTorch does not have, formulas and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""Errors of which large ones weigh less: formulas, entries, and rows of the certificate."""
+"""Robust regression losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""Self-supervised losses: formulas, entries and rows of the certificate."""
+"""Self-supervised losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -93,24 +93,24 @@ _excluded = {
 }
 add("dino_loss", "excluded", lambda rng: _excluded, smooth=False, gradients=("logits",))
 
-_NIL, _X, _Y = (
+_ZEROS, _X, _Y = (
     [[0.0, 0.0]] * 3,
     [[0.5, -1.25], [2.0, 1.0], [-1.5, 0.25]],
     [[1.0, 0.75], [-0.5, 2.0], [1.5, -1.0]],
 )
-_ENDLESS = {"documented": "An infinite embedding gives NaN"}
+_INFINITE = {"documented": "An infinite embedding gives NaN"}
 _UP, _DOWN, _FAR, _NEAR = ([[number, 0.5], *_X[1:]] for number in (INF, -INF, 1e50, 1e-200))
 _ROWS: dict[str, Any] = {
-    "zeros": [(_NIL, _NIL)],
-    "plus": [at(_UP, _Y, **_ENDLESS)],
-    "minus": [at(_Y, _DOWN, **_ENDLESS)],
+    "zeros": [(_ZEROS, _ZEROS)],
+    "plus": [at(_UP, _Y, **_INFINITE)],
+    "minus": [at(_Y, _DOWN, **_INFINITE)],
     "far": [(_FAR, _Y), (_NEAR, _Y)],
     "same": [(_X[:1] * 3, _X[:1] * 3), (_X, _X)],
     "half": [(_X, _Y)],
 }
 row("barlow_twins_loss", "embeddings targets", "embeddings targets", **_ROWS)
 _OF_INVARIANCE = 25 / 3 * np.array([1.5, -1.25, 0.5, 1.5, -2.25, 1.5])
-_UNIT = [[-1.0, 0.5], [0.0, 2.0], [1.0, -1.0]]  # the first deviation is 1
+_UNIT = [[-1.0, 0.5], [0.0, 2.0], [1.0, -1.0]]  # the first feature has standard deviation 1
 row("vicreg_loss", "embeddings targets", "embeddings targets", {"eps": 0.25}, **_ROWS)
 row(
     "vicreg_loss",
@@ -122,7 +122,7 @@ row(
         "kinks": [(_UNIT, _Y)],
         "zeros": [
             at(
-                *(_NIL, _NIL),
+                *(_ZEROS, _ZEROS),
                 documented="derivatives 0",
                 convention={"gradient": 0, "jvp": 0, "HVP": [*_OF_INVARIANCE, *-_OF_INVARIANCE]},
             )

@@ -1,4 +1,4 @@
-"""Sequences of labels that are not aligned with their frames."""
+"""Entries of the CTC loss."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ add("ctc_loss", "empty-targets", _sequences(4, _BATCH, [0, 2, 0, 3], input_lengt
 add("ctc_loss", "single-path", _sequences(5, _BATCH[:3], [3, 3, 2], input_lengths=[3, 5, 3]))
 add("ctc_loss", "blank", _sequences(6, [[1, 2, 0], [0, 0, 3]], [3, 2]), blank=4)
 add("ctc_loss", "blank-as-label", _sequences(6, [[1, 0, 2], [0, 0, 3]], [3, 3]))
-# Two labels too many for the frames, and no frames at all.
+# The second and third sample have too few frames for their labels; the last has none.
 add(
     "ctc_loss",
     "zero-infinity",

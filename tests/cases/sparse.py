@@ -1,4 +1,4 @@
-"""Losses with sparse probabilities: formulas, entries and rows of the certificate."""
+"""Sparsemax and entmax losses: formulas, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -37,7 +37,7 @@ def of_power(p):
 
 
 def fenchel_young(logits, targets, axis, ignore_index, probs, entropy):
-    """The convex conjugate of a negative entropy, and the two, less their product."""
+    """Returns the Fenchel-Young loss of a negative entropy, and the weight of each position."""
     scores = np.moveaxis(logits, axis, -1)
     hard = np.ndim(targets) < logits.ndim
     soft = None if hard else np.moveaxis(targets, axis, -1)
@@ -88,7 +88,7 @@ for _loss in ("sparsemax_loss", "entmax15_loss"):
         "logits targets",
         "logits",
         zeros=[([0.0, 0.0, 0.0], 0)],
-        kinks="at the edge of the support second derivatives are of one side",
+        kinks="second derivatives at the edge of the support are one-sided",
         plus=[([INF, 0.0, 1.0], 0)],
         minus=[([-INF, 0.0, 0.25], 1), ([-INF, 0.0, 0.25], 0)],
         far=[([1e200, -1e200, 0.0], 0), ([1e4, 0.0, -1e4], 1)],

@@ -1,4 +1,4 @@
-"""Losses of times until an event: formula, entries and rows of the certificate."""
+"""Cox loss: formula, entries and certificate rows."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -40,8 +40,8 @@ for _ties in ("efron", "breslow"):
         "scores",
         {"ties": _ties},
         zeros=[([0.0, 0.0, 0.0], [1.0, 1.0, 2.0], [1, 1, 1])],
-        kinks="of scores there is none",
-        plus="a score of +∞ is NaN, as in softmax",
+        kinks="smooth in the scores",
+        plus="none: a score of +∞ gives NaN, as in softmax",
         minus=[
             ([-INF, 0.5, 1.0], [1.0, 2.0, 2.0], [0, 1, 1]),
             ([-INF, 0.5, 1.0], [3.0, 2.0, 1.0], [0, 1, 1]),

@@ -1,4 +1,4 @@
-"""Transducers: entries, formula and row of the certificate."""
+"""RNN-transducer loss: entries, formula and certificate row."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ _PLACES = np.array(
 
 
 def _with(*places: tuple[int, int, list[float]]) -> list[object]:
-    """Returns one sample of 2 frames and 2 labels with other logits in some places."""
+    """Returns one sample of 2 frames and 2 labels, with the logits replaced at the given places."""
     logits = _PLACES.copy()
     for t, u, scores in places:
         logits[t, u] = scores

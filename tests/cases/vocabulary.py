@@ -1,4 +1,4 @@
-"""Large vocabularies."""
+"""Entries of the losses for large vocabularies."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Arguments become arrays that agree, or are refused by name."""
+"""Conversion, dtypes, shapes and masks of arguments, and their errors."""
 
 import re
 
@@ -39,18 +39,18 @@ def test_python_numbers_follow_the_arrays():
 
 
 @pytest.mark.parametrize("value", [[1.0], (1.0, 2.0), None, "text", {"a": 1.0}, 1j])
-def test_what_is_no_array_is_refused_by_name(value):
+def test_a_value_that_is_not_an_array_raises(value):
     with pytest.raises(TypeError, match=f"targets must be an array, got {type(value).__name__}"):
         arguments.as_array("targets", value)
 
 
 @pytest.mark.parametrize("value", [jnp.ones(2, jnp.complex64), jax.random.key(0)])
-def test_what_holds_no_real_numbers_is_refused(value):
+def test_a_dtype_other_than_real_numbers_raises(value):
     with pytest.raises(TypeError, match="targets must hold real numbers, got dtype"):
         arguments.as_array("targets", value)
 
 
-def test_shapes_that_differ_are_refused_with_both_shapes():
+def test_unequal_shapes_raise_and_both_are_named():
     with pytest.raises(ValueError, match=r"a and b must have the same shape, got a \(3, 1\) and b \(3,\)"):
         arguments.agree(a=jnp.ones((3, 1)), b=jnp.ones(3))
     with pytest.raises(ValueError, match=r"a, b and c .*got a \(2,\), b \(2,\) and c \(\)"):
@@ -58,17 +58,17 @@ def test_shapes_that_differ_are_refused_with_both_shapes():
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 3), (2, 1), (2, 3)])
-def test_broadcast_stretches(shape):
+def test_broadcastable_shapes_are_accepted(shape):
     assert arguments.broadcastable("weight", jnp.ones(shape), jnp.ones((2, 3))).ndim == 2
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 2), (1, 2, 3), (0,)])
-def test_broadcast_never_changes_the_shape_it_is_given(shape):
+def test_broadcasting_never_changes_the_target_shape(shape):
     with pytest.raises(ValueError, match=r"weight must broadcast to shape \(2, 3\)"):
         arguments.broadcastable("weight", jnp.ones(shape), jnp.ones((2, 3)))
 
 
-def test_masks_are_boolean():
+def test_masks_must_be_boolean():
     assert arguments.mask(None, jnp.ones(2)) is None
     assert arguments.mask(np.array([True]), jnp.ones((2, 3))).shape == (1, 1)
     assert arguments.mask(np.array([True]), jnp.ones((2, 4, 3)), [1]).shape == (1, 1)
@@ -78,7 +78,7 @@ def test_masks_are_boolean():
         arguments.mask(jnp.ones(2, jnp.int32), jnp.ones(2))
 
 
-def test_masked_values_meet_no_arithmetic():
+def test_fill_masked_replaces_masked_values():
     hidden = arguments.fill_masked(jnp.array([True, False]), jnp.array([1.0, np.nan], jnp.bfloat16), 0.5)
     np.testing.assert_array_equal(hidden, jnp.array([1.0, 0.5], jnp.bfloat16), strict=True)
 
@@ -94,7 +94,7 @@ def test_masked_values_meet_no_arithmetic():
         (2**32 - 1, "uint32", 2**31 - 1),
     ],
 )
-def test_indices_compare_with_any_class(label, dtype, expected):
+def test_indices_of_any_integer_dtype_become_int32(label, dtype, expected):
     widened = arguments.index_array("targets", jnp.full(1, label, jnp.dtype(dtype)))
     np.testing.assert_array_equal(widened, np.array([expected], np.int32), strict=True)
 
@@ -103,17 +103,17 @@ NATIVE = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">i2", ">u2", ">f2"])
-def test_big_endian_arrays_are_read_as_numbers(dtype):
+def test_big_endian_arrays_are_converted(dtype):
     double = jaxloss.mse_loss(NATIVE, NATIVE.astype(dtype) + np.asarray(1, dtype))
     assert double == 1
     labels = np.array([2, 0])
     scores = NATIVE.astype(np.dtype(dtype).newbyteorder("="))
-    for _ in range(2):  # cold, and when a native call has compiled
+    for _ in range(2):  # before and after a native call has compiled
         ours = jaxloss.cross_entropy(scores.astype(dtype), labels.astype(">i4"))
         np.testing.assert_array_equal(ours, jaxloss.cross_entropy(scores, labels))
 
 
-def test_a_masked_array_is_refused():
+def test_a_numpy_masked_array_raises():
     masked = np.ma.array(NATIVE, mask=NATIVE > 2)
     jaxloss.mse_loss(NATIVE, NATIVE)
     for arrays in ((masked, NATIVE), (NATIVE, masked)):
@@ -127,19 +127,19 @@ class ArrayLike:
 
 
 @pytest.mark.parametrize("make", [nnx.Param, nnx.Variable, lambda array: ArrayLike()])
-def test_what_jax_converts_to_an_array_is_taken(make):
+def test_values_that_jax_converts_to_arrays_are_accepted(make):
     made = make(jnp.asarray(NATIVE))
     assert jaxloss.mse_loss(made, NATIVE) == jaxloss.mse_loss(NATIVE, targets=made) == 0
     assert jax.jit(lambda: jaxloss.mse_loss(made, NATIVE + 1))() == 1
 
 
-def test_a_gradient_in_a_variable_has_its_type():
+def test_a_gradient_with_respect_to_a_variable_is_a_variable():
     gradient = jax.grad(lambda made: jaxloss.mse_loss(made, NATIVE + 1))(nnx.Param(jnp.asarray(NATIVE)))
     np.testing.assert_allclose(gradient[...], -2 / 6)
 
 
 class Tensor:
-    """PyTorch's, as far as a message can tell."""
+    """A stand-in for torch.Tensor."""
 
 
 Tensor.__module__ = "torch"
@@ -155,18 +155,18 @@ Tensor.__module__ = "torch"
         (np.array([None]), "predictions must hold real numbers, got dtype object"),
     ],
 )
-def test_what_is_refused_is_named_with_its_remedy(value, message):
+def test_invalid_arguments_are_named_with_a_remedy(value, message):
     with pytest.raises(TypeError, match=message):
         jaxloss.mse_loss(value, NATIVE)
 
 
-def test_integer_one_hot_labels_are_explained():
+def test_integer_one_hot_labels_raise_with_a_remedy():
     with pytest.raises(ValueError, match="make one-hot targets floating-point, or take their argmax"):
         jaxloss.cross_entropy(NATIVE, np.eye(2, 3, dtype=int))
 
 
 @pytest.mark.parametrize("axis", [-3, 2])
-def test_an_axis_that_does_not_exist_is_refused(axis):
+def test_an_axis_out_of_range_raises(axis):
     with pytest.raises(
         ValueError, match=rf"axis must be an axis of logits, got axis={axis} for logits \(2, 3\)"
     ):
@@ -174,12 +174,12 @@ def test_an_axis_that_does_not_exist_is_refused(axis):
 
 
 @pytest.mark.parametrize("axis", [None, 1.0, (0, 1), "last"])
-def test_an_axis_that_is_no_integer_is_refused(axis):
+def test_an_axis_that_is_not_an_integer_raises(axis):
     with pytest.raises(TypeError, match=f"axis must be an integer, got {re.escape(repr(axis))}"):
         arguments.canonical_axis(axis, "logits", (2, 3))
 
 
 @pytest.mark.parametrize("loss", [jaxloss.cross_entropy, jaxloss.multi_margin_loss])
-def test_scores_of_no_class_are_refused(loss):
+def test_scores_with_zero_classes_raise(loss):
     with pytest.raises(ValueError, match=r"must have at least one class, got .* \(2, 0\) with axis=-1"):
         loss(jnp.zeros((2, 0)), jnp.zeros(2, int))

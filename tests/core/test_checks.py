@@ -1,4 +1,4 @@
-"""Checks on values: nothing in plain code, a named error under checkify, under every transform."""
+"""Checks on values: no effect in plain code, an error under checkify, under every transform."""
 
 import jax
 import jax.numpy as jnp
@@ -32,26 +32,26 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_checkify_names_the_argument_and_the_offender(name):
+def test_checkify_names_the_argument_and_the_bad_value(name):
     function = checkify.checkify(TRANSFORMS[name](positive_sum))
     assert function(GOOD)[0].get() is None
     assert "x: expected values > 0, got -4.0" in function(BAD)[0].get()
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_plain_code_is_unchanged(name):
+def test_checks_do_not_change_values_without_checkify(name):
     transform = TRANSFORMS[name]
     expected = transform(lambda x: jnp.sum(jnp.sqrt(x)))(GOOD)
     jax.tree.map(np.testing.assert_array_equal, transform(positive_sum)(GOOD), expected)
 
 
-def test_a_function_compiled_before_still_reports():
+def test_checkify_reports_errors_of_an_already_compiled_function():
     step = jax.jit(positive_sum)
     step(BAD)
     assert "got -4.0" in checkify.checkify(step)(BAD)[0].get()
 
 
-def test_vmap_where_only_the_condition_is_batched():
+def test_checks_under_vmap_of_the_condition_alone():
     def masked_sum(where):
         return jnp.sum(checked(BAD, (BAD > 0) | ~where, "x: expected values > 0"))
 
@@ -65,7 +65,7 @@ def test_an_empty_array_passes():
     assert checkify.checkify(positive_sum)(jnp.ones(0))[0].get() is None
 
 
-def test_the_check_costs_nothing_when_compiled():
+def test_a_check_adds_no_compiled_code():
     text = jax.jit(positive_sum).lower(GOOD).compile().as_text()
     assert "compare" not in text
     assert "compare" in jax.jit(lambda x: jnp.where(x > 0, x, 0)).lower(GOOD).compile().as_text()

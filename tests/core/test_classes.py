@@ -1,4 +1,4 @@
-"""Log-sum-exp and picking a class, against NumPy, and what the compiler makes of them."""
+"""Log-sum-exp and class selection, compared with NumPy, and their compiled programs."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_taking_a_class_and_its_gradient(take):
 
 
 @pytest.mark.parametrize("take", [take_class, take_class_in_pass])
-def test_values_are_taken_as_stored_and_gradients_stay_wide(take):
+def test_taking_a_class_reads_stored_values_and_keeps_wide_gradients(take):
     stored = jnp.asarray(LOGITS, jnp.bfloat16)
 
     def taken(wide):
@@ -50,8 +50,8 @@ def test_values_are_taken_as_stored_and_gradients_stay_wide(take):
 
 @pytest.mark.parametrize("axis_name", [None, "classes"])
 @pytest.mark.parametrize("soft", [False, True])
-def test_axis_name_within_vmap_is_the_split_class_axis(axis_name, soft):
-    """A vmap with a named axis is `shard_map` on one device."""
+def test_axis_name_of_a_vmap_is_a_sharded_class_axis(axis_name, soft):
+    """A vmap with a named axis acts like `shard_map`, on one device."""
     targets = jax.nn.softmax(jnp.asarray(LOGITS), 1) if soft else jnp.asarray(LABELS)
     expected = cross_entropy(LOGITS, targets, axis=1)
     if axis_name is None:
@@ -76,15 +76,15 @@ def lowered_gradient(loss):
 
 
 @pytest.mark.parametrize(("loss", "held"), [(cross_entropy, 1), (nll_loss, 0)])
-def test_the_gradient_scatters_nothing(loss, held):
+def test_the_gradient_contains_no_scatter(loss, held):
     lowered = lowered_gradient(loss)
     assert "stablehlo.scatter" not in lowered.as_text()
-    # A CPU writes the masked logits out; a TPU and a GPU hold nothing, which the benchmarks check.
+    # On a CPU the masked logits are materialized; on TPU and GPU they are not, which the benchmarks check.
     temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
     assert temporaries <= (held + 0.02) * 4 * 1024 * 1000
 
 
-def test_the_reader_of_lowered_programs_sees_a_scatter():
+def test_a_scatter_would_be_detected():
     def naive(logits, labels):
         return jnp.sum(jnp.take_along_axis(logits, labels[:, None], 1))
 

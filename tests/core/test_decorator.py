@@ -1,4 +1,4 @@
-"""The decorator: a compiled loss is still a plain function, and refuses what it must."""
+"""The decorator: a compiled loss remains a plain function and validates its options."""
 
 import functools
 import inspect
@@ -19,16 +19,16 @@ from jaxloss._core.decorator import compiled, fraction, not_negative, positive
     static=("reduction", "share"), domains={"scale": positive, "shift": not_negative, "share": fraction}
 )
 def toy_loss(predictions, targets, *, scale=1.0, shift=0.0, share=0.0, reduction="mean"):
-    """Measures nothing."""
+    """Toy loss."""
     return jnp.float32(scale) * (predictions - targets) + shift + share
 
 
 ONE = jnp.float32(1.0)
 
 
-def test_name_signature_and_docstring_survive():
+def test_name_signature_and_docstring_are_preserved():
     assert toy_loss.__name__ == "toy_loss"
-    assert toy_loss.__doc__ == "Measures nothing."
+    assert toy_loss.__doc__ == "Toy loss."
     assert list(inspect.signature(toy_loss).parameters)[:3] == ["predictions", "targets", "scale"]
 
 
@@ -42,7 +42,7 @@ def test_name_signature_and_docstring_survive():
         ((ONE, ONE), {"targets": ONE}),
     ],
 )
-def test_a_call_that_does_not_fit_gets_pythons_own_message(args, kwargs):
+def test_a_call_with_wrong_arguments_raises_the_usual_python_message(args, kwargs):
     with pytest.raises(TypeError) as theirs:
         inspect.unwrap(toy_loss)(*args, **kwargs)
     with pytest.raises(TypeError) as ours:
@@ -61,20 +61,20 @@ def test_a_call_that_does_not_fit_gets_pythons_own_message(args, kwargs):
         ("share", 1.01),
     ],
 )
-def test_a_number_outside_its_domain_is_refused(option, number):
+def test_a_number_outside_its_domain_raises(option, number):
     with pytest.raises(ValueError, match=f"toy_loss: {option} must be a number .*, got {number}"):
         toy_loss(ONE, ONE, **{option: number})
 
 
 @pytest.mark.parametrize("value", [None, "large", 1j, [1.0]])
 @pytest.mark.parametrize("option", ["scale", "shift"])
-def test_what_is_no_number_is_refused(option, value):
+def test_an_option_that_is_not_a_number_raises(option, value):
     message = f"toy_loss: {option} must be a number >=? 0, got {re.escape(repr(value))}"
     with pytest.raises(TypeError, match=message):
         toy_loss(ONE, ONE, **{option: value})
 
 
-def test_a_number_outside_its_domain_is_refused_under_an_outer_jit():
+def test_a_number_outside_its_domain_raises_under_an_outer_jit():
     with pytest.raises(ValueError, match="scale must be a number > 0, got 0"):
         jax.jit(lambda x: toy_loss(x, x, scale=0))(ONE)
 
@@ -86,7 +86,7 @@ def test_a_traced_number_outside_its_domain_becomes_nan():
     assert jax.jit(slope)(ONE, 2.0) == 2
 
 
-def test_a_traced_number_outside_its_domain_is_named_under_checkify():
+def test_a_traced_number_outside_its_domain_is_reported_by_checkify():
     error, _ = checkify.checkify(jax.jit(toy_loss))(ONE, ONE, scale=-3.0)
     assert "scale: expected a number > 0, got -3.0" in error.get()
 
@@ -94,18 +94,18 @@ def test_a_traced_number_outside_its_domain_is_named_under_checkify():
 @pytest.mark.parametrize(
     "two", [2, 2.0, np.float64(2), np.int64(2), jnp.int32(2), jnp.bfloat16(2), True + True]
 )
-def test_numbers_of_every_kind_are_taken(two):
+def test_numbers_of_every_kind_are_accepted(two):
     assert toy_loss(3 * ONE, ONE, scale=two) == 4
     assert jax.jit(lambda two: toy_loss(3 * ONE, ONE, scale=jnp.asarray(two, jnp.float32)))(two) == 4
 
 
-def test_a_traced_number_outside_its_domain_has_no_slope_either():
+def test_a_traced_number_outside_its_domain_has_gradient_nan():
     assert np.isnan(jax.grad(lambda scale: toy_loss(ONE, ONE, scale=scale))(jnp.float32(-1)))
 
 
 @pytest.mark.parametrize("kind", [np.asarray, lambda number: number, lambda number: np.full(2, number)])
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
-def test_integers_of_64_bits_are_not_taken_modulo(dtype, kind):
+def test_64_bit_integers_do_not_wrap_around(dtype, kind):
     large = kind(dtype(2**32 + 5))
     for _ in range(2):
         assert jaxloss.mse_loss(large, np.zeros(large.shape)) == np.float32(2**32 + 5) ** 2
@@ -117,7 +117,7 @@ def test_integers_of_64_bits_are_not_taken_modulo(dtype, kind):
         assert np.isnan(jaxloss.cross_entropy(np.zeros((2, 9)), labels))
 
 
-def test_a_sequence_of_integers_is_taken_where_it_is_meant():
+def test_declared_sequence_arguments_accept_lists_of_integers():
     @compiled(static=(), sequences=("lengths",))
     def total(values, lengths):
         return jnp.sum(jnp.asarray(lengths)) + values
@@ -126,49 +126,49 @@ def test_a_sequence_of_integers_is_taken_where_it_is_meant():
     assert total(1, []) == 1
 
 
-def test_labels_in_a_file_are_not_taken_modulo(tmp_path):
+def test_memory_mapped_64_bit_labels_do_not_wrap_around(tmp_path):
     labels = np.memmap(tmp_path / "labels", np.int64, "w+", shape=(2,))
     labels[:] = [2**32 + 1, 1]
     assert np.isnan(jaxloss.cross_entropy(np.eye(2), labels, reduction="none")).tolist() == [True, False]
 
 
-def test_a_missing_label_that_was_cast_to_an_integer_is_no_class():
+def test_nan_labels_cast_to_int64_are_out_of_range():
     with np.errstate(invalid="ignore"):
         labels = np.array([0.0, np.nan]).astype(np.int64)
     losses = jaxloss.cross_entropy(np.eye(2), labels, reduction="none")
     np.testing.assert_array_equal(np.isnan(losses), [False, True])
 
 
-def test_a_static_number_of_numpy_is_pythons_own():
+def test_a_static_numpy_number_does_not_promote_the_result():
     with jax.enable_x64(True):
         assert toy_loss(ONE, ONE, share=np.float64(0.5)).dtype == jnp.float32
 
 
-def test_an_option_with_axes_is_refused():
+def test_an_array_for_a_scalar_option_raises():
     with pytest.raises(ValueError, match=r"scale must be a number > 0, got float32\[2\]"):
         toy_loss(ONE, ONE, scale=jnp.ones(2))
 
 
-def test_a_key_for_an_option_is_refused():
+def test_a_prng_key_for_an_option_raises():
     with pytest.raises(ValueError, match=r"scale must be a number > 0, got key<fry>\[\]"):
         toy_loss(ONE, ONE, scale=jax.random.key(0))
 
 
 @pytest.mark.parametrize("value", ["text", {1}, object(), np.array(["a"]), np.array([object()])])
-def test_what_is_no_array_is_refused_by_name(value):
+def test_a_value_that_is_not_an_array_raises(value):
     with pytest.raises(TypeError, match=r"targets must (be an array, got|hold real numbers, got dtype) "):
         toy_loss(ONE, value)
 
 
 @pytest.mark.parametrize("value", [jnp.float32(0.5), np.ones(2), ["mean"], {"mean": 1}, {1}])
-def test_an_array_for_a_static_argument_is_explained(value):
+def test_an_array_for_a_static_argument_raises_with_a_remedy(value):
     with pytest.raises(TypeError, match="toy_loss: reduction is static and must be a hashable Python value"):
         toy_loss(ONE, ONE, reduction=value)
     with pytest.raises(TypeError, match=r"share is static.*functools\.partial"):
         jax.jit(lambda share: toy_loss(ONE, ONE, share=share))(0.5)
 
 
-def test_traced_options_are_swept_and_learned_without_compiling():
+def test_traced_options_can_be_swept_and_learned_without_recompiling():
     traces = []
 
     @compiled(static=("reduction",), domains={"scale": positive})
@@ -190,8 +190,8 @@ def test_options_bind_with_partial_and_pass_through_transforms():
     assert jax.jit(lambda criterion, x: criterion(x, ONE))(criterion, 3 * ONE) == 4.5
 
 
-def test_an_ordinary_call_runs_no_python_but_one_frame():
-    """What a call costs over `jit`: a clock would tell the same, and other things of the machine."""
+def test_an_ordinary_call_runs_a_single_python_frame():
+    """Counts Python frames instead of measuring the overhead over `jit`, which would be noisy."""
     toy_loss(ONE, ONE, reduction="sum")
     frames = []
     sys.setprofile(lambda frame, event, _: frames.append(frame.f_code.co_name) if event == "call" else None)

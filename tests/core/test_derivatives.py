@@ -1,4 +1,4 @@
-"""The elementwise building blocks, at every size: XLA rewrites the arithmetic of a single element further."""
+"""Elementwise building blocks, also on single elements, whose arithmetic XLA simplifies differently."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_weighted_derivatives():
     assert jax.grad(jax.grad(weighted, 0), 1)(jnp.float32(2), jnp.float32(3)) == 1
 
 
-def test_nan_stays_nan():
+def test_weighted_propagates_nan():
     assert np.isnan(weighted(jnp.float32(0), jnp.float32(np.nan)))
     assert np.isnan(weighted(jnp.float32(np.nan), jnp.float32(0)))
 
@@ -59,7 +59,7 @@ def times(x, y):
     return x * y
 
 
-def test_the_derivatives_are_the_ones_that_were_given():
+def test_derivatives_uses_the_given_partial_derivatives():
     assert jax.grad(times, (0, 1))(jnp.float32(2), jnp.float32(3)) == (300, 200)
     assert jax.jvp(times, (jnp.float32(2), jnp.float32(3)), (jnp.float32(1),) * 2) == (6, 500)
 
@@ -67,7 +67,7 @@ def test_the_derivatives_are_the_ones_that_were_given():
 @pytest.mark.parametrize(
     ("function", "slopes"), [(clamped_at_zero, [0, 1, 1, np.nan]), (positive_part, [0, 0, 1, np.nan])]
 )
-def test_a_hinge_has_one_slope_at_its_kink_and_keeps_nan(function, slopes):
+def test_hinge_slope_at_the_kink_and_nan_propagation(function, slopes):
     gaps = jnp.array([-1, 0, 1, np.nan], jnp.float32)
     np.testing.assert_array_equal(jax.vmap(function)(gaps), [0, 0, 1, np.nan])
     np.testing.assert_array_equal(jax.vmap(jax.grad(function))(gaps), slopes)
@@ -75,14 +75,14 @@ def test_a_hinge_has_one_slope_at_its_kink_and_keeps_nan(function, slopes):
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1e-13, 1e-11, 1.0, 1e20, 1e36])
-def test_inverse_lengths_are_those_of_vectors_of_any_length(size):
+def test_inverse_lengths_for_tiny_and_huge_vectors(size):
     vectors = np.float32(size * np.array([[3.0, -4.0], [0.0, 2.0]]))
     power, inverse = inverse_lengths(jnp.asarray(vectors), 1)
     lengths = np.linalg.norm(np.float64(vectors), axis=1)
     expected = np.where(lengths == 0, 0, 1 / np.maximum(lengths, 1e-12))
     np.testing.assert_allclose(np.float64(power) * np.float64(inverse), expected, rtol=1e-6)
     mantissa, _ = np.frexp(np.asarray(power))
-    assert np.all((mantissa == 0.5) | (mantissa == 0))  # a power of two, by which nothing is rounded
+    assert np.all((mantissa == 0.5) | (mantissa == 0))  # a power of two: scaling by it is exact
 
     def unit(vector):
         power, inverse = inverse_lengths(vector, 0)
@@ -93,7 +93,7 @@ def test_inverse_lengths_are_those_of_vectors_of_any_length(size):
     np.testing.assert_allclose(turned, expected[0] * across, rtol=1e-5, atol=1e-6 * expected[0])
 
 
-def test_infinite_numbers_do_not_depend_on_their_scale():
+def test_scaling_an_infinite_number_has_derivative_zero_in_the_scale():
     numbers = jnp.array([2.0, INF, -INF])
     np.testing.assert_array_equal(scaled(jnp.float32(3), numbers), [6, INF, -INF])
     np.testing.assert_array_equal(jax.jacfwd(scaled)(jnp.float32(3), numbers), [2, 0, 0])

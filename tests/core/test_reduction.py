@@ -1,4 +1,4 @@
-"""What the mean means, worked by hand."""
+"""Reductions, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,13 @@ def test_arguments_may_be_positional():
 @pytest.mark.parametrize(
     "arguments", [(jnp.zeros(0),), (LOSSES, jnp.zeros(())), (LOSSES, None, jnp.zeros((), bool))]
 )
-def test_a_mean_over_nothing_is_nan_with_gradient_zero(arguments):
+def test_an_empty_mean_is_nan_with_gradient_zero(arguments):
     assert np.isnan(jaxloss.reduce(*arguments))
     assert jaxloss.reduce(*arguments, reduction="sum") == 0
     np.testing.assert_array_equal(jax.grad(jaxloss.reduce)(*arguments), jnp.zeros_like(arguments[0]))
 
 
-def test_nan_behind_the_mask_has_no_influence_even_on_the_gradient_of_the_weights():
+def test_masked_nan_does_not_affect_gradients_of_losses_or_weights():
     losses, weight = jnp.array([1.0, np.nan]), jnp.array([2.0, np.nan])
     where = jnp.array([True, False])
     value, gradients = jax.value_and_grad(jaxloss.reduce, (0, 1))(losses, weight, where, "sum")
@@ -53,7 +53,7 @@ def test_nan_behind_the_mask_has_no_influence_even_on_the_gradient_of_the_weight
     np.testing.assert_array_equal(gradients, [[2, 0], [1, 0]])
 
 
-def test_the_weight_of_many_samples_is_exact():
+def test_the_total_weight_of_many_samples_is_exact():
     count = 2**24 + 1_000_000
     where = jnp.ones(count, bool)
     _, weight = jaxloss.reduce(jnp.zeros(count, jnp.bfloat16), where=where, reduction="sum_and_weight")
@@ -61,8 +61,8 @@ def test_the_weight_of_many_samples_is_exact():
 
 
 @pytest.mark.parametrize("where", [(65536, 1), (1, 1), (1, 33024), (65536, 33024)])
-def test_more_are_counted_than_an_integer_holds(where):
-    shape = 65536, 33024  # no array of this shape is ever written
+def test_counts_above_the_int32_range_are_exact(where):
+    shape = 65536, 33024  # no array of this shape is ever materialized
     masked = 256 if where[0] > 1 else 0  # of the rows
 
     @jax.jit
@@ -76,7 +76,7 @@ def test_more_are_counted_than_an_integer_holds(where):
     assert weight() == count
 
 
-def test_a_weight_that_weighs_nothing_adds_nothing():
+def test_weights_of_an_empty_array_are_ignored():
     weight = jnp.array([np.inf, np.nan, 1.0])
     assert jaxloss.reduce(jnp.zeros((0, 3)), weight, reduction="sum_and_weight") == (0, 0)
     np.testing.assert_array_equal(
@@ -84,7 +84,7 @@ def test_a_weight_that_weighs_nothing_adds_nothing():
     )
 
 
-def test_low_precision_is_summed_in_float32():
+def test_half_precision_is_summed_in_float32():
     losses = jnp.full(4096, 1.0, jnp.float16)
     np.testing.assert_array_equal(jaxloss.reduce(losses, reduction="sum"), jnp.float32(4096), strict=True)
 
@@ -94,14 +94,14 @@ def test_integers_become_the_default_float():
 
 
 @pytest.mark.parametrize("reduction", ["avg", "Mean", "", None, 3])
-def test_an_unknown_reduction_lists_the_known_ones(reduction):
+def test_an_unknown_reduction_raises_and_lists_the_known_ones(reduction):
     known = "'none', 'mean', 'sum', 'sum_and_weight'"
     with pytest.raises(ValueError, match=f"reduction must be one of {known}, got {reduction!r}"):
         jaxloss.reduce(LOSSES, reduction=reduction)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
-def test_pairs_of_uneven_micro_batches_give_the_loss_and_gradient_of_the_whole(parts):
+def test_sums_and_weights_of_uneven_micro_batches_give_loss_and_gradient_of_the_whole(parts):
     rng = np.random.RandomState(parts)
     logits, labels = rng.randn(20, 5).astype(np.float32), rng.randint(0, 5, 20)
     labels[rng.rand(20) < 0.4] = -100

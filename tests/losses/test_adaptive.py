@@ -1,4 +1,4 @@
-"""Adaptive softmax: what the catalogue cannot say."""
+"""Adaptive log-softmax, beyond the catalogue: definition, prediction, memory, errors, initialization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,29 +33,32 @@ def loss(arguments: dict[str, Any], **options: Any) -> jax.Array:
     return jaxloss.adaptive_log_softmax(**arguments, **{"cutoffs": CUTOFFS, **options})
 
 
-def one_by_one(hidden: np.ndarray, params: Any, label: int) -> float:
+def loss_of_position(hidden: np.ndarray, params: Any, label: int) -> float:
     """Returns the loss of one position, from its definition."""
 
-    def surprise(scores: np.ndarray, chosen: int) -> float:
+    def neg_log_softmax(scores: np.ndarray, chosen: int) -> float:
         return np.log(np.exp(scores).sum()) - scores[chosen]
 
     scores = hidden @ params["head"]["kernel"] + params["head"]["bias"]
     if label < 3:
-        return surprise(scores, label)
+        return neg_log_softmax(scores, label)
     tail, first = (0, 3) if label < 7 else (1, 7)
     layers = params["tail"][tail]
-    return surprise(scores, 3 + tail) + surprise(hidden @ layers["down"] @ layers["up"], label - first)
+    within_tail = hidden @ layers["down"] @ layers["up"]
+    return neg_log_softmax(scores, 3 + tail) + neg_log_softmax(within_tail, label - first)
 
 
-def test_losses_are_those_of_the_definition_for_any_leading_axes():
+def test_losses_equal_the_definition_for_any_leading_axes():
     with jax.enable_x64(True):
         arguments = draw(2, 3)
         hidden, params, labels = jax.tree.map(np.asarray, tuple(arguments.values()))
-        expected = [[one_by_one(hidden[i, j], params, labels[i, j]) for j in range(3)] for i in range(2)]
+        expected = [
+            [loss_of_position(hidden[i, j], params, labels[i, j]) for j in range(3)] for i in range(2)
+        ]
         np.testing.assert_allclose(loss(arguments, reduction="none"), expected, rtol=1e-12)
 
 
-def test_log_probs_are_minus_the_loss_of_every_class():
+def test_log_probs_equal_minus_the_loss_of_every_class():
     with jax.enable_x64(True):
         arguments = draw(2, 3)
         hidden, params = arguments["hidden"], arguments["params"]
@@ -77,7 +80,7 @@ def test_prediction_is_the_most_likely_class():
     assert max(predicted) >= 7
 
 
-def test_prediction_of_equals_is_the_first_and_the_likeliest_tail_need_not_hold_it():
+def test_predict_returns_the_first_of_equal_classes_even_outside_the_likeliest_tail():
     params = jaxloss.init_adaptive_log_softmax(jax.random.key(0), 4, 9, (3,), head_bias=True)
     hidden = jnp.zeros((2, 4))
     assert jaxloss.adaptive_predict(
@@ -85,7 +88,7 @@ def test_prediction_of_equals_is_the_first_and_the_likeliest_tail_need_not_hold_
     ).tolist() == [1, 1]
 
 
-def test_prediction_stands_beside_the_loss_in_a_gradient():
+def test_predict_can_be_called_in_a_differentiated_function():
     arguments = draw(4)
 
     def loss_and_hits(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -97,12 +100,12 @@ def test_prediction_stands_beside_the_loss_in_a_gradient():
     assert hits.shape == (4,)
 
 
-# More classes than are scored at once.
+# More classes than one block holds.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cutoffs", "classes"), [((6,), 9000), ((5000, 5010), 5020)], ids=["tail", "head"])
-def test_a_loop_over_the_classes_changes_nothing(cutoffs: tuple[int, ...], classes: int):
+def test_looping_over_classes_equals_the_plain_form(cutoffs: tuple[int, ...], classes: int):
     with jax.enable_x64(True):
         arguments = draw(4, cutoffs=cutoffs, classes=classes)
         labels = jnp.array([0, cutoffs[0] - 1, cutoffs[0], classes - 1])
@@ -123,7 +126,7 @@ def test_a_loop_over_the_classes_changes_nothing(cutoffs: tuple[int, ...], class
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, expected)
 
 
-def test_the_scores_of_all_classes_are_never_held_at_once():
+def test_the_scores_of_all_classes_are_never_materialized():
     positions, classes, cutoffs = 512, 60_000, (1000, 10_000)
     params = jax.eval_shape(
         lambda key: jaxloss.init_adaptive_log_softmax(key, 64, classes, cutoffs), jax.random.key(0)
@@ -142,11 +145,11 @@ def test_the_scores_of_all_classes_are_never_held_at_once():
     assert memory < 0.3 * 4 * positions * classes
 
 
-# What is wrong with the input.
+# Invalid input.
 
 
 @pytest.mark.parametrize("bad", [-1, 12, -(2**31)])
-def test_a_label_that_is_no_class_is_nan_at_its_position(bad: int):
+def test_an_out_of_range_label_gives_nan_at_its_position(bad: int):
     arguments = draw(3)
     arguments["targets"] = jnp.array([1, bad, 11])
     value, pull = jax.vjp(lambda h: loss({**arguments, "hidden": h}, reduction="none"), arguments["hidden"])
@@ -161,16 +164,16 @@ def test_a_label_that_is_no_class_is_nan_at_its_position(bad: int):
 
 
 @pytest.mark.parametrize("cutoffs", [(), (0, 3), (3, 3), (7, 3), (3, 12), (3.0, 7.0), (3, True), 3, None])
-def test_cutoffs_rise_within_the_classes(cutoffs: Any):
+def test_cutoffs_must_increase_within_the_classes(cutoffs: Any):
     message = r"cutoffs must be increasing integers in \[1, "
-    if cutoffs != (3, 12):  # which would fit parameters of more classes
+    if cutoffs != (3, 12):  # valid for parameters of more classes
         with pytest.raises(ValueError, match=message + r"n_classes - 1\], got"):
             loss(draw(2), cutoffs=cutoffs)
     with pytest.raises(ValueError, match=message + r"11\], got"):
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 5, 12, cutoffs)
 
 
-def test_cutoffs_are_a_tuple_and_may_be_integers_of_numpy():
+def test_cutoffs_must_be_a_tuple_and_may_hold_numpy_integers():
     arguments = draw(2)
     with pytest.raises(TypeError, match="cutoffs is static and must be a hashable Python value, got list"):
         loss(arguments, cutoffs=[3, 7])
@@ -213,7 +216,7 @@ def test_cutoffs_are_a_tuple_and_may_be_integers_of_numpy():
         ),
     ],
 )
-def test_shapes_fit_together(change: Callable[[dict[str, Any]], dict[str, Any]], message: str):
+def test_mismatched_parameter_shapes_raise(change: Callable[[dict[str, Any]], dict[str, Any]], message: str):
     with pytest.raises(ValueError, match=message):
         loss(change(draw(2)))
 
@@ -223,7 +226,7 @@ def with_tail(arguments: dict[str, Any], **layers: jax.Array) -> dict[str, Any]:
     return arguments | {"params": arguments["params"] | {"tail": [first, last | layers]}}
 
 
-def test_targets_and_parameters_are_of_their_types():
+def test_wrong_dtypes_of_targets_and_parameters_raise():
     arguments = draw(2)
     with pytest.raises(TypeError, match="targets must be integer class indices, got dtype float32"):
         loss(arguments | {"targets": jnp.zeros(2)})
@@ -233,14 +236,14 @@ def test_targets_and_parameters_are_of_their_types():
         loss(with_tail(arguments, up=jnp.ones((1, 5), complex)))
 
 
-def test_a_tail_without_features_is_refused():
+def test_a_tail_with_zero_features_raises():
     with pytest.raises(ValueError, match=r"got 4.0: tail 1 has none for in_features=8"):
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 100, (10, 20))
     with pytest.raises(ValueError, match=r"div_value must leave every tail at least one feature, got -2"):
         jaxloss.init_adaptive_log_softmax(jax.random.key(0), 8, 100, (10, 20), div_value=-2)
 
 
-# The parameters at the start.
+# Initial parameters.
 
 
 @pytest.mark.parametrize("head_bias", [False, True])
@@ -272,7 +275,7 @@ def test_parameters_start_uniform_within_the_bound_of_fan_in(head_bias: bool):
 
 if torch_oracle.IS_INSTALLED:
 
-    def test_log_probs_and_predictions_are_those_of_pytorchs_module():
+    def test_log_probs_and_predictions_equal_those_of_the_pytorch_module():
         import torch
 
         module = torch.nn.AdaptiveLogSoftmaxWithLoss(5, 12, CUTOFFS, 2.0, head_bias=True)

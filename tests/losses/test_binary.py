@@ -1,4 +1,4 @@
-"""The binary losses: limits at certainty, weights, and values that are no probability."""
+"""Binary losses: limits at infinite logits, weights, cancellation, and invalid probabilities."""
 
 import chex
 import jax
@@ -26,11 +26,11 @@ def test_infinite_logits_have_the_limit_in_value_and_gradient(pos_weight):
 
 
 @pytest.mark.parametrize(("logit", "target", "limit"), list(zip(LOGITS, TARGETS, LIMITS, strict=True)))
-def test_infinite_logits_have_the_limit_one_by_one(logit, target, limit):
+def test_scalar_infinite_logits_have_the_limit(logit, target, limit):
     np.testing.assert_allclose(binary_cross_entropy_with_logits(logit, target), limit, rtol=1e-6)
 
 
-def test_a_positive_weight_of_zero_silences_an_infinite_loss():
+def test_a_pos_weight_of_zero_removes_an_infinite_term():
     options = {"pos_weight": np.float32(0), "reduction": "none"}
     losses = binary_cross_entropy_with_logits(LOGITS[:4], TARGETS[:4], **options)
     np.testing.assert_array_equal(losses, [0, INF, 0, 0])
@@ -38,7 +38,7 @@ def test_a_positive_weight_of_zero_silences_an_infinite_loss():
     assert slope(1.0) == 0
 
 
-def test_weights_are_the_formula():
+def test_weights_follow_the_formula():
     rng = np.random.RandomState(0)
     logits, targets = rng.randn(4, 3), rng.rand(4, 3)
     weight, pos_weight = rng.rand(4, 1), rng.rand(3) + 0.5
@@ -50,7 +50,7 @@ def test_weights_are_the_formula():
     np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
-def test_logits_and_their_probabilities_cost_the_same():
+def test_losses_of_logits_equal_losses_of_their_probabilities():
     logits, targets = np.linspace(-5, 5, 11), np.linspace(0, 1, 11)
     with jax.enable_x64(True):
         expected = binary_cross_entropy(1 / (1 + np.exp(-logits)), targets)
@@ -59,7 +59,7 @@ def test_logits_and_their_probabilities_cost_the_same():
 
 @pytest.mark.parametrize("pos_weight", [1e-6, 1.0, 100.0])
 @pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
-def test_nothing_cancels_in_the_gradient_of_the_confident(target, pos_weight):
+def test_gradients_of_confident_logits_have_no_cancellation(target, pos_weight):
     logits = np.arange(-30.0, 31.0, 2)
     odds = np.exp(-np.abs(logits))
     small, large = odds / (1 + odds), 1 / (1 + odds)
@@ -76,7 +76,7 @@ def test_nothing_cancels_in_the_gradient_of_the_confident(target, pos_weight):
 
 
 @pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
-def test_nothing_cancels_in_the_curvature_of_a_probability(target):
+def test_second_derivatives_in_a_probability_have_no_cancellation(target):
     probs = np.float32([1e-11, 1e-8, 1e-6, 1e-4, 0.1, 0.5, 0.9, 0.9999, 1 - 2.0**-20, 1 - 2.0**-24])
     yes, no, wanted = np.float64(probs), 1 - np.float64(probs), np.float64(np.float32(target))
 
@@ -92,7 +92,7 @@ def test_nothing_cancels_in_the_curvature_of_a_probability(target):
     np.testing.assert_allclose(jax.vmap(jax.grad(slope))(np.float32([0, 1e-14, 1])), 1 / bound, rtol=1e-6)
 
 
-def test_nothing_cancels_in_the_curvature_of_a_score():
+def test_second_derivatives_in_a_score_have_no_cancellation():
     scores = np.arange(-60.0, 61.0, 3)
     odds = np.exp(-np.abs(scores))
     for target in (1.0, -1.0):
@@ -102,7 +102,7 @@ def test_nothing_cancels_in_the_curvature_of_a_score():
 
 
 @pytest.mark.slow
-def test_derivatives_of_every_order_are_those_of_the_formula():
+def test_derivatives_up_to_fourth_order_equal_those_of_the_formula():
     def ours(score, target):
         return soft_margin_loss(score, target)
 
@@ -118,7 +118,7 @@ def test_derivatives_of_every_order_are_those_of_the_formula():
             chex.assert_trees_all_close(answers, truths, rtol=1e-12, atol=1e-15)
 
 
-def test_pos_weight_is_learned():
+def test_pos_weight_is_differentiable():
     def mean(pos_weight):
         return binary_cross_entropy_with_logits(
             np.array([0.0, 1.0]), np.array([1.0, 1.0]), pos_weight=pos_weight
@@ -138,7 +138,7 @@ def test_pos_weight_is_learned():
         (0.0, -1.0, "targets"),
     ],
 )
-def test_what_is_no_probability_is_nan_and_named_under_checkify(probs, targets, name):
+def test_values_outside_0_to_1_are_nan_and_reported_by_checkify(probs, targets, name):
     arguments = np.float32([0.5, probs]), np.float32([0.5, targets])
     np.testing.assert_array_equal(np.isnan(binary_cross_entropy(*arguments, reduction="none")), [False, True])
     gradient = jax.grad(lambda probs: binary_cross_entropy(probs, arguments[1], reduction="sum"))(
@@ -162,7 +162,7 @@ def test_labels_may_be_integers_or_booleans(loss):
     assert loss(scores, labels) == loss(scores, labels.astype(bool)) == expected
 
 
-def test_weights_that_do_not_broadcast_are_refused():
+def test_weights_that_do_not_broadcast_raise():
     scores = np.full((4, 3), 0.5, np.float32)
     with pytest.raises(ValueError, match=r"pos_weight must broadcast to shape \(4, 3\), got shape \(4,\)"):
         binary_cross_entropy_with_logits(scores, scores, pos_weight=np.ones(4))

@@ -1,4 +1,4 @@
-"""The losses of boxes: worked by hand, at every size, and where boxes are degenerate or none."""
+"""Bounding-box losses: values by hand, extreme sizes, degenerate and invalid boxes."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ FLAT = {
         (SQUARE, [1, 1, 1, 1], (1, 1, 1, 1 + 0.0625 / 1.25 * 1)),  # v = (4 / π²) (π / 4)² = 1 / 4
     ],
 )
-def test_values(prediction, target, expected):
+def test_values_by_hand(prediction, target, expected):
     found = [getattr(jaxloss, loss)(jnp.float32(prediction), jnp.float32(target)) for loss in LOSSES]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -44,7 +44,7 @@ def test_values(prediction, target, expected):
 @pytest.mark.slow
 @every_loss
 @pytest.mark.parametrize("size", [1e10, 1e4, 1e-3, 1e-10, 1e-17])
-def test_large_and_small_boxes_keep_their_digits(loss, size):
+def test_huge_and_tiny_boxes_keep_full_precision(loss, size):
     rng = np.random.RandomState(0)
     low = rng.rand(6, 2)
     boxes = np.concatenate([low, low + 0.25 + rng.rand(6, 2)], -1).reshape(2, 3, 4) * size
@@ -59,7 +59,7 @@ def test_large_and_small_boxes_keep_their_digits(loss, size):
     found = hessian(predictions, targets)
     with jax.enable_x64(True):
         truth = jax.jit(jax.hessian(loss))(*arrays.values())
-    # What float32 does not have is 0.
+    # Numbers below the float32 range become 0.
     tolerance = 1e-5 * np.max(np.abs(truth)) + float(jnp.finfo(jnp.float32).tiny)
     np.testing.assert_allclose(found, truth, rtol=0, atol=tolerance)
 
@@ -67,7 +67,7 @@ def test_large_and_small_boxes_keep_their_digits(loss, size):
 @pytest.mark.slow
 @every_loss
 @pytest.mark.parametrize("flat", FLAT)
-def test_boxes_without_width_or_height_have_every_derivative(loss, flat):
+def test_degenerate_boxes_have_finite_derivatives(loss, flat):
     boxes = [jnp.float32(box) for box in FLAT[flat]]
     answers = loss(*boxes), jax.grad(loss, (0, 1))(*boxes), jax.hessian(loss, (0, 1))(*boxes)
     assert all(np.isfinite(answer).all() for answer in jax.tree.leaves(answers))
@@ -77,12 +77,12 @@ def test_boxes_without_width_or_height_have_every_derivative(loss, flat):
 
 
 @every_loss
-def test_gradients_of_equal_boxes_are_no_larger_than_eps(loss):
+def test_gradients_of_equal_boxes_are_at_most_eps(loss):
     by_both = jax.grad(loss, (0, 1))(jnp.float32(SQUARE), jnp.float32(SQUARE))
     np.testing.assert_allclose(by_both, np.zeros((2, 4)), atol=1e-7)
 
 
-def test_boxes_apart_are_pulled_by_all_losses_but_iou():
+def test_disjoint_boxes_have_a_gradient_except_under_iou():
     prediction, target = jnp.float32(SQUARE), jnp.float32([4, 3, 5, 6])
     assert not jax.grad(jaxloss.box_iou_loss)(prediction, target).any()
     for name in LOSSES[1:]:
@@ -102,7 +102,7 @@ def test_boxes_apart_are_pulled_by_all_losses_but_iou():
         [np.inf, 0.0, np.inf, 1.0],
     ],
 )
-def test_what_is_no_box_is_nan_in_every_coordinate(loss, bad):
+def test_invalid_boxes_are_nan_in_every_coordinate(loss, bad):
     good, bad = jnp.float32([SQUARE, SQUARE]), jnp.float32([SQUARE, bad])
     for name, boxes in {"predictions": (bad, good), "targets": (good, bad)}.items():
         losses = loss(*boxes, reduction="none")
@@ -117,19 +117,19 @@ def test_what_is_no_box_is_nan_in_every_coordinate(loss, bad):
         assert error.get() is None
 
 
-def test_eps_reaches_the_distance_of_the_complete_loss():
+def test_eps_applies_to_the_distance_term_of_the_complete_loss():
     prediction, target = jnp.float32(SQUARE), jnp.float32([1, 0, 3, 2])  # of one aspect ratio
     distance, complete = (getattr(jaxloss, name)(prediction, target, eps=1.0) for name in LOSSES[2:])
     np.testing.assert_allclose([distance, complete], [1 - 2 / 7 + 1 / 14] * 2, rtol=1e-6)
 
 
 @every_loss
-def test_eps_is_learned_and_refused_outside_its_domain(loss):
+def test_eps_is_differentiable_and_raises_outside_its_domain(loss):
     with jax.enable_x64(True):
         boxes = jnp.array(SQUARE), jnp.array([1.0, 0.5, 3.0, 1.5])
         found, step = jax.grad(lambda eps: loss(*boxes, eps=eps))(0.5), 1e-6
         expected = (loss(*boxes, eps=0.5 + step) - loss(*boxes, eps=0.5 - step)) / (2 * step)
-        if loss is not jaxloss.complete_box_iou_loss:  # whose alpha is frozen
+        if loss is not jaxloss.complete_box_iou_loss:  # it stops the gradient of its alpha
             np.testing.assert_allclose(found, expected, rtol=1e-6)
     boxes = jnp.float32(SQUARE), jnp.float32(SQUARE)
     with pytest.raises(ValueError, match="eps must be a number > 0, got 0"):
@@ -138,7 +138,7 @@ def test_eps_is_learned_and_refused_outside_its_domain(loss):
 
 
 @every_loss
-def test_arrays_that_are_no_boxes_are_refused(loss):
+def test_arrays_without_four_coordinates_raise(loss):
     with pytest.raises(
         ValueError, match=r"predictions must be boxes of shape \(..., 4\), got shape \(2, 5\)"
     ):

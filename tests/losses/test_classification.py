@@ -1,4 +1,4 @@
-"""Cross entropy and negative log-likelihood: limits, labels that are no class, and what is refused."""
+"""Cross entropy and negative log-likelihood: limits, out-of-range labels, ignored positions, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,18 @@ LOG_PROBS = np.asarray(jax.nn.log_softmax(LOGITS))
 BAD = np.array([0, 5, -1, 4], np.int32)
 
 
-def test_uniform_logits_cost_the_logarithm_of_the_number_of_classes():
+def test_uniform_logits_have_loss_log_of_the_number_of_classes():
     np.testing.assert_allclose(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3)), np.log(10), rtol=1e-6)
 
 
-def test_the_classes_are_on_the_last_axis():
+def test_the_class_axis_is_last_by_default():
     labels = np.array([[0, 1], [2, 0]], np.int32)
     logits = np.random.RandomState(0).randn(2, 2, 3).astype(np.float32)
     expected = cross_entropy(np.moveaxis(logits, -1, 1), labels, axis=1)
     np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-6)
 
 
-def test_indices_are_probabilities_of_one():
+def test_class_indices_equal_one_hot_probabilities():
     labels = np.array([0, 3, 2, 4], np.int32)
     weight = np.arange(1.0, 6, dtype=np.float32)
     for options in ({}, {"label_smoothing": 0.2}, {"weight": weight}):
@@ -42,7 +42,7 @@ def test_indices_are_probabilities_of_one():
 
 @pytest.mark.parametrize(("loss", "scores"), [(cross_entropy, LOGITS), (nll_loss, LOG_PROBS)])
 @pytest.mark.parametrize("weight", [None, np.arange(1.0, 6, dtype=np.float32)])
-def test_a_label_that_is_no_class_is_nan_in_value_and_gradient(loss, scores, weight):
+def test_an_out_of_range_label_is_nan_in_value_and_gradient(loss, scores, weight):
     wrong = np.array([False, True, True, False])
     losses = loss(scores, BAD, weight=weight, reduction="none")
     np.testing.assert_array_equal(np.isnan(losses), wrong)
@@ -53,7 +53,7 @@ def test_a_label_that_is_no_class_is_nan_in_value_and_gradient(loss, scores, wei
 
 
 @pytest.mark.parametrize(("loss", "scores"), [(cross_entropy, LOGITS), (nll_loss, LOG_PROBS)])
-def test_a_label_that_is_no_class_is_named_under_checkify(loss, scores):
+def test_an_out_of_range_label_is_reported_by_checkify(loss, scores):
     for function in (loss, jax.jit(jax.grad(loss))):
         error, _ = checkify.checkify(function)(scores, BAD)
         assert "targets: expected class indices in [0, 5) or ignore_index=-100, got 5" in error.get()
@@ -62,7 +62,7 @@ def test_a_label_that_is_no_class_is_named_under_checkify(loss, scores):
         assert error.get() is None
 
 
-def test_nan_in_an_ignored_position_has_no_influence():
+def test_nan_in_an_ignored_position_does_not_affect_value_or_gradient():
     logits, labels = LOGITS.copy(), np.array([0, -100, 2, 3], np.int32)
     logits[1] = np.nan
     kept = np.array([0, 2, 3])
@@ -72,12 +72,12 @@ def test_nan_in_an_ignored_position_has_no_influence():
     assert np.isfinite(gradient).all()
 
 
-def test_ignoring_a_class_leaves_it_in_the_denominator_of_the_softmax():
+def test_an_ignored_class_stays_in_the_softmax_denominator():
     logits = jnp.array([[0.0, 100.0]])
     np.testing.assert_allclose(cross_entropy(logits, jnp.array([0]), ignore_index=1), 100, rtol=1e-6)
 
 
-def test_a_logit_of_minus_infinity_without_probability_adds_nothing():
+def test_a_minus_infinity_logit_of_probability_zero_adds_nothing():
     logits = jnp.array([[0.0, -INF, 1.0]])
     targets = jnp.array([[0.5, 0.0, 0.5]])
     expected = cross_entropy(jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 0.5]]))
@@ -90,7 +90,7 @@ def test_a_logit_of_minus_infinity_without_probability_adds_nothing():
     assert np.isfinite(smoothed)
 
 
-def test_label_smoothing_is_the_formula():
+def test_label_smoothing_follows_the_formula():
     labels, weight, smoothing = np.array([0, 3, -100, 4]), np.arange(1.0, 6), 0.3
     with jax.enable_x64(True):
         log_probs = np.asarray(jax.nn.log_softmax(jnp.asarray(LOGITS, jnp.float64)))
@@ -103,7 +103,7 @@ def test_label_smoothing_is_the_formula():
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4])
-def test_a_large_common_offset_costs_no_digits(offset):
+def test_a_large_common_offset_does_not_change_the_loss(offset):
     labels = np.arange(4, dtype=np.int32)
     for options in ({}, {"label_smoothing": 0.1}):
         shifted = cross_entropy(LOGITS.astype(np.float64).round(2) + offset, labels, **options)
@@ -130,12 +130,12 @@ def test_a_large_common_offset_costs_no_digits(offset):
         ((LOGITS, BAD), {"where": np.ones((4, 5), bool)}, r"where must broadcast to shape \(4,\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, options, message):
+def test_mismatched_arguments_raise(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         cross_entropy(*arguments, **options)
 
 
-def test_boolean_labels_are_refused():
+def test_boolean_labels_raise():
     with pytest.raises(TypeError, match="targets must be integer class indices, got dtype bool"):
         cross_entropy(LOGITS, np.zeros(4, bool))
 
@@ -147,8 +147,8 @@ WEIGHT = np.array([1.0, 2.0, 0.5], np.float32)
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, INF, -INF])
 @pytest.mark.parametrize("loss", [cross_entropy, nll_loss])
-def test_what_is_ignored_reaches_no_derivative(loss, bad):
-    """Not even one of second order, or in an option."""
+def test_non_finite_ignored_positions_affect_no_derivative(loss, bad):
+    """Includes second derivatives and derivatives in options."""
     names = ["weight"] if loss is nll_loss else ["weight", "z_loss", "soft_cap"]
     scores = np.array([[0.1, -1.0, 0.3], [0.0, 0.0, 0.0]], np.float32)
 
@@ -167,15 +167,15 @@ def test_what_is_ignored_reaches_no_derivative(loss, bad):
             found.append((slope(scores, chosen), jax.jvp(slope, (scores, chosen), ones)[1]))
         return found
 
-    spoilt = scores.copy()
-    spoilt[1] = bad
+    poisoned = scores.copy()
+    poisoned[1] = bad
     for smoothed in (False, True) if loss is cross_entropy else (False,):
-        clean, found = derivatives(scores, smoothed), derivatives(spoilt, smoothed)
+        clean, found = derivatives(scores, smoothed), derivatives(poisoned, smoothed)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, clean)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(clean))
 
 
-def test_the_cap_has_a_derivative_beside_an_impossible_class():
+def test_the_soft_cap_has_a_finite_derivative_with_a_minus_infinity_logit():
     def slope(logit):
         logits = np.array([[logit, 0.0, 1.0]], np.float32)
         return jax.grad(lambda cap: cross_entropy(logits, np.array([1]), soft_cap=cap))(5.0)
@@ -183,7 +183,7 @@ def test_the_cap_has_a_derivative_beside_an_impossible_class():
     np.testing.assert_allclose(slope(-INF), slope(-1e18), rtol=1e-6)
 
 
-def test_an_impossible_class_without_weight_or_probability_has_no_part_in_any_gradient():
+def test_a_minus_infinity_logit_of_weight_or_probability_zero_affects_no_gradient():
     logits = np.array([[-INF, 1.0, 0.0]], np.float32)
     weight, probs = np.ones(3, np.float32), np.array([[0.0, 0.5, 0.5]], np.float32)
     slope = jax.grad(lambda weight: cross_entropy(logits, probs, weight=weight))(weight)
@@ -194,7 +194,7 @@ def test_an_impossible_class_without_weight_or_probability_has_no_part_in_any_gr
 
 
 @pytest.mark.parametrize("targets", [np.array([0]), np.array([[1.0, 0.0, 0.0]], np.float32)])
-def test_labels_that_are_smoothed_away_leave_an_impossible_class_infinite(targets):
+def test_full_label_smoothing_over_a_minus_infinity_logit_is_infinite(targets):
     logits = np.array([[-INF, 0.0, 1.0]], np.float32)
     assert cross_entropy(logits, targets, label_smoothing=1.0) == INF
     bias = jnp.asarray(logits[0])
@@ -204,10 +204,10 @@ def test_labels_that_are_smoothed_away_leave_an_impossible_class_infinite(target
     )
 
 
-def test_labels_and_what_is_ignored_may_be_of_any_size():
+def test_labels_and_ignore_index_may_exceed_int32():
     logits = np.zeros((2, 3), np.float32)
     np.testing.assert_allclose(cross_entropy(logits, np.array([0, 1]), ignore_index=-(2**40)), np.log(3))
-    labels = np.array([0, 2**32 - 100], np.uint32)  # which is -100 in 32 bits
+    labels = np.array([0, 2**32 - 100], np.uint32)  # -100 if read as int32
     assert np.isnan(cross_entropy(logits, labels, reduction="none")).tolist() == [False, True]
     assert cross_entropy(logits, labels, ignore_index=2**32 - 100, reduction="none")[1] == 0
     assert np.isnan(cross_entropy(logits, labels, ignore_index=2**31 - 1, reduction="none")[1])
@@ -216,27 +216,27 @@ def test_labels_and_what_is_ignored_may_be_of_any_size():
 
 
 WEIGHTS = np.random.RandomState(1).rand(64).astype(np.float32)
-MANY = {
+LARGE = {
     "labels": (cross_entropy, {"weight": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.01}),
     "capped": (cross_entropy, {"label_smoothing": 0.1, "soft_cap": 2.0}),
     "probabilities": (cross_entropy, {"weight": WEIGHTS, "label_smoothing": 0.1, "z_loss": 0.01}),
     "nll": (nll_loss, {"weight": WEIGHTS}),
     "margins": (multi_margin_loss, {"weight": WEIGHTS, "p": 2}),
-    "yes or no": (multilabel_soft_margin_loss, {"weight": WEIGHTS}),
+    "multilabel": (multilabel_soft_margin_loss, {"weight": WEIGHTS}),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("kind", MANY)
-def test_many_positions_are_as_a_few_at_a_time(kind, axis):
-    """Many numbers are added up in blocks of positions and in steps of classes."""
-    loss, options = MANY[kind]
+@pytest.mark.parametrize("kind", LARGE)
+def test_blocked_evaluation_equals_small_batches(kind, axis):
+    """Large inputs are processed in blocks of positions and classes."""
+    loss, options = LARGE[kind]
     random = np.random.RandomState(0)
     scores = random.randn(40, 48, 64).astype(np.float32)
     if kind == "probabilities":
         targets = random.dirichlet(np.ones(64), (40, 48)).astype(np.float32)
-    elif kind == "yes or no":
+    elif kind == "multilabel":
         targets = random.randint(2, size=scores.shape)
     else:
         targets = random.randint(64, size=(40, 48))

@@ -1,4 +1,4 @@
-"""Contrastive losses at their edges: empty sums, masks, lengths far from 1, labels, options."""
+"""Edge cases of contrastive losses: empty sums, masks, extreme lengths, labels, options."""
 
 import inspect
 from decimal import localcontext
@@ -27,14 +27,14 @@ def answer(loss, embeddings, targets, **options):
 
 
 @every_loss
-def test_defaults_are_those_of_the_specification(loss, targets):
+def test_defaults_match_the_specification(loss, targets):
     parameters = inspect.signature(loss).parameters
     assert parameters["temperature"].default == (0.5 if loss is nt_xent_loss else 0.1)
     assert parameters["normalize"].default is True
 
 
 @every_loss
-def test_rows_in_blocks_are_rows_at_once(loss, targets, monkeypatch):
+def test_row_blocks_equal_all_rows_at_once(loss, targets, monkeypatch):
     with jax.enable_x64(True):
         whole = answer(inspect.unwrap(loss), X, targets)
         monkeypatch.setattr(pairs, "_at_once", lambda *_: 4)
@@ -45,8 +45,8 @@ def test_rows_in_blocks_are_rows_at_once(loss, targets, monkeypatch):
 
 @every_loss
 @pytest.mark.parametrize("size", [1e-20, 1e20])
-def test_lengths_may_be_far_from_one(loss, targets, size):
-    # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
+def test_very_long_and_short_embeddings(loss, targets, size):
+    # As in F.normalize, vectors shorter than 1e-12 are not scaled to unit length.
     x = np.float32(size * X)
     value, gradient = answer(loss, x, targets)
     with localcontext(formulas.CONTEXT):
@@ -77,7 +77,7 @@ def test_a_zero_vector_has_gradient_zero(loss, targets):
 
 @every_loss
 def test_one_row(loss, targets):
-    # Its softmax is over one candidate, or none. A compiler may round a logit twice, in two ways.
+    # The softmax has one candidate or none. The loss is 0 up to rounding, as XLA may compute a logit twice.
     total, weight = loss(X[:1], targets[:1], reduction="sum_and_weight")
     assert weight == (0 if loss is supervised_contrastive_loss else 1)
     np.testing.assert_allclose(total, 0, atol=1e-6)
@@ -85,13 +85,13 @@ def test_one_row(loss, targets):
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-def test_labels_without_positives_and_all_alike():
+def test_labels_all_distinct_and_all_equal():
     total, weight = supervised_contrastive_loss(X, np.arange(6), reduction="sum_and_weight")
     assert (total, weight) == (0, 0)
     value, gradient = answer(supervised_contrastive_loss, X, np.arange(6))
     assert np.isnan(value)
     np.testing.assert_array_equal(gradient, 0)
-    # With all labels alike there are no negatives, and the loss is a cross-entropy with the uniform one.
+    # If all labels are equal there are no negatives: a cross-entropy with uniform target probabilities.
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     z = unit @ unit.T / 0.1
     off = ~np.eye(6, dtype=bool)
@@ -100,7 +100,7 @@ def test_labels_without_positives_and_all_alike():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_labels_may_be_any_integers():
+def test_labels_may_be_arbitrary_integers():
     wide = np.array([2**40, 2**41, 2**40, -1, 2**41, 2**41])
     few = np.array([0, 255, 0, 7, 255, 255], np.uint8)
     for labels in (wide, few):
@@ -112,38 +112,38 @@ def test_labels_may_be_any_integers():
 
 
 @every_loss
-def test_a_mask_of_one_number_is_of_all_rows(loss, targets):
+def test_a_mask_of_shape_1_broadcasts_to_all_rows(loss, targets):
     found = loss(X, targets, where=np.ones(1, bool), reduction="none")
     np.testing.assert_allclose(found, loss(X, targets, reduction="none"), rtol=1e-5)
 
 
-def test_negatives_behind_the_mask_are_not_seen():
+def test_masked_negatives_never_affect_value_or_gradient():
     negatives = RNG.randn(6, 4, 3)
     where = np.array([True, False, True, True, False, True])
-    spoilt = np.where(where[:, None, None], negatives, np.nan)
-    found = info_nce_loss(X, Y, negatives=spoilt, where=where, reduction="none")
+    poisoned = np.where(where[:, None, None], negatives, np.nan)
+    found = info_nce_loss(X, Y, negatives=poisoned, where=where, reduction="none")
     np.testing.assert_array_equal(found[~where], 0)
     kept = info_nce_loss(X[where], Y[where], negatives=negatives[where], reduction="none")
     np.testing.assert_allclose(found[where], kept, rtol=1e-6)
-    slopes = jax.grad(lambda n: info_nce_loss(X, Y, negatives=n, where=where))(jnp.asarray(spoilt))
+    slopes = jax.grad(lambda n: info_nce_loss(X, Y, negatives=n, where=where))(jnp.asarray(poisoned))
     np.testing.assert_array_equal(slopes[~where], 0)
 
 
-def test_without_any_negative_the_loss_is_zero():
+def test_the_loss_without_negatives_is_zero():
     for negatives in (np.zeros((0, 3)), np.zeros((6, 0, 3))):
         value, gradient = answer(info_nce_loss, X, Y, negatives=negatives)
         assert value == 0
         np.testing.assert_array_equal(gradient, 0)
 
 
-def test_temperature_is_learned():
+def test_temperature_is_differentiable():
     slope = jax.grad(lambda t: info_nce_loss(X, Y, temperature=t))(0.5)
     with jax.enable_x64(True):
         ends = [info_nce_loss(X, Y, temperature=0.5 + h) for h in (1e-4, -1e-4)]
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-4, rtol=1e-4)
 
 
-def test_wrong_calls_are_refused():
+def test_invalid_calls_raise():
     with pytest.raises(ValueError, match=r"embeddings must have shape \(N, D\), got shape \(3,\)"):
         info_nce_loss(X[0], Y[0])
     with pytest.raises(

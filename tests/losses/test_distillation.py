@@ -1,4 +1,4 @@
-"""Distillation losses at their edges: excluded classes, ends of beta, learned options."""
+"""Edge cases of distillation losses: excluded classes, beta of 0 and 1, differentiable options."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from jaxloss import distillation_loss, jensen_shannon_loss
 INF = np.inf
 RNG = np.random.RandomState(0)
 X, Y = RNG.randn(4, 5) * 2, RNG.randn(4, 5) * 2
-# Class 0 is excluded by both, by the student, by the teacher, and by nobody.
+# Row by row, class 0 is excluded by both, by the student, by the teacher, and by neither.
 STUDENT = np.array([[-INF, 0.0, 1.0], [-INF, 0.5, 1.0], [1.0, 0.0, 2.0], [0.5, 1.0, 2.0]])
 TEACHER = np.array([[-INF, 2.0, 0.0], [1.0, 0.0, 2.0], [-INF, 0.5, 1.0], [0.5, 1.0, 2.0]])
-OF_TEACHER, OF_STUDENT = 1, 2  # the rows where the Kullback-Leibler divergence of the one is infinite
+TEACHER_DIVERGES, STUDENT_DIVERGES = 1, 2  # rows where KL(teacher || student), or the reverse, is infinite
 
 
 def probabilities(logits):
@@ -23,7 +23,7 @@ def probabilities(logits):
 
 
 def divergence(probs, others):
-    """The Kullback-Leibler divergence of others from the first, with 0 · log 0 = 0."""
+    """Returns KL(probs || others), with 0 · log 0 = 0."""
     terms = np.zeros_like(probs)
     np.log(probs, out=terms, where=probs > 0)
     logs = np.where(others > 0, np.log(np.where(others > 0, others, 1)), -INF)
@@ -32,7 +32,7 @@ def divergence(probs, others):
 
 @pytest.fixture(scope="module")
 def derivatives():
-    """Losses of the rows, and their gradients and Hessians in both arguments, for each beta and for KL."""
+    """Returns losses, gradients and Hessians of the rows in both arguments, for each beta and for KL."""
 
     def of_row(both, beta):
         return jensen_shannon_loss(both[0], both[1], beta=beta, reduction="sum")
@@ -54,34 +54,34 @@ def value_gradient_hessian(function):
     return derivatives
 
 
-def test_excluded_classes_have_the_values_of_the_formula(derivatives):
+def test_losses_with_minus_infinity_logits_equal_the_formula(derivatives):
     s, t = probabilities(STUDENT), probabilities(TEACHER)
     of_betas, kl = derivatives
     mixed = [beta * divergence(t, m) + (1 - beta) * divergence(s, m) for beta, m in mixtures(s, t)]
     expected = [divergence(t, s), *mixed, divergence(s, t)]
     np.testing.assert_allclose(of_betas[0], expected, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(kl[0], divergence(t, s), rtol=1e-12, atol=1e-15)
-    infinite = [(0, OF_TEACHER), (3, OF_STUDENT)]
+    infinite = [(0, TEACHER_DIVERGES), (3, STUDENT_DIVERGES)]
     assert [tuple(place) for place in np.argwhere(np.isinf(of_betas[0]))] == infinite
-    assert of_betas[0][0, 3] == kl[0][3] == 0  # of equal distributions
+    assert of_betas[0][0, 3] == kl[0][3] == 0  # equal distributions
 
 
 def mixtures(s, t):
     return [(beta, beta * t + (1 - beta) * s) for beta in (0.25, 0.5)]
 
 
-def test_derivatives_are_finite_where_the_loss_is(derivatives):
+def test_derivatives_are_finite_where_the_loss_is_finite(derivatives):
     of_betas, kl = derivatives
     for values, *higher in (of_betas, kl):
         for derivative in higher:
             finite = np.isfinite(derivative).reshape(*values.shape, -1).all(-1)
             np.testing.assert_array_equal(finite, np.isfinite(values))
-    # A class that nobody gives any weight moves nothing.
+    # A class that both exclude has gradient 0.
     np.testing.assert_array_equal(of_betas[1][:, 0, :, 0], 0)
     np.testing.assert_array_equal(kl[1][0, :, 0], 0)
 
 
-def test_the_ends_of_beta_are_the_two_divergences_in_every_derivative(derivatives):
+def test_beta_0_and_1_give_the_two_divergences_and_their_derivatives(derivatives):
     of_betas, kl = derivatives
     finite = np.isfinite(kl[0])
     for ours, theirs in zip(of_betas, kl, strict=True):
@@ -91,9 +91,9 @@ def test_the_ends_of_beta_are_the_two_divergences_in_every_derivative(derivative
         np.testing.assert_allclose(turned, distillation_loss(X, Y, reduction="none"), rtol=1e-12)
 
 
-def test_the_student_learns_where_only_it_excludes_a_class():
-    # The loss is infinite, and its gradient in the student is finite in reverse and in forward mode.
-    student, teacher = STUDENT[OF_TEACHER], TEACHER[OF_TEACHER]
+def test_gradients_are_finite_when_only_the_student_excludes_a_class():
+    # The loss is infinite, but its student gradient is finite, in reverse and in forward mode.
+    student, teacher = STUDENT[TEACHER_DIVERGES], TEACHER[TEACHER_DIVERGES]
     expected = probabilities(student) - probabilities(teacher)
     for loss in (distillation_loss, lambda x, y: jensen_shannon_loss(x, y, beta=0.0)):
         np.testing.assert_allclose(jax.grad(loss)(student, teacher), expected, rtol=1e-5)
@@ -101,7 +101,7 @@ def test_the_student_learns_where_only_it_excludes_a_class():
         np.testing.assert_allclose(tangent, expected @ np.arange(3.0), rtol=1e-5)
 
 
-def test_temperature_and_beta_are_learned():
+def test_temperature_and_beta_are_differentiable():
     def total(temperature, beta):
         mixed = jensen_shannon_loss(STUDENT, TEACHER, beta=beta, temperature=temperature)
         return mixed + distillation_loss(X, Y, temperature=temperature)
@@ -119,7 +119,7 @@ def test_temperature_and_beta_are_learned():
             assert jax.grad(lambda beta: jensen_shannon_loss(X, Y, beta=beta))(end) == 0
 
 
-def test_the_mean_is_batchmean_of_kl_div():
+def test_the_mean_equals_batchmean_of_kl_div():
     log_probs = (jax.nn.log_softmax(array / 2) for array in (X, Y))
     expected = 4 * jaxloss.kl_div(*log_probs, log_target=True, reduction="batchmean")
     np.testing.assert_allclose(distillation_loss(X, Y, temperature=2.0), expected, rtol=1e-5)
@@ -137,7 +137,7 @@ def test_logits_far_apart_neither_overflow_nor_vanish():
         assert np.isfinite(slopes).all()
 
 
-def test_wrong_calls_are_refused():
+def test_invalid_calls_raise():
     with pytest.raises(ValueError, match=r"logits and targets must have the same shape, got logits \(4, 5\)"):
         distillation_loss(X, Y[:, :4])
     with pytest.raises(ValueError, match=r"logits must have at least one class, got logits \(4, 0\)"):

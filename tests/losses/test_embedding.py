@@ -1,4 +1,4 @@
-"""Distances, and losses on embeddings, their distances and the order of scores: what the catalogue leaves."""
+"""Distances, embedding losses and margin ranking, beyond the catalogue."""
 
 import copy
 import functools
@@ -16,11 +16,11 @@ import jaxloss
 INF = np.inf
 RNG = np.random.RandomState(0)
 X1, X2 = RNG.randn(2, 4, 3, 2)
-SIGNED = (jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss, jaxloss.cosine_embedding_loss)
+SIGN_LOSSES = (jaxloss.hinge_embedding_loss, jaxloss.margin_ranking_loss, jaxloss.cosine_embedding_loss)
 
 
-def signed(loss, bad, dtype):
-    """Returns a loss's arguments, the last of which are targets with a bad one."""
+def arguments_with_target(loss, bad, dtype):
+    """Returns arguments of a loss, the last of which are targets with one invalid value."""
     first = 2 if loss is jaxloss.hinge_embedding_loss else 3
     shape = (3, 2) if loss is jaxloss.cosine_embedding_loss else (3,)
     return [jnp.ones(shape)] * (first - 1) + [jnp.array([1, bad, -1], dtype)]
@@ -31,11 +31,11 @@ def signed(loss, bad, dtype):
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
 @pytest.mark.parametrize("p", [0, 0.5, 1, 1.5, 2, 3, 3.5, 50, INF])
-def test_pairwise_distance_is_numpys_norm(p, axis):
+def test_pairwise_distance_equals_the_p_norm(p, axis):
     with jax.enable_x64(True):
         ours = jaxloss.pairwise_distance(jnp.asarray(X1), jnp.asarray(X2), p=p, axis=axis, eps=0.1)
         kept = jaxloss.pairwise_distance(jnp.asarray(X1), jnp.asarray(X2), p=p, axis=axis, keepdim=True)
-    # NumPy's norm of order p, for p > 0, as its formula.
+    # The p-norm by its formula.
     difference = np.abs(X1 - X2 + 0.1)
     if p == 0:
         theirs = np.sum(difference != 0, axis)
@@ -65,15 +65,15 @@ def test_powers_neither_overflow_nor_underflow(p, scale):
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_cosine_similarity_is_its_formula(axis):
+def test_cosine_similarity_equals_its_formula(axis):
     with jax.enable_x64(True):
         ours = jaxloss.cosine_similarity(jnp.asarray(X1), jnp.asarray(X2), axis=axis)
     theirs = (X1 * X2).sum(axis) / np.sqrt((X1**2).sum(axis) * (X2**2).sum(axis))
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
-def test_derivatives_pass_through_the_bound_on_the_length():
-    # As in PyTorch: with a slope of the bound, the first would be (2, 0).
+def test_gradients_pass_through_the_clamp_on_the_norm():
+    # As in PyTorch. If the clamp stopped the gradient, the first would be (2, 0).
     x1, x2 = jnp.array([0.1, 0.2]), jnp.array([3.0, 0.0])
     value, slopes = jax.value_and_grad(jaxloss.cosine_similarity, (0, 1))(x1, x2, eps=0.5)
     np.testing.assert_allclose(value, 0.2, rtol=1e-6)
@@ -81,14 +81,14 @@ def test_derivatives_pass_through_the_bound_on_the_length():
     np.testing.assert_allclose(slopes[1], [0, 0.13333333], atol=1e-7)
 
 
-def test_a_vector_that_vanishes_is_at_right_angles_to_all():
+def test_the_cosine_of_a_zero_vector_is_zero():
     value, slope = jax.value_and_grad(jaxloss.cosine_similarity)(jnp.zeros(2), jnp.array([3.0, 4.0]))
     assert value == 0
     np.testing.assert_allclose(slope, [0.6e8, 0.8e8], rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e18])
-def test_the_length_of_a_vector_has_no_influence(scale):
+def test_cosine_similarity_does_not_depend_on_vector_length(scale):
     x1, x2 = jnp.array([1.0, 2.0, 2.0]), jnp.array([2.0, -1.0, 2.0])
     value, slope = jax.value_and_grad(jaxloss.cosine_similarity)(x1, x2)
     scaled_value, scaled_slope = jax.value_and_grad(jaxloss.cosine_similarity)(scale * x1, x2)
@@ -96,7 +96,7 @@ def test_the_length_of_a_vector_has_no_influence(scale):
     np.testing.assert_allclose(scale * scaled_slope, slope, rtol=1e-5, atol=1e-7)
 
 
-def test_a_square_that_overflows_is_nan_and_no_plausible_number():
+def test_an_overflowing_square_gives_nan():
     x1, x2 = jnp.full(3, 1e20), jnp.ones(3)
     for loss in (jaxloss.cosine_similarity, lambda x1, x2: jaxloss.cosine_embedding_loss(x1, x2, 1)):
         value, slopes = jax.value_and_grad(loss, (0, 1))(x1, x2)
@@ -127,7 +127,7 @@ with_each_eps = jax.jit(jax.vmap(cosines_and_pulled, (None, None, 0)))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("eps", [1e-8, 2.0, 1e12])
 @pytest.mark.parametrize("scale", [None, 0, 1e-13, 1e4, 1e12])
-def test_one_vector_of_any_length_among_many(scale, eps, dtype):
+def test_one_tiny_or_huge_vector_among_many(scale, eps, dtype):
     rng = np.random.default_rng(0)
     x1, x2 = rng.normal(size=(2, 64, 64)).astype("float32")
     if scale is not None:
@@ -149,7 +149,7 @@ def test_one_vector_of_any_length_among_many(scale, eps, dtype):
             assert within.all()
 
 
-def test_many_vectors_have_the_derivatives_of_few():
+def test_derivatives_of_many_vectors_equal_those_of_small_batches():
     rng = np.random.default_rng(0)
     x1, x2, tangent1, tangent2 = jnp.asarray(rng.normal(size=(4, 64, 64)), jnp.float32)
 
@@ -172,7 +172,7 @@ def test_many_vectors_have_the_derivatives_of_few():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_distances_of_half_precision_are_float32(dtype):
+def test_half_precision_distances_are_float32(dtype):
     x = jnp.asarray([3e-4, 4e-4], dtype)
     for distance, expected in ((jaxloss.cosine_similarity, 1), (jaxloss.pairwise_distance, 0)):
         value, slope = jax.value_and_grad(distance)(x, x)
@@ -181,7 +181,7 @@ def test_distances_of_half_precision_are_float32(dtype):
         np.testing.assert_allclose(value, expected, atol=2e-6)
 
 
-def test_vectors_without_components_are_equal_and_at_right_angles():
+def test_vectors_of_size_0_have_distance_and_similarity_zero():
     x = jnp.zeros((2, 0))
     np.testing.assert_array_equal(jaxloss.cosine_similarity(x, x), [0, 0])
     for p in (0, 1, 2, 3, INF):
@@ -189,7 +189,7 @@ def test_vectors_without_components_are_equal_and_at_right_angles():
 
 
 @pytest.mark.parametrize("distance", [jaxloss.pairwise_distance, jaxloss.cosine_similarity])
-def test_a_distance_is_a_plain_function_that_refuses_what_it_must(distance):
+def test_a_distance_is_a_plain_function_and_validates_its_arguments(distance):
     assert pickle.loads(pickle.dumps(distance)) is distance
     assert copy.deepcopy(distance) is distance
     x = jnp.ones((3, 2))
@@ -206,7 +206,7 @@ def test_a_distance_is_a_plain_function_that_refuses_what_it_must(distance):
     assert np.isnan(distance(x, x, eps=jnp.float32(-1))).all()
 
 
-def test_an_order_that_is_none_is_refused():
+def test_an_invalid_order_p_raises():
     x = jnp.ones((3, 2))
     with pytest.raises(ValueError, match="pairwise_distance: p must be a number >= 0, got -2"):
         jaxloss.pairwise_distance(x, x, p=-2)
@@ -219,9 +219,9 @@ def test_an_order_that_is_none_is_refused():
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int8"])
 @pytest.mark.parametrize("bad", [0, 2, -3])
-@pytest.mark.parametrize("loss", SIGNED)
-def test_a_target_that_is_no_sign_is_nan_in_value_and_gradient(loss, bad, dtype):
-    arguments = signed(loss, bad, dtype)
+@pytest.mark.parametrize("loss", SIGN_LOSSES)
+def test_targets_other_than_plus_minus_1_are_nan_in_value_and_gradient(loss, bad, dtype):
+    arguments = arguments_with_target(loss, bad, dtype)
     np.testing.assert_array_equal(np.isnan(loss(*arguments, reduction="none")), [False, True, False])
     for transform in (lambda f: f, jax.jit):
         slope = transform(jax.grad(lambda *a: loss(*a, reduction="sum")))(*arguments)
@@ -235,18 +235,18 @@ def test_a_target_that_is_no_sign_is_nan_in_value_and_gradient(loss, bad, dtype)
 
 
 @pytest.mark.parametrize("bad", [1 + 1.2e-7, -1 + 6e-8, 0.5, -1e-30, 1e30, INF, np.nan])
-@pytest.mark.parametrize("loss", SIGNED)
-def test_a_target_close_to_a_sign_is_none(loss, bad):
-    arguments = signed(loss, bad, jnp.float32)
+@pytest.mark.parametrize("loss", SIGN_LOSSES)
+def test_targets_close_to_plus_minus_1_are_nan(loss, bad):
+    arguments = arguments_with_target(loss, bad, jnp.float32)
     np.testing.assert_array_equal(np.isnan(loss(*arguments, reduction="none")), [False, True, False])
-    one = [argument[1:2] for argument in arguments]  # XLA rewrites single elements further
+    one = [argument[1:2] for argument in arguments]  # XLA simplifies single elements differently
     assert np.isnan(loss(*one))
     assert np.isnan(jax.grad(loss)(*one)).all()
 
 
-@pytest.mark.parametrize("loss", SIGNED)
+@pytest.mark.parametrize("loss", SIGN_LOSSES)
 def test_a_margin_must_be_a_finite_number(loss):
-    arguments = signed(loss, 1, jnp.float32)
+    arguments = arguments_with_target(loss, 1, jnp.float32)
     with pytest.raises(ValueError, match="margin must be a finite number, got inf"):
         loss(*arguments, margin=INF)
     with pytest.raises(ValueError, match=r"margin must be a finite number, got float32\[3\]"):
@@ -256,7 +256,7 @@ def test_a_margin_must_be_a_finite_number(loss):
     assert np.isnan(slope[2]).all()
 
 
-def test_cosine_embeddings_of_any_length():
+def test_cosine_embedding_loss_does_not_depend_on_vector_length():
     x, y = jnp.array([1.0, 2.0, 2.0]), jnp.array([2.0, -1.0, 2.0])
     value, slope = jax.value_and_grad(jaxloss.cosine_embedding_loss)(x, y, 1)
     for scale in (1e-2, 1e4, 1e10, 1e18):
@@ -266,13 +266,13 @@ def test_cosine_embeddings_of_any_length():
     assert np.isnan(jaxloss.cosine_embedding_loss(1e20 * x, 1e-10 * y, 1))
 
 
-def test_numbers_of_one_sign_are_alike_but_for_rounding():
+def test_one_dimensional_embeddings_of_equal_sign_have_loss_near_zero():
     x = jnp.linspace(0.1, 5, 50)[:, None]
     losses = jaxloss.cosine_embedding_loss(x, 3.3 * x, jnp.ones(50), reduction="none")
     np.testing.assert_allclose(losses, 0, atol=4 * np.finfo(np.float32).eps)
 
 
-def test_targets_of_another_shape_are_refused():
+def test_targets_of_the_wrong_shape_raise():
     x = jnp.ones((3, 2))
     with pytest.raises(ValueError, match=r"targets must have the shape .* \(3,\), got shape \(3, 1\)"):
         jaxloss.cosine_embedding_loss(x, x, jnp.ones((3, 1)))
@@ -285,7 +285,7 @@ def test_targets_of_another_shape_are_refused():
 # Triplets.
 
 
-def test_triplets_by_a_loop():
+def test_triplet_loss_equals_a_loop():
     anchors, positives, negatives = RNG.randn(3, 5, 4)
     with jax.enable_x64(True):
         for swap in (False, True):
@@ -322,10 +322,10 @@ def test_the_distance_is_pairwise_distance_by_default():
     np.testing.assert_allclose(named, expected, rtol=1e-6)
 
 
-def test_a_distance_of_images_is_masked_and_learned():
+def test_a_custom_distance_is_masked_and_differentiable():
     def distance(x, y, scale):
         assert x.dtype == jnp.float32
-        return scale * jnp.sqrt(jnp.sum((x - y) ** 2, (1, 2)))  # of infinite slope where x = y
+        return scale * jnp.sqrt(jnp.sum((x - y) ** 2, (1, 2)))  # its gradient is infinite where x = y
 
     def loss(scale, images, where):
         return jaxloss.triplet_margin_with_distance_loss(
@@ -353,7 +353,7 @@ def test_a_distance_of_images_is_masked_and_learned():
         (lambda x, y: [1.0], TypeError, "distances must be an array, got list"),
     ],
 )
-def test_what_a_distance_must_return(distance, error, message):
+def test_return_values_of_a_distance_function(distance, error, message):
     x = jnp.ones((3, 2))
     if error is None:
         losses = jaxloss.triplet_margin_with_distance_loss(
@@ -366,7 +366,7 @@ def test_what_a_distance_must_return(distance, error, message):
 
 
 @pytest.mark.parametrize("loss", [jaxloss.triplet_margin_loss, jaxloss.triplet_margin_with_distance_loss])
-def test_triplets_without_an_axis_are_refused(loss):
+def test_scalar_triplets_raise(loss):
     with pytest.raises(ValueError, match=r"must (have|be) an axis"):
         loss(1.0, 1.0, 1.0)
 
@@ -383,16 +383,16 @@ def test_triplets_without_an_axis_are_refused(loss):
         (functools.partial(jaxloss.triplet_margin_loss, p=1, swap=True), 3),
     ],
 )
-def test_a_mask_of_many_rows_is_slicing(loss, count, dtype):
+def test_masking_many_rows_equals_slicing_them(loss, count, dtype):
     rng = np.random.RandomState(0)
     where = rng.rand(700) < 0.8
     vectors = [jnp.asarray(rng.randn(700, 130), dtype) for _ in range(count)]
-    spoilt = [jnp.where(where[:, None], array, jnp.asarray(np.nan, dtype)) for array in vectors]
+    poisoned = [jnp.where(where[:, None], array, jnp.asarray(np.nan, dtype)) for array in vectors]
     targets = [np.sign(np.float32(rng.randn(700)))] if count == 2 else []
     value_and_gradients = jax.value_and_grad(loss, range(count))
     value, gradients = value_and_gradients(*(array[where] for array in vectors + targets))
-    np.testing.assert_allclose(loss(*spoilt, *targets, where=where), value, rtol=1e-6)
-    masked_value, masked_gradients = value_and_gradients(*spoilt, *targets, where=where)
+    np.testing.assert_allclose(loss(*poisoned, *targets, where=where), value, rtol=1e-6)
+    masked_value, masked_gradients = value_and_gradients(*poisoned, *targets, where=where)
     np.testing.assert_allclose(masked_value, value, rtol=1e-6)
     for found, expected in zip(masked_gradients, gradients, strict=True):
         np.testing.assert_array_equal(found[~where], 0)
@@ -401,7 +401,7 @@ def test_a_mask_of_many_rows_is_slicing(loss, count, dtype):
 
 
 @pytest.mark.parametrize("distance", [jaxloss.pairwise_distance, jaxloss.cosine_similarity])
-def test_a_program_for_any_number_of_vectors_is_exported(distance):
+def test_export_with_a_symbolic_number_of_vectors(distance):
     def total(x1, x2):
         return jnp.sum(distance(x1, x2))
 
@@ -419,8 +419,8 @@ def test_a_program_for_any_number_of_vectors_is_exported(distance):
 @pytest.mark.parametrize(
     ("loss", "inputs"), [(jaxloss.cosine_embedding_loss, "xxr"), (jaxloss.triplet_margin_loss, "xxx")]
 )
-def test_the_gradient_of_rows_writes_no_temporary_of_full_size(loss, inputs):
-    # Forward, and behind a mask, a CPU writes one; a TPU and a GPU hold nothing, which the benchmarks check.
+def test_row_gradients_allocate_no_full_size_temporary(loss, inputs):
+    # A CPU allocates one forward and with a mask; TPU and GPU allocate none, which the benchmarks check.
     shapes = {"x": (2048, 128), "r": (2048,)}
     arrays = [jax.ShapeDtypeStruct(shapes[kind], jnp.float32) for kind in inputs]
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()

@@ -1,4 +1,4 @@
-"""The focal losses: limits, what they are special cases of, and input outside the domain."""
+"""Focal losses: limits, special cases, differentiable options, and invalid input."""
 
 import functools
 
@@ -20,7 +20,7 @@ def _logits(*shape):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum", "sum_and_weight"])
-def test_without_focus_softmax_focal_loss_is_cross_entropy(reduction):
+def test_softmax_focal_loss_with_gamma_0_is_cross_entropy(reduction):
     options = {"weight": np.array([0.5, 2.0, 1.0]), "reduction": reduction}
     with jax.enable_x64(True):
         found = softmax_focal_loss(_logits(4, 3), LABELS, gamma=0.0, **options)
@@ -28,15 +28,15 @@ def test_without_focus_softmax_focal_loss_is_cross_entropy(reduction):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 3.0])
-def test_of_two_classes_it_is_the_sigmoid_focal_loss_of_their_difference(gamma):
+def test_softmax_focal_loss_of_two_classes_is_sigmoid_focal_loss_of_their_difference(gamma):
     logits, labels = _logits(6, 2), np.array([0, 1, 0, 1, 1, 0])
     with jax.enable_x64(True):
         expected = sigmoid_focal_loss(logits[:, 1] - logits[:, 0], labels, gamma=gamma, alpha=None)
         np.testing.assert_allclose(softmax_focal_loss(logits, labels, gamma=gamma), expected, rtol=1e-12)
 
 
-def test_confident_positions_keep_their_precision():
-    # 1 - p is 2 exp(-gap) / (1 + 2 exp(-gap)) for two other classes; float32 rounds p to 1 from 18 on.
+def test_confident_positions_keep_full_precision():
+    # With two other classes, 1 - p is 2 exp(-gap) / (1 + 2 exp(-gap)); float32 rounds p to 1 from 18 on.
     gaps = np.arange(5.0, 40.0, 5)
     logits = np.stack([gaps, 0 * gaps, 0 * gaps], -1)
     miss = 2 * np.exp(-gaps) / (1 + 2 * np.exp(-gaps))
@@ -57,7 +57,7 @@ def test_confident_positions_keep_their_precision():
         ([1e4, -1e4, 0.0], 0, [0, 0, 0]),
     ],
 )
-def test_softmax_focal_loss_has_its_limits(gamma, logits, loss, slope):
+def test_softmax_focal_loss_at_extreme_logits(gamma, logits, loss, slope):
     function = functools.partial(softmax_focal_loss, targets=np.array(0), gamma=gamma)
     found, gradient = jax.value_and_grad(function)(np.float32(logits))
     np.testing.assert_allclose(found, loss, atol=1e-30)
@@ -66,7 +66,7 @@ def test_softmax_focal_loss_has_its_limits(gamma, logits, loss, slope):
         assert np.isfinite(jax.hessian(function)(np.float32(logits))).all()
 
 
-def test_equal_gammas_without_a_clip_are_the_sigmoid_focal_loss():
+def test_asymmetric_loss_of_equal_gammas_without_clip_is_sigmoid_focal_loss():
     logits, targets = _logits(6), np.array([0, 1, 0.3, 0.7, 1, 0])
     with jax.enable_x64(True):
         for gamma in (0.0, 0.5, 2.0):
@@ -78,20 +78,20 @@ def test_equal_gammas_without_a_clip_are_the_sigmoid_focal_loss():
 
 
 @pytest.mark.parametrize("gamma_neg", [0.0, 0.5, 4.0])
-def test_an_easy_negative_is_discarded_with_all_its_derivatives(gamma_neg):
+def test_a_clipped_negative_has_zero_loss_and_derivatives(gamma_neg):
     function = functools.partial(asymmetric_loss, targets=0.0, gamma_neg=gamma_neg)
     for logit in np.float32([-3, -30, -1e4, -INF]):  # sigmoid(-3) = 0.047
         for derivative in (lambda f: f, jax.grad, jax.hessian):
             assert derivative(function)(logit) == 0
 
 
-def test_a_wrong_positive_has_no_upper_bound():
+def test_the_loss_of_a_wrong_positive_is_unbounded():
     found = jax.value_and_grad(asymmetric_loss)(np.float32(-30), np.float32(1))
     np.testing.assert_allclose(found, (30, -1), rtol=1e-6)
     assert asymmetric_loss(np.float32(-INF), np.float32(1)) == INF
 
 
-def test_a_frozen_focus_scales_the_gradient():
+def test_stop_focus_gradient_treats_the_focus_as_a_constant():
     logit = 0.7
     with jax.enable_x64(True):
         yes = 1 / (1 + np.exp(-logit))
@@ -105,7 +105,7 @@ def test_a_frozen_focus_scales_the_gradient():
         assert slope == 0
 
 
-def test_exponents_and_clip_are_learned():
+def test_exponents_and_clip_are_differentiable():
     with jax.enable_x64(True):
 
         def loss(options):
@@ -131,7 +131,7 @@ def test_exponents_and_clip_are_learned():
         (asymmetric_loss, np.ones(2, np.float32), np.float32([0, 1.5]), "targets: expected probabilities"),
     ],
 )
-def test_bad_targets_are_nan_and_named_under_checkify(loss, first, targets, expected):
+def test_invalid_targets_are_nan_and_reported_by_checkify(loss, first, targets, expected):
     losses = loss(first, targets, reduction="none")
     np.testing.assert_array_equal(np.isnan(losses), [False, True])
     gradient = jax.grad(lambda first: loss(first, targets, reduction="sum"))(first)
@@ -150,7 +150,7 @@ def test_bad_targets_are_nan_and_named_under_checkify(loss, first, targets, expe
         (asymmetric_loss, "clip", -0.1),
     ],
 )
-def test_options_outside_their_domain_are_refused(loss, option, bad):
+def test_options_outside_their_domain_raise(loss, option, bad):
     arrays = (np.ones((1, 2)), np.zeros(1, int)) if loss is softmax_focal_loss else (np.ones(1), np.ones(1))
     with pytest.raises(ValueError, match=f"{option} must be a number"):
         loss(*arrays, **{option: bad})

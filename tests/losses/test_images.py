@@ -1,4 +1,4 @@
-"""SSIM: its formula with the default window, and where float32, sizes and options reach their limits."""
+"""SSIM: the formula with the default window, float32 accuracy, window sizes, and options."""
 
 from decimal import localcontext
 
@@ -43,15 +43,15 @@ def test_equal_images_have_loss_and_gradient_0(dtype):
         np.testing.assert_array_equal(np.asarray(gradient, float), 0)
 
 
-def test_flat_images_differ_in_their_means_alone():
+def test_constant_images_differ_only_in_their_means():
     flat = np.ones((1, 11, 11, 1), np.float32)
     for p, t in ((0.25, 0.75), (0.0, 1.0), (1.0, 0.999)):
         expected = (p - t) ** 2 / (p**2 + t**2 + 1e-4)
         np.testing.assert_allclose(ssim_loss(p * flat, t * flat), expected, rtol=1e-4)
 
 
-def test_low_contrast_on_a_bright_background_keeps_its_digits():
-    # In float32, differences of mean squares are wrong by a tenth of a percent of the loss here.
+def test_low_contrast_on_a_bright_background_keeps_full_precision():
+    # In float32, differences of mean squares would change this loss by 0.1 %.
     rng = np.random.RandomState(1)
     images = [np.float32(0.9 + 0.01 * rng.rand(1, 12, 12, 1)) for _ in range(2)]
     expected = formula(*(image.astype(float) for image in images))
@@ -59,7 +59,7 @@ def test_low_contrast_on_a_bright_background_keeps_its_digits():
 
 
 @pytest.mark.parametrize("max_val", [255.0, 65535.0, 1e10, 1e-10])
-def test_the_range_of_the_values_is_a_unit(max_val):
+def test_scaling_images_and_max_val_does_not_change_the_loss(max_val):
     images = [np.float32(PREDICTIONS), np.float32(TARGETS)]
     scaled = [np.float32(max_val) * image for image in images]
     expected, by_image = jax.value_and_grad(ssim_loss)(*images)
@@ -68,7 +68,7 @@ def test_the_range_of_the_values_is_a_unit(max_val):
     np.testing.assert_allclose(max_val * by_scaled, by_image, rtol=1e-3, atol=1e-8)
 
 
-def test_a_window_of_one_pixel_compares_pixels_and_one_of_the_image_is_at_one_place():
+def test_windows_of_one_pixel_and_of_the_whole_image():
     images = [np.float32(PREDICTIONS), np.float32(TARGETS)]
     one = ssim_loss(*images, window_size=1, reduction="none")
     p, t = PREDICTIONS, TARGETS
@@ -78,7 +78,7 @@ def test_a_window_of_one_pixel_compares_pixels_and_one_of_the_image_is_at_one_pl
     np.testing.assert_allclose(ssim_loss(*whole, window_size=5, reduction="none"), expected, rtol=1e-5)
 
 
-def test_options_are_learned():
+def test_options_are_differentiable():
     with jax.enable_x64(True):
         images = PREDICTIONS[:, :4, :4], TARGETS[:, :4, :4]
 
@@ -104,12 +104,12 @@ def test_options_are_learned():
         ({"k1": -0.01}, "k1 must be a number >= 0, got -0.01"),
     ],
 )
-def test_options_outside_their_domain_are_refused(options, message):
+def test_options_outside_their_domain_raise(options, message):
     with pytest.raises(ValueError, match=message):
         ssim_loss(np.float32(PREDICTIONS), np.float32(TARGETS), **options)
 
 
-def test_images_without_an_axis_of_channels_are_refused():
+def test_images_without_a_channel_axis_raise():
     with pytest.raises(ValueError, match=r"must be images of shape \(N, H, W, C\), got shape \(12, 12, 13\)"):
         ssim_loss(jnp.zeros((12, 12, 13)), jnp.zeros((12, 12, 13)))
 

@@ -1,4 +1,4 @@
-"""Likelihoods and divergences: formulas by hand, limits, and values that no distribution has."""
+"""Poisson and Gaussian likelihoods and `kl_div`: formulas by hand, limits, and invalid values."""
 
 import math
 
@@ -14,7 +14,7 @@ INF = np.inf
 
 
 def value_and_slopes(loss, *arguments, **options):
-    """Returns the loss of each element, and its slope in each argument; batches of one must say the same."""
+    """Returns the losses and their gradient in each argument; checks that batches of one give the same."""
 
     def total(*arguments):
         return loss(*arguments, **options, reduction="sum")
@@ -35,7 +35,7 @@ def value_and_slopes(loss, *arguments, **options):
 
 @pytest.mark.parametrize("log_input", [True, False])
 @pytest.mark.parametrize("full", [True, False])
-def test_poisson_is_the_formula(log_input: bool, full: bool):
+def test_poisson_nll_equals_the_formula(log_input: bool, full: bool):
     rates, counts, eps = [0.5, 2.0, 4.0, 0.1], [0.0, 1.0, 3.0, 1.5], 0.01
     expected = []
     for rate, count in zip(rates, counts, strict=True):
@@ -50,7 +50,7 @@ def test_poisson_is_the_formula(log_input: bool, full: bool):
     np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
-def test_full_poisson_is_nearly_the_likelihood_of_large_counts():
+def test_full_poisson_nll_approximates_the_exact_likelihood_of_large_counts():
     counts = np.array([20.0, 100.0])
     expected = [25 - count * math.log(25) + math.lgamma(count + 1) for count in counts]
     with jax.enable_x64(True):
@@ -58,7 +58,7 @@ def test_full_poisson_is_nearly_the_likelihood_of_large_counts():
     np.testing.assert_allclose(value, expected, atol=1 / (12 * 20))
 
 
-def test_poisson_has_the_limits_of_infinite_logarithms():
+def test_poisson_nll_at_infinite_log_rates():
     predictions = np.float32([-INF, -INF, INF, INF, 1e30])
     counts = np.float32([0, 1, 1, 0, 1e5])
     value, slope, by_counts = value_and_slopes(poisson_nll_loss, predictions, counts)
@@ -67,7 +67,7 @@ def test_poisson_has_the_limits_of_infinite_logarithms():
     np.testing.assert_array_equal(by_counts, -predictions)
 
 
-def test_poisson_has_the_limits_of_rates_without_eps():
+def test_poisson_nll_at_zero_and_infinite_rates_without_eps():
     rates, counts = np.float32([0, 0, INF, INF]), np.float32([0, 0.5, 3, 0])
     value, slope, by_counts = value_and_slopes(poisson_nll_loss, rates, counts, log_input=False, eps=0)
     np.testing.assert_array_equal(value, [0, INF, INF, INF])
@@ -75,7 +75,7 @@ def test_poisson_has_the_limits_of_rates_without_eps():
     np.testing.assert_array_equal(by_counts, [INF, INF, -INF, -INF])
 
 
-def test_no_counts_leave_the_full_poisson_a_gradient():
+def test_full_poisson_nll_is_differentiable_at_counts_of_0_and_1():
     value, _, by_counts = value_and_slopes(
         poisson_nll_loss, np.float32([2, 2]), np.float32([0, 1]), full=True
     )
@@ -85,7 +85,7 @@ def test_no_counts_leave_the_full_poisson_a_gradient():
     np.testing.assert_array_equal(curvature, 0)
 
 
-def test_a_negative_rate_is_nan_and_named_under_checkify():
+def test_a_negative_rate_is_nan_and_reported_by_checkify():
     arguments = np.float32([1, -1, -1, -0.05]), np.float32([1, 2, 0, 1])
     options = {"log_input": False, "eps": 0.1}
     for array in value_and_slopes(poisson_nll_loss, *arguments, **options):
@@ -98,7 +98,7 @@ def test_a_negative_rate_is_nan_and_named_under_checkify():
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_gaussian_is_the_formula(full: bool):
+def test_gaussian_nll_equals_the_formula(full: bool):
     rng = np.random.RandomState(0)
     predictions, targets, var = rng.randn(5), rng.randn(5), rng.rand(5)
     expected = [
@@ -111,7 +111,7 @@ def test_gaussian_is_the_formula(full: bool):
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, 1), (1, 3), (1, 1), (4, 3)])
-def test_a_variance_stretches_along_its_axes(shape: tuple[int, ...]):
+def test_variances_broadcast(shape: tuple[int, ...]):
     rng = np.random.RandomState(0)
     predictions, targets, var = rng.randn(4, 3), rng.randn(4, 3), rng.rand(*shape) + 0.5
     where = rng.rand(4, 3) < 0.7
@@ -124,7 +124,7 @@ def test_a_variance_stretches_along_its_axes(shape: tuple[int, ...]):
             assert gradient.shape == shape
 
 
-def test_square_arrays_read_a_row_of_variances_as_one_for_each_row():
+def test_a_1d_variance_of_a_square_batch_holds_one_value_per_row():
     zeros, var = np.zeros((2, 2), np.float32), np.float32([1, np.exp(2)])
     np.testing.assert_allclose(
         gaussian_nll_loss(zeros, zeros, var, reduction="none"), [[0, 0], [1, 1]], rtol=1e-6
@@ -132,7 +132,7 @@ def test_square_arrays_read_a_row_of_variances_as_one_for_each_row():
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 2), (4, 3, 1), (2, 4, 3), (0,)])
-def test_other_shapes_of_the_variance_are_refused(shape: tuple[int, ...]):
+def test_other_variance_shapes_raise(shape: tuple[int, ...]):
     zeros = np.zeros((4, 3))
     with pytest.raises(
         ValueError, match=r"var must be a number, have the shape of predictions, \(4, 3\), .*"
@@ -140,7 +140,7 @@ def test_other_shapes_of_the_variance_are_refused(shape: tuple[int, ...]):
         gaussian_nll_loss(zeros, zeros, np.ones(shape))
 
 
-def test_numbers_as_variance_do_not_decide_the_dtype():
+def test_a_scalar_variance_does_not_promote_the_dtype():
     predictions = np.float32([1, 2])
     with jax.enable_x64(True):
         for var in (2, 2.0, np.float32(2)):
@@ -149,7 +149,7 @@ def test_numbers_as_variance_do_not_decide_the_dtype():
             np.testing.assert_allclose(value, math.log(2) / 2, rtol=1e-6)
 
 
-def test_the_gradient_passes_through_the_bound_in_every_order():
+def test_derivatives_pass_through_the_variance_clamp():
     def loss(var, eps):
         return gaussian_nll_loss(jnp.float32(0), jnp.float32(1), var, eps=eps)
 
@@ -160,7 +160,7 @@ def test_the_gradient_passes_through_the_bound_in_every_order():
     assert jax.grad(loss, 1)(0.0, 0.5) == 0
 
 
-def test_a_variance_that_is_none_is_nan_and_named_under_checkify():
+def test_invalid_variances_are_nan_and_reported_by_checkify():
     arguments = np.float32([0, 0, 0]), np.float32([1, 1, 0]), np.float32([0.5, -0.25, 0])
     for eps, bad in ((1e-6, [False, True, False]), (0, [False, True, True])):
         for array in value_and_slopes(gaussian_nll_loss, *arguments, eps=eps):
@@ -177,7 +177,7 @@ def test_a_variance_that_is_none_is_nan_and_named_under_checkify():
     assert error.get() is None
 
 
-def test_a_mask_of_all_leaves_the_gradient_of_a_shared_variance_as_it_is():
+def test_an_all_true_mask_does_not_change_the_gradient_of_a_shared_variance():
     errors = jnp.zeros((1, 2000)).at[0, ::2].set(1.415627)
 
     def gradient(var, where=None):
@@ -186,19 +186,19 @@ def test_a_mask_of_all_leaves_the_gradient_of_a_shared_variance_as_it_is():
         )(var)
 
     expected = gradient(jnp.ones((1, 1)))
-    np.testing.assert_allclose(expected, -2, rtol=1e-2)  # of terms of which half is -1/2 and half is 1/2
+    np.testing.assert_allclose(expected, -2, rtol=1e-2)  # half the terms are near -1/2, half are 1/2
     for dtype in (jnp.bfloat16, jnp.float16):
         masked = gradient(jnp.ones((1, 1), dtype), jnp.ones(errors.shape, bool))
         np.testing.assert_allclose(np.float32(masked), expected, rtol=2**-8)
 
 
-def test_an_error_whose_square_overflows_does_no_harm():
+def test_an_error_whose_square_overflows_has_a_finite_loss():
     value = gaussian_nll_loss(np.float32(1e20), np.float32(0), np.float32(1e38), eps=0)
     np.testing.assert_allclose(value, 50 + 19 * math.log(10), rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [poisson_nll_loss, gaussian_nll_loss])
-def test_a_negative_eps_is_refused(loss):
+def test_a_negative_eps_raises(loss):
     arrays = [np.ones(2)] * (2 if loss is poisson_nll_loss else 3)
     with pytest.raises(ValueError, match="eps must be a number >= 0, got -1"):
         loss(*arrays, eps=-1.0)
@@ -207,7 +207,7 @@ def test_a_negative_eps_is_refused(loss):
 # Kullback-Leibler.
 
 
-def test_divergence_is_the_formula():
+def test_kl_div_equals_the_formula():
     rng = np.random.RandomState(0)
     log_probs, probs = -rng.rand(4, 3), rng.rand(4, 3)
     expected = np.vectorize(lambda log_q, p: p * math.log(p / math.exp(log_q)))(log_probs, probs)
@@ -217,7 +217,7 @@ def test_divergence_is_the_formula():
     np.testing.assert_allclose(by_logarithms, expected, rtol=1e-9)
 
 
-def test_batchmean_divides_by_the_rows_that_hold_anything():
+def test_batchmean_divides_by_the_number_of_rows_with_unmasked_elements():
     log_probs, targets = np.log(np.full((4, 2, 3), 0.5)), np.full((4, 2, 3), 1.0)
     each = math.log(2)
     with jax.enable_x64(True):
@@ -230,7 +230,7 @@ def test_batchmean_divides_by_the_rows_that_hold_anything():
     np.testing.assert_allclose(value, (2 + 6) * each / 2)
 
 
-def test_batchmean_over_nothing_is_nan_with_gradient_zero():
+def test_an_empty_batchmean_is_nan_with_gradient_zero():
     log_probs = jnp.zeros((2, 3))
     nothing = {"where": jnp.zeros((), bool), "reduction": "batchmean"}
     value, gradient = jax.value_and_grad(kl_div)(log_probs, log_probs, **nothing)
@@ -238,14 +238,14 @@ def test_batchmean_over_nothing_is_nan_with_gradient_zero():
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_batchmean_is_a_word_of_divergence_alone():
+def test_only_kl_div_accepts_batchmean():
     with pytest.raises(ValueError, match="'sum', 'batchmean', 'sum_and_weight', got 'avg'"):
         kl_div(np.ones(2), np.ones(2), reduction="avg")
     with pytest.raises(ValueError, match="'sum', 'sum_and_weight', got 'batchmean'"):
         poisson_nll_loss(np.ones(2), np.ones(2), reduction="batchmean")
 
 
-def test_divergence_has_the_limits_of_no_probability():
+def test_kl_div_at_probability_zero():
     log_probs, probs = np.float32([-1, -INF, -INF, 0]), np.float32([0, 0, 0.5, 0])
     value, slope, by_targets = value_and_slopes(kl_div, log_probs, probs)
     np.testing.assert_array_equal(value, [0, 0, INF, 0])
@@ -253,7 +253,7 @@ def test_divergence_has_the_limits_of_no_probability():
     np.testing.assert_array_equal(by_targets, [-INF, INF, INF, -INF])
 
 
-def test_divergence_of_logarithms_has_the_limits_of_no_probability():
+def test_kl_div_with_log_targets_at_probability_zero():
     log_probs, targets = np.float32([-1, -INF, -INF]), np.float32([-INF, -INF, 0])
     value, slope, by_targets = value_and_slopes(kl_div, log_probs, targets, log_target=True)
     np.testing.assert_array_equal(value, [0, 0, INF])
@@ -263,7 +263,7 @@ def test_divergence_of_logarithms_has_the_limits_of_no_probability():
     np.testing.assert_array_equal(hessian, 0)
 
 
-def test_a_negative_probability_is_nan_and_named_under_checkify():
+def test_a_negative_probability_is_nan_and_reported_by_checkify():
     arguments = np.float32([-1, -1, -INF]), np.float32([0.5, -0.5, -1])
     for array in value_and_slopes(kl_div, *arguments):
         np.testing.assert_array_equal(np.isnan(array), [False, True, True])
@@ -271,10 +271,10 @@ def test_a_negative_probability_is_nan_and_named_under_checkify():
     assert "targets: expected probabilities >= 0, got -0.5" in error.get()
 
 
-# All.
+# All of them.
 
 
-def test_integers_and_booleans_are_counts_and_probabilities():
+def test_counts_and_probabilities_may_be_integers_or_booleans():
     predictions = np.float32([0.5, 1.5])
     for dtype in (np.int32, np.uint8, bool):
         targets = np.array([1, 0], dtype)

@@ -1,4 +1,4 @@
-"""Distillation losses at their edges: equal layers, masked vocabularies, large logits, memory."""
+"""Edge cases of linear distillation: equal layers, masked vocabularies, large logits, memory."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import jaxloss
 from jaxloss import linear_distillation_loss
 
 RNG = np.random.RandomState(0)
-CLASSES = 23  # in blocks, the last of which overlaps the one before
+CLASSES = 23  # several blocks, the last of which overlaps the one before
 ARRAYS = {
     "hidden": RNG.randn(4, 3),
     "kernel": RNG.randn(3, CLASSES),
@@ -32,7 +32,7 @@ def plain(
     temperature: Any = 1.0,
     **options: Any,
 ) -> Any:
-    """The same with all logits."""
+    """Computes the same loss from materialized logits."""
 
     def log_probs(hidden: Any, kernel: Any, bias: Any) -> Any:
         logits = jnp.dot(hidden, kernel)
@@ -47,7 +47,7 @@ def plain(
 
 
 @pytest.mark.parametrize("positions", [4, 60])
-def test_values_and_gradients_are_those_of_the_plain_form(positions: int):
+def test_values_and_gradients_equal_the_plain_form(positions: int):
     """The loop runs over classes or over positions."""
     with jax.enable_x64(True):
         arrays = {
@@ -78,7 +78,7 @@ def test_equal_layers_have_loss_and_gradient_zero():
     jax.tree.map(lambda gradient: np.testing.assert_allclose(gradient, 0, atol=1e-6), gradients)
 
 
-def test_a_frozen_teacher_has_no_gradient_and_changes_none():
+def test_stopping_the_teacher_gradient_keeps_the_student_gradient():
     def frozen(arrays: Any) -> jax.Array:
         fixed = {name: jax.lax.stop_gradient(arrays[name]) for name in arrays if "teacher" in name}
         return linear_distillation_loss(**{**arrays, **fixed})
@@ -100,9 +100,9 @@ def with_bias(**changes: Any) -> dict[str, Any]:
     return {**ARRAYS, **biases}
 
 
-def test_classes_that_both_rule_out_are_as_if_they_were_not_there():
+def test_classes_excluded_by_both_equal_removed_classes():
     with jax.enable_x64(True):
-        # All of the first block, too.
+        # This includes the whole first block.
         places = np.arange(CLASSES) < 13
         arrays = with_bias(bias=places, teacher_bias=places)
         kept = {name: a if "hidden" in name else a[..., 13:] for name, a in ARRAYS.items()}
@@ -115,8 +115,8 @@ def test_classes_that_both_rule_out_are_as_if_they_were_not_there():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), *both)
 
 
-def test_a_class_that_only_one_rules_out():
-    # The teacher's impossible class adds nothing; the student's costs infinitely much.
+def test_a_class_excluded_by_one_layer_only():
+    # Excluded by the teacher alone, a class adds nothing; by the student alone, the loss is infinite.
     possible = linear_distillation_loss(**with_bias(teacher_bias=[3, 20]), reduction="none")
     assert np.isfinite(possible).all()
     np.testing.assert_allclose(
@@ -127,13 +127,13 @@ def test_a_class_that_only_one_rules_out():
     )
 
 
-def test_no_class_with_a_chance_is_nan():
+def test_all_logits_minus_infinity_give_nan():
     for name in ("bias", "teacher_bias"):
         assert np.isnan(linear_distillation_loss(**with_bias(**{name: np.ones(CLASSES, bool)})))
 
 
-def test_large_logits_lose_no_digits():
-    arrays = {name: np.round(np.float32(array)) for name, array in ARRAYS.items()}  # with a shift, too
+def test_large_logits_keep_full_precision():
+    arrays = {name: np.round(np.float32(array)) for name, array in ARRAYS.items()}  # shifts are exact
     far = {name: arrays[name] + shift for name, shift in (("bias", 2**20), ("teacher_bias", -(2**20)))}
     losses, shifted = (
         linear_distillation_loss(**{**arrays, **change}, reduction="none") for change in ({}, far)
@@ -175,13 +175,13 @@ def test_layers_may_differ_in_dtype():
         ({"temperature": 0.0}, "linear_distillation_loss: temperature must be a finite number > 0, got 0"),
     ],
 )
-def test_wrong_calls_are_refused(change: dict[str, Any], message: str):
+def test_invalid_calls_raise(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=rf"(?s){message}"):
         linear_distillation_loss(**{**ARRAYS, **change})
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
-def test_the_logits_are_never_held():
+@pytest.mark.usefixtures("default_block_size")
+def test_the_logits_are_never_materialized():
     shapes = [(2048, 256), (256, 32_000), (2048, 128), (128, 32_000)]
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     gradient = jax.value_and_grad(linear_distillation_loss, (0, 1, 2, 3))

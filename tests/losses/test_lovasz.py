@@ -1,4 +1,4 @@
-"""Lovász losses: the Jaccard index in them, ties, masks, and input outside the domain."""
+"""Lovász losses: relation to the Jaccard index, ties, masks, and invalid input."""
 
 import functools
 
@@ -11,44 +11,44 @@ from jaxloss import lovasz_hinge_loss, lovasz_softmax_loss
 
 
 def _jaccard_losses(predicted, labels, count):
-    """Returns one minus intersection over union of each class."""
+    """Returns one minus the intersection over union of each class."""
     pairs = [(predicted == c, labels == c) for c in range(count)]
     return np.array([1 - np.sum(p & t) / max(np.sum(p | t), 1) for p, t in pairs])
 
 
 @pytest.mark.parametrize("classes", ["present", "all"])
-def test_of_hard_predictions_it_is_the_mean_jaccard_loss(classes):
+def test_lovasz_softmax_loss_of_hard_predictions_is_the_mean_jaccard_loss(classes):
     rng = np.random.RandomState(0)
     labels, predicted = rng.randint(0, 3, (4, 6)), rng.randint(0, 4, (4, 6))
     losses = _jaccard_losses(predicted, labels, 4)
-    # An absent class is wrong by its largest error, and right if nothing of it is predicted.
+    # The loss of an absent class is its largest error, which is 0 if the class is never predicted.
     expected = np.mean(losses[:3]) if classes == "present" else np.mean(losses)
     found = lovasz_softmax_loss(np.eye(4)[predicted], labels, classes=classes)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_of_one_pixel_the_lovasz_hinge_loss_is_the_hinge_loss():
+def test_lovasz_hinge_loss_of_one_pixel_is_the_hinge_loss():
     logits, targets = np.float32([[2.0], [0.5], [-1.0], [0.5]]), np.array([[1], [1], [1], [0]])
     found = lovasz_hinge_loss(logits, targets, reduction="none")
     np.testing.assert_allclose(found, [0, 0.5, 2, 1.5])
 
 
-def test_of_an_empty_region_it_is_the_largest_error():
+def test_lovasz_hinge_loss_of_an_empty_region_is_the_largest_error():
     logits = np.float32([[0.5, 2.0, -3.0]])
     value, gradient = jax.value_and_grad(lovasz_hinge_loss)(logits, np.zeros((1, 3), int))
     assert value == 3
     np.testing.assert_array_equal(gradient, [[0, 1, 0]])
 
 
-def test_among_ties_the_first_pixels_come_first():
+def test_ties_are_sorted_by_pixel_index():
     logits, targets = np.zeros((1, 4), np.float32), np.array([[0, 1, 0, 1]])
-    # Union and intersection of the truth after each pixel: 3 and 2, 3 and 1, 4 and 1, 4 and 0.
+    # Union and intersection after each pixel: 3 and 2, 3 and 1, 4 and 1, 4 and 0.
     jaccard = 1 - np.array([1, 2 / 3, 1 / 3, 1 / 4, 0])
     gradient = jax.grad(lovasz_hinge_loss)(logits, targets)
     np.testing.assert_allclose(gradient[0], np.diff(jaccard) * [1, -1, 1, -1], rtol=1e-6)
 
 
-def test_kinks_have_slope_zero_and_no_curvature():
+def test_first_and_second_derivatives_are_zero_at_kinks():
     gradient = jax.grad(lovasz_hinge_loss)(np.float32([[1.0, -1.0]]), np.array([[1, 0]]))
     np.testing.assert_array_equal(gradient, 0)
     probs = np.float32([[[1.0, 0.0], [0.0, 1.0]]])
@@ -65,19 +65,19 @@ def test_infinite_logits_have_the_limit():
     assert lovasz_hinge_loss(-logits, targets) == np.inf
 
 
-def test_the_steps_of_many_pixels_are_not_differences():
-    # Of 10⁵ pixels each step is about 10⁻⁵, of which the difference of two Jaccard losses keeps two digits.
+def test_gradients_over_many_pixels_have_no_cancellation():
+    # With 10⁵ pixels each step is about 10⁻⁵; as a difference of Jaccard losses it would have two digits.
     rng = np.random.RandomState(0)
     logits, targets = rng.randn(1, 10**5).astype(np.float32), rng.randint(0, 2, (1, 10**5))
     with jax.enable_x64(True):
         expected = jax.grad(lovasz_hinge_loss)(np.float64(logits), targets)
     found = jax.grad(lovasz_hinge_loss)(logits, targets)
     close = np.isclose(found, expected, rtol=1e-5, atol=0)
-    assert np.mean(close) > 0.999  # some errors are equal in float32 only
+    assert np.mean(close) > 0.999  # some errors are tied in float32 only
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_masked_pixels_have_no_part_in_the_order(batch):
+def test_masked_pixels_are_left_out_of_the_sort(batch):
     rng = np.random.RandomState(0)
     logits, targets = rng.randn(2, 5).astype(np.float32), rng.randint(0, 2, (2, 5))
     where = np.array([[True, False, True, True, False], [True, True, False, False, True]])
@@ -93,7 +93,7 @@ def test_masked_pixels_have_no_part_in_the_order(batch):
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_nothing_but_ignored_pixels_costs_nothing(batch):
+def test_images_of_only_ignored_pixels_have_loss_and_weight_zero(batch):
     function = functools.partial(lovasz_softmax_loss, batch=batch, reduction="sum_and_weight")
     probs, labels = np.full((2, 3, 2), np.nan, np.float32), np.full((2, 3), -100)
     (total, weight), pullback = jax.vjp(lambda probs: function(probs, labels), probs)
@@ -102,7 +102,7 @@ def test_nothing_but_ignored_pixels_costs_nothing(batch):
     assert np.isnan(lovasz_softmax_loss(np.ones((0, 3, 2)), np.zeros((0, 3), int), batch=batch))
 
 
-def test_the_class_axis_may_be_any():
+def test_any_class_axis():
     rng = np.random.RandomState(0)
     probs, labels = rng.rand(2, 3, 4).astype(np.float32), rng.randint(0, 4, (2, 3))
     for batch in (False, True):
@@ -126,7 +126,7 @@ def test_the_class_axis_may_be_any():
         ),
     ],
 )
-def test_bad_input_is_nan_and_named_under_checkify(loss, first, targets, expected):
+def test_invalid_input_is_nan_and_reported_by_checkify(loss, first, targets, expected):
     first, targets = np.float32(first), np.asarray(targets)
     value, gradient = jax.value_and_grad(loss)(first, targets)
     assert np.isnan(value)
@@ -135,7 +135,7 @@ def test_bad_input_is_nan_and_named_under_checkify(loss, first, targets, expecte
     assert expected in error.get()
 
 
-def test_calls_that_do_not_fit_are_refused():
+def test_mismatched_calls_raise():
     with pytest.raises(ValueError, match="classes must be one of 'present', 'all', got 'some'"):
         lovasz_softmax_loss(np.ones((2, 3, 2)), np.zeros((2, 3), int), classes="some")
     with pytest.raises(ValueError, match=r"probs must have shape \(N, ..., C\), got shape \(2,\)"):

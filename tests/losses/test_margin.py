@@ -1,4 +1,4 @@
-"""The margin losses: plain loops as second oracle, limits, bad labels, memory."""
+"""Margin losses: plain loops as a second reference, limits, invalid labels, memory."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ from jaxloss import (
 INF = np.inf
 
 
-# Targets of 1 and -1. What they share with `cosine_embedding_loss` is in test_embedding.py.
+# Targets of 1 and -1. Tests shared with `cosine_embedding_loss` are in test_embedding.py.
 
 
 def test_hinge_embedding_by_hand():
@@ -68,7 +68,7 @@ def test_hinge_by_hand(squared):
     assert by_margin == (2 * hinges.sum() if squared else 3)
 
 
-def test_targets_of_the_hinge_are_signs():
+def test_hinge_targets_other_than_plus_minus_1_are_nan():
     def losses(scores):
         return hinge_loss(scores, jnp.array([1.0, 0.0, 2.0, -1.0]), reduction="none")
 
@@ -81,7 +81,7 @@ def test_targets_of_the_hinge_are_signs():
         hinge_loss(jnp.zeros(1), jnp.ones(1), margin=0.0)
 
 
-# One right class.
+# One class label.
 
 
 def multi_margin(scores, label, p, margin, weight):
@@ -91,7 +91,7 @@ def multi_margin(scores, label, p, margin, weight):
 
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("margin", [1.0, 0.3, 0.0, -0.5])
-def test_multi_margin_is_a_loop(p: int, margin: float):
+def test_multi_margin_equals_a_loop(p: int, margin: float):
     rng = np.random.RandomState(0)
     scores, labels, weight = rng.randn(7, 5), rng.randint(0, 5, 7), rng.rand(5)
     expected = [multi_margin(row, y, p, margin, weight) for row, y in zip(scores, labels, strict=True)]
@@ -102,7 +102,7 @@ def test_multi_margin_is_a_loop(p: int, margin: float):
         np.testing.assert_allclose(multi_margin_loss(scores, labels, **options), np.mean(expected))
 
 
-def test_multi_margin_has_any_class_axis():
+def test_multi_margin_supports_any_class_axis():
     rng = np.random.RandomState(0)
     scores, labels = rng.randn(4, 5, 3).astype(np.float32), rng.randint(0, 5, (4, 3))
     expected = multi_margin_loss(np.moveaxis(scores, 1, -1), labels, reduction="none")
@@ -112,7 +112,7 @@ def test_multi_margin_has_any_class_axis():
         multi_margin_loss(scores, labels, axis=2)
 
 
-def test_multi_margin_has_the_limits_of_infinite_scores():
+def test_multi_margin_at_infinite_scores():
     scores = np.float32([[-INF, 0, 1], [INF, 0, 1], [-INF, 0, 1], [0, INF, 1]])
     value = multi_margin_loss(scores, np.array([1, 0, 0, 0]), reduction="none")
     np.testing.assert_allclose(value, [2 / 3, 0, INF, INF], rtol=1e-6)
@@ -120,7 +120,7 @@ def test_multi_margin_has_the_limits_of_infinite_scores():
     np.testing.assert_array_equal(value, 0)
 
 
-def test_the_margin_is_swept_and_learned():
+def test_the_margin_can_be_swept_and_differentiated():
     scores, labels = jnp.array([[0.0, 0.5, 3.0], [1.0, 0.0, 0.0]]), jnp.array([1, 0])
 
     def mean(margin):
@@ -131,7 +131,7 @@ def test_the_margin_is_swept_and_learned():
     np.testing.assert_allclose(jax.vmap(jax.grad(mean))(margins), [1 / 6, 4 / 6], rtol=1e-6)
 
 
-def test_what_is_no_power_or_margin_is_refused():
+def test_invalid_options_raise():
     arguments = np.zeros((2, 3)), np.zeros(2, int)
     with pytest.raises(ValueError, match="p must be 1 or 2, got 3"):
         multi_margin_loss(*arguments, p=3)
@@ -144,7 +144,7 @@ def test_what_is_no_power_or_margin_is_refused():
 
 
 @pytest.mark.parametrize("bad", [-1, 3, -100])
-def test_a_label_that_is_no_class_is_nan_and_named_under_checkify(bad: int):
+def test_an_out_of_range_label_is_nan_and_reported_by_checkify(bad: int):
     scores, labels = jnp.array([[9.0, 0, 0], [9.0, 0, 0]]), jnp.array([0, bad])
     value = multi_margin_loss(scores, labels, reduction="none")
     np.testing.assert_array_equal(np.isnan(value), [False, True])
@@ -155,7 +155,7 @@ def test_a_label_that_is_no_class_is_nan_and_named_under_checkify(bad: int):
         assert f"targets: expected class indices in [0, 3), got {bad}" in error.get()
 
 
-# Lists of right classes.
+# Lists of class labels.
 
 
 def multilabel_margin(scores, listed):
@@ -167,9 +167,9 @@ def multilabel_margin(scores, listed):
 @pytest.mark.slow
 @pytest.mark.parametrize("integral", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), (20, 6), (2, 3, 4)])
-def test_multilabel_margin_is_a_loop(shape: tuple[int, ...], integral: bool):
+def test_multilabel_margin_equals_a_loop(shape: tuple[int, ...], integral: bool):
     rng = np.random.RandomState(0)
-    scores, targets = rng.randn(*shape), rng.randint(-1, shape[-1], shape)  # with ends and repetitions
+    scores, targets = rng.randn(*shape), rng.randint(-1, shape[-1], shape)  # with end markers and repetitions
     scores = np.round(scores) if integral else scores  # with ties
     rows = zip(scores.reshape(-1, shape[-1]), targets.reshape(-1, shape[-1]), strict=True)
     expected = np.reshape([multilabel_margin(*row) for row in rows], shape[:-1])
@@ -190,7 +190,7 @@ def test_multilabel_margin_is_a_loop(shape: tuple[int, ...], integral: bool):
             np.testing.assert_allclose(jnp.vdot(jax.grad(mean)(scores), direction), tangent, atol=1e-12)
 
 
-def test_what_follows_the_end_of_a_list_is_not_read():
+def test_labels_after_the_end_marker_are_not_read():
     scores = np.random.RandomState(0).randn(2, 5).astype(np.float32)
     first, second = np.array([[2, 0, -1, -1, -1]] * 2), np.array([[2, 0, -1, 4, 99]] * 2)
     assert multilabel_margin_loss(scores, first) == multilabel_margin_loss(scores, second)
@@ -199,7 +199,7 @@ def test_what_follows_the_end_of_a_list_is_not_read():
 
 
 @pytest.mark.parametrize("bad", [4, -2])
-def test_a_listed_label_that_is_no_class_is_nan_and_named_under_checkify(bad: int):
+def test_an_out_of_range_label_in_a_list_is_nan_and_reported_by_checkify(bad: int):
     scores, targets = jnp.array([[1.0, 2, 3, 4]] * 2), jnp.array([[0, bad, -1, 1], [0, -1, bad, 1]])
     value = multilabel_margin_loss(scores, targets, reduction="none")
     np.testing.assert_array_equal(np.isnan(value), [True, False])
@@ -209,14 +209,14 @@ def test_a_listed_label_that_is_no_class_is_nan_and_named_under_checkify(bad: in
     assert f"targets: expected class indices in [0, 4), and -1 to end the list, got {bad}" in error.get()
 
 
-def test_multilabel_margin_has_the_limits_of_infinite_scores():
+def test_multilabel_margin_at_infinite_scores():
     scores = np.float32([[-INF, 0, 1], [INF, 0, 1], [-INF, 0, 1], [0, INF, 1], [0, np.nan, 1]])
     targets = np.array([[1, -1, -1], [0, -1, 2], [0, -1, -1], [0, -1, 0], [0, -1, 0]])
     value = multilabel_margin_loss(scores, targets, reduction="none")
     np.testing.assert_allclose(value, [2 / 3, 0, INF, INF, np.nan], rtol=1e-6)
 
 
-def test_lists_of_another_kind_are_refused():
+def test_label_lists_of_the_wrong_dtype_or_shape_raise():
     scores = np.zeros((2, 3))
     with pytest.raises(TypeError, match="targets must be integer class indices, got dtype float32"):
         multilabel_margin_loss(scores, np.zeros((2, 3), np.float32))
@@ -227,17 +227,17 @@ def test_lists_of_another_kind_are_refused():
             multilabel_margin_loss(np.zeros(shape), np.zeros(shape, int))
 
 
-def test_the_memory_is_not_that_of_all_pairs():
+def test_pairs_of_classes_are_never_materialized():
     scores = jax.ShapeDtypeStruct((512, 100), jnp.float32)
     targets = jax.ShapeDtypeStruct((512, 100), jnp.int32)
     compiled = jax.jit(jax.value_and_grad(multilabel_margin_loss)).lower(scores, targets).compile()
     assert compiled.memory_analysis().temp_size_in_bytes <= 12 * 4 * 512 * 100
 
 
-# Signs.
+# Soft margin.
 
 
-def test_soft_margin_is_the_formula_and_binary_cross_entropy():
+def test_soft_margin_equals_the_formula_and_binary_cross_entropy():
     scores, targets = np.linspace(-5, 5, 11), np.resize([1, -1], 11)
     expected = [math.log(1 + math.exp(-y * x)) for x, y in zip(scores, targets, strict=True)]
     with jax.enable_x64(True):
@@ -265,7 +265,7 @@ def test_soft_margin_does_not_overflow(together: bool):
 
 
 @pytest.mark.parametrize("bad", [0, 0.5, -2, INF, np.nan])
-def test_a_target_that_is_no_sign_is_nan_and_named_under_checkify(bad: float):
+def test_targets_other_than_plus_minus_1_are_nan_and_reported_by_checkify(bad: float):
     scores, targets = jnp.array([1.0, 2.0]), jnp.array([1.0, bad])
     for array in (
         soft_margin_loss(scores, targets, reduction="none"),
@@ -276,7 +276,7 @@ def test_a_target_that_is_no_sign_is_nan_and_named_under_checkify(bad: float):
     assert f"targets: expected 1 or -1, got {float(bad)}" in error.get()
 
 
-def test_signs_may_be_integers():
+def test_targets_of_plus_minus_1_may_be_integers():
     scores = np.float32([0.5, -0.5])
     expected = soft_margin_loss(scores, np.float32([1, -1]))
     assert (
@@ -284,24 +284,24 @@ def test_signs_may_be_integers():
     )
 
 
-# A yes or no for each class.
+# Multilabel soft margin.
 
 
-def test_multilabel_soft_margin_is_the_mean_over_the_classes():
+def test_multilabel_soft_margin_averages_over_the_classes():
     rng = np.random.RandomState(0)
     logits, targets, weight = rng.randn(4, 5, 3), rng.rand(4, 5, 3), rng.rand(5)
     sigmoid = 1 / (1 + np.exp(-logits))
-    surprise = -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid))
+    cross_entropies = -(targets * np.log(sigmoid) + (1 - targets) * np.log(1 - sigmoid))
     with jax.enable_x64(True):
         value = multilabel_soft_margin_loss(logits, targets, reduction="none")
-        np.testing.assert_allclose(value, surprise.mean(-1), rtol=1e-12)
+        np.testing.assert_allclose(value, cross_entropies.mean(-1), rtol=1e-12)
         value = multilabel_soft_margin_loss(logits, targets, axis=1, weight=weight, reduction="none")
-        np.testing.assert_allclose(value, (surprise * weight[:, None]).mean(1), rtol=1e-12)
+        np.testing.assert_allclose(value, (cross_entropies * weight[:, None]).mean(1), rtol=1e-12)
         value = multilabel_soft_margin_loss(logits, targets)
         np.testing.assert_allclose(value, binary_cross_entropy_with_logits(logits, targets), rtol=1e-12)
 
 
-def test_multilabel_soft_margin_has_the_limits_of_infinite_logits():
+def test_multilabel_soft_margin_at_infinite_logits():
     logits, targets = np.float32([[INF, -INF], [INF, 0]]), np.float32([[1, 0], [0, 0]])
     value, weight = multilabel_soft_margin_loss(logits, targets, reduction="none"), np.float32([0, 2])
     np.testing.assert_array_equal(value, [0, INF])
@@ -309,7 +309,7 @@ def test_multilabel_soft_margin_has_the_limits_of_infinite_logits():
     np.testing.assert_allclose(value, [0, math.log(2)], rtol=1e-6)
 
 
-def test_class_weights_of_another_shape_are_refused():
+def test_class_weights_of_the_wrong_shape_raise():
     logits = np.zeros((4, 3))
     with pytest.raises(
         ValueError, match=r"weight must have one value for each class, shape \(3,\), got \(4,\)"

@@ -1,4 +1,4 @@
-"""Losses that learn a metric at their edges: empty sums, masks, lengths, large exponents, options."""
+"""Edge cases of metric-learning losses: empty sums, masks, lengths, large exponents, options."""
 
 import inspect
 from decimal import localcontext
@@ -17,8 +17,6 @@ from tests.oracle import decimals
 RNG = np.random.RandomState(0)
 X, LABELS = RNG.randn(6, 3), np.array([0, 1, 0, 7, 1, 1])
 
-# Losses that relate rows by their labels.
-
 every_loss = pytest.mark.parametrize("loss", [circle_loss, multi_similarity_loss])
 
 
@@ -35,7 +33,7 @@ def formula(loss, embeddings, targets, **options):
         return float(np.sum(losses) / np.sum(weight))
 
 
-def test_defaults_are_those_of_the_specification():
+def test_defaults_match_the_specification():
     def options(loss):
         parameters = inspect.signature(loss).parameters.values()
         return [parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
@@ -45,7 +43,7 @@ def test_defaults_are_those_of_the_specification():
 
 
 @every_loss
-def test_rows_in_blocks_are_rows_at_once(loss, monkeypatch):
+def test_row_blocks_equal_all_rows_at_once(loss, monkeypatch):
     with jax.enable_x64(True):
         whole = answer(inspect.unwrap(loss), X, LABELS)
         monkeypatch.setattr(pairs, "_at_once", lambda *_: 4)
@@ -57,8 +55,8 @@ def test_rows_in_blocks_are_rows_at_once(loss, monkeypatch):
 
 @every_loss
 @pytest.mark.parametrize("size", [1e-20, 1e20])
-def test_lengths_may_be_far_from_one(loss, size):
-    # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
+def test_very_long_and_short_embeddings(loss, size):
+    # As in F.normalize, vectors shorter than 1e-12 are not scaled to unit length.
     x = np.float32(size * X)
     value, gradient = answer(loss, x, LABELS)
     np.testing.assert_allclose(value, formula(loss, x, LABELS), rtol=1e-5)
@@ -75,7 +73,7 @@ def test_lengths_may_be_far_from_one(loss, size):
         (multi_similarity_loss, ["alpha", "beta"]),
     ],
 )
-def test_exponents_may_be_small_or_large(loss, options, size):
+def test_very_small_and_large_exponents(loss, options, size):
     given = dict.fromkeys(options, size)
     value, gradient = answer(loss, np.float32(X), LABELS, **given)
     np.testing.assert_allclose(value, formula(loss, np.float32(X), LABELS, **given), rtol=1e-5)
@@ -86,12 +84,12 @@ def test_exponents_may_be_small_or_large(loss, options, size):
 
 @every_loss
 def test_a_zero_vector_has_gradient_zero(loss):
-    _, gradient = answer(loss, X * np.array([0, 1, 1, 1, 1, 1])[:, None], LABELS, **_gentle(loss))
+    _, gradient = answer(loss, X * np.array([0, 1, 1, 1, 1, 1])[:, None], LABELS, **_moderate_exponents(loss))
     np.testing.assert_array_equal(gradient[0], 0)
     assert np.all(np.delete(gradient, [0, 3], 0) != 0)
 
 
-def _gentle(loss):
+def _moderate_exponents(loss):
     return {"gamma": 2.0} if loss is circle_loss else {"beta": 2.0}
 
 
@@ -129,7 +127,7 @@ def test_all_rows_masked(loss):
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_wrong_calls_are_refused():
+def test_invalid_calls_raise():
     with pytest.raises(
         ValueError, match=r"targets must have the shape of embeddings .* \(6,\), got shape \(3,\)"
     ):

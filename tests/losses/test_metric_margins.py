@@ -1,4 +1,4 @@
-"""Losses with margins at their edges: angles of 0 and π, lengths far from 1, one class, labels, scales."""
+"""Edge cases of ArcFace and CosFace: angles of 0 and π, extreme lengths, one class, labels, scales."""
 
 import functools
 import inspect
@@ -24,7 +24,7 @@ every_loss = pytest.mark.parametrize("loss", [arcface_loss, cosface_loss], ids=l
 
 
 def answers(loss: Any, embeddings: Any, kernel: Any, targets: Any, **options: Any) -> tuple[Any, ...]:
-    """Returns the losses of rows with options of their own, and their gradients in row and kernel."""
+    """Returns the losses of rows, each with its own options, and their gradients in row and kernel."""
     names = list(options)
 
     def one(row: Any, kernel: Any, label: Any, *numbers: Any) -> Any:
@@ -50,13 +50,13 @@ def exact(loss: Any, embeddings: Any, kernel: Any, targets: Any, **options: Any)
     return np.array(losses)
 
 
-def test_defaults_are_those_of_the_specification():
+def test_defaults_match_the_specification():
     for loss, margin in ((arcface_loss, 0.5), (cosface_loss, 0.35)):
         parameters = inspect.signature(loss).parameters
         assert (parameters["margin"].default, parameters["scale"].default) == (margin, 64.0)
 
 
-# The first class lies along the first axis, and the angle of an embedding to it is the given one.
+# The first class lies along the first axis, and each embedding has the given angle to it.
 PLANE = np.float32([[2.0, -1.0, 0.5, 0.0], [0.0, 0.25, 1.5, -3.0]])
 ANGLES = {
     "aligned": (0.0, 0.5),
@@ -88,7 +88,7 @@ def test_every_angle_and_margin_in_float32(loss: Any, scale: float):
     given = {"margin": margins, "scale": np.full(len(rows), scale, np.float32)}
     value, of_rows, of_kernel = answers(loss, rows, PLANE, labels, **given)
     expected = exact(loss, rows, PLANE, labels, **given)
-    # A cosine is known to the rounding of 1, and the sine of a small angle to that over the angle.
+    # The absolute error of a cosine is the rounding error of 1; that of a small sine is larger by 1 / angle.
     np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-6 * scale)
     with jax.enable_x64(True):
         wide = answers(loss, *(np.float64(a) for a in (rows, PLANE)), labels, **given)
@@ -97,8 +97,8 @@ def test_every_angle_and_margin_in_float32(loss: Any, scale: float):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_derivative_is_finite_along_the_class(dtype: Any):
-    """Where others divide by the sine of an angle that is 0, or rounds to it."""
+def test_derivatives_are_finite_for_embeddings_parallel_to_the_class(dtype: Any):
+    """Some implementations divide by the sine of the angle, which is or rounds to 0 here."""
     angles = np.array([0.0, 1e-300, 1e-20, 1e-9, 1e-8, 1e-7, 1e-4, math.pi - 1e-7, math.pi])
     rows = np.stack([np.cos(angles), np.sin(angles)], 1).astype(dtype)
 
@@ -110,13 +110,13 @@ def test_every_derivative_is_finite_along_the_class(dtype: Any):
         gradients, hessians = map(np.asarray, both)
     assert np.isfinite(gradients).all()
     assert np.isfinite(hessians).all()
-    # dθ turns the angle; its length is 1 / |x|, so that no gradient is longer than the scale, twice.
+    # The gradient of the angle has length 1 / |x| = 1, so that no gradient is longer than twice the scale.
     assert np.max(np.abs(gradients)) <= 2 * 64
 
 
 @every_loss
-def test_lengths_may_be_far_from_one(loss: Any):
-    # Vectors shorter than 1e-12 are not made unit vectors, as in F.normalize.
+def test_very_long_and_short_embeddings(loss: Any):
+    # As in F.normalize, vectors shorter than 1e-12 are not scaled to unit length.
     lengths = np.array([1e20, 1.0, 1e-20, 1e-10, 3e-13])[:, None]
     rows, kernel = np.float32(X * lengths), np.float32(KERNEL * [1e20, 1.0, 1e-20, 1.0, 1.0, 1.0, 1e-13])
     given = {"scale": np.full(5, 8.0, np.float32)}
@@ -125,12 +125,12 @@ def test_lengths_may_be_far_from_one(loss: Any):
     with jax.enable_x64(True):
         _, *wide = answers(loss, np.float64(rows), np.float64(kernel), LABELS, **given)
     for ours, theirs in zip(map(np.float64, slopes), map(np.float64, wide), strict=True):
-        size = np.max(np.abs(theirs), 1, keepdims=True)  # of long vectors it is small, of short ones large
+        size = np.max(np.abs(theirs), 1, keepdims=True)  # small for long vectors, large for short ones
         assert np.all(np.abs(ours - theirs) <= 1e-4 * size)
 
 
 @every_loss
-def test_zero_vectors_stay_zero(loss: Any):
+def test_zero_vectors_have_gradient_zero(loss: Any):
     rows, kernel = X.copy(), KERNEL.copy()
     rows[1], kernel[:, 3] = 0, 0
     value = loss(rows, kernel, LABELS, reduction="none")
@@ -149,7 +149,7 @@ def test_one_class_has_loss_zero(loss: Any):
 
 
 @every_loss
-def test_without_margin_it_is_the_cross_entropy_of_cosines(loss: Any):
+def test_a_margin_of_0_gives_the_cross_entropy_of_cosines(loss: Any):
     with jax.enable_x64(True):
         unit_rows = X / np.linalg.norm(X, axis=1, keepdims=True)
         unit_kernel = KERNEL / np.linalg.norm(KERNEL, axis=0)
@@ -158,8 +158,8 @@ def test_without_margin_it_is_the_cross_entropy_of_cosines(loss: Any):
         np.testing.assert_allclose(found, plain, rtol=1e-12)
 
 
-def test_a_label_far_above_the_others_hides_them_not():
-    # Their exponentials relative to the label's logit, of 1000 - 800, would be 0.
+def test_other_classes_count_even_far_below_the_label_logit():
+    # Relative to the label's logit before the margin, the exponential of the other, exp(800 - 1000), is 0.
     row, kernel = np.float32([1.0, 0.0]), np.float32([[1.0, 0.8], [0.0, 0.6]])
     given = {"margin": math.pi / 2, "scale": 1000.0}
     np.testing.assert_allclose(arcface_loss(row, kernel, 0, **given), 800, rtol=1e-6)
@@ -167,7 +167,7 @@ def test_a_label_far_above_the_others_hides_them_not():
 
 
 @every_loss
-def test_margin_and_scale_are_learned(loss: Any):
+def test_margin_and_scale_are_differentiable(loss: Any):
     with jax.enable_x64(True):
         mean = jax.jit(lambda options: loss(X, KERNEL, LABELS, **options))
         at = {"margin": 0.3, "scale": 10.0}
@@ -179,7 +179,7 @@ def test_margin_and_scale_are_learned(loss: Any):
 
 @every_loss
 @pytest.mark.parametrize("label", [-1, -100, 7, 10**6])
-def test_a_label_out_of_range_is_nan_and_named(loss: Any, label: int):
+def test_an_out_of_range_label_is_nan_and_reported_by_checkify(loss: Any, label: int):
     labels = np.array([6, label, 3, 3, 1])
     losses = loss(X, KERNEL, labels, reduction="none")
     np.testing.assert_array_equal(np.isnan(losses), labels == label)
@@ -192,7 +192,7 @@ def test_a_label_out_of_range_is_nan_and_named(loss: Any, label: int):
 
 
 @every_loss
-def test_wrong_calls_are_refused(loss: Any):
+def test_invalid_calls_raise(loss: Any):
     with pytest.raises(
         ValueError, match=r"kernel must have shape \(H, V\).* embeddings \(5, 3\); for a tied"
     ):
@@ -208,15 +208,15 @@ def test_wrong_calls_are_refused(loss: Any):
     assert np.isnan(loss(X, KERNEL, LABELS, margin=jnp.float32(-0.1)))
 
 
-def test_a_margin_in_degrees_is_refused():
+def test_a_margin_in_degrees_raises():
     with pytest.raises(ValueError, match=r"margin must be an angle in \[0, π/2\], got 28.6"):
         arcface_loss(X, KERNEL, LABELS, margin=28.6)
     right = jnp.float32(math.pi / 2)  # rounded up
     assert np.isfinite(arcface_loss(X, KERNEL, LABELS, margin=right))
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
-def test_neither_logits_nor_unit_vectors_are_held():
+@pytest.mark.usefixtures("default_block_size")
+def test_neither_logits_nor_normalized_kernel_are_materialized():
     shapes = jax.ShapeDtypeStruct((512, 256), jnp.float32), jax.ShapeDtypeStruct((256, 64_000), jnp.float32)
     labels = jax.ShapeDtypeStruct((512,), jnp.int32)
     program = jax.jit(jax.value_and_grad(arcface_loss, (0, 1))).lower(*shapes, labels).compile()

@@ -1,4 +1,4 @@
-"""Losses of pairs from two encoders at their edges."""
+"""Edge cases of the CLIP and SigLIP losses."""
 
 import inspect
 from decimal import localcontext
@@ -18,7 +18,7 @@ RNG = np.random.RandomState(0)
 X, Y = RNG.randn(5, 3), RNG.randn(5, 3)
 
 
-def test_clip_is_symmetric_info_nce():
+def test_clip_loss_is_symmetric_info_nce():
     found = clip_loss(X, Y, logit_scale=4.0, normalize=True, reduction="none")
     expected = info_nce_loss(X, Y, temperature=0.25, symmetric=True, reduction="none")
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -30,7 +30,7 @@ def test_one_pair_has_loss_zero():
     assert (float(total), float(weight)) == (0.0, 1.0)
 
 
-def test_the_scale_is_learned_and_the_bias_cancels():
+def test_the_scale_is_differentiable_and_the_bias_cancels():
     def loss(scale, bias):
         return clip_loss(X, Y, logit_scale=scale, logit_bias=bias)
 
@@ -40,7 +40,7 @@ def test_the_scale_is_learned_and_the_bias_cancels():
     np.testing.assert_allclose(slopes, [expected, 0], rtol=1e-4)
 
 
-def test_options_outside_their_domain():
+def test_options_outside_their_domain_raise_or_give_nan():
     with pytest.raises(ValueError, match="logit_scale must be a finite number, got inf"):
         clip_loss(X, Y, logit_scale=float("inf"))
     assert np.isnan(clip_loss(X, Y, logit_scale=jnp.asarray(np.nan)))
@@ -48,23 +48,23 @@ def test_options_outside_their_domain():
 
 
 def siglip(embeddings, targets, scale, bias, **options):
-    """Returns the mean of `siglip_loss`, and its gradient in all that may be learned."""
+    """Returns the mean of `siglip_loss`, and its gradient in all four arguments."""
 
     def mean(embeddings, targets, scale, bias):
-        loss = inspect.unwrap(siglip_loss)  # compiled anew where the size of blocks is patched
+        loss = inspect.unwrap(siglip_loss)  # recompiled after the block size is patched
         return loss(embeddings, targets, logit_scale=scale, logit_bias=bias, **options)
 
     arguments = map(jnp.asarray, (embeddings, targets, scale, bias))
     return jax.jit(jax.value_and_grad(mean, (0, 1, 2, 3)))(*arguments)
 
 
-def test_siglip_needs_a_bias():
+def test_siglip_scale_and_bias_have_no_default():
     parameters = inspect.signature(siglip_loss).parameters
     empty = inspect.Parameter.empty
     assert [parameters[name].default for name in ("logit_scale", "logit_bias")] == [empty, empty]
 
 
-def test_rows_in_blocks_are_rows_at_once(monkeypatch):
+def test_row_blocks_equal_all_rows_at_once(monkeypatch):
     with jax.enable_x64(True):
         whole = siglip(X, Y, 4.0, -2.0)
         monkeypatch.setattr(pairs, "_at_once", lambda *_: 2)
@@ -79,7 +79,7 @@ def test_rows_in_blocks_are_rows_at_once(monkeypatch):
     ("size", "scale", "bias"),
     [(1e-20, 10.0, -10.0), (1e20, 10.0, -10.0), (1.0, 1e-4, 80.0), (1.0, 1e4, -80.0), (1.0, -40.0, -1e4)],
 )
-def test_siglip_of_lengths_and_options_far_from_one(size, scale, bias):
+def test_siglip_with_extreme_lengths_and_options(size, scale, bias):
     x, y = np.float32(size * X), np.float32(Y)
     value, gradients = siglip(x, y, scale, bias, normalize=True)
     with localcontext(formulas.CONTEXT):
@@ -93,15 +93,15 @@ def test_siglip_of_lengths_and_options_far_from_one(size, scale, bias):
         np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-4 * np.max(np.abs(slope)))
 
 
-def test_siglip_of_one_pair_keeps_its_digits():
-    # log(1 + exp(z)) - z would be 0, and one pair has no negatives.
+def test_siglip_of_one_pair_keeps_full_precision():
+    # In float32, log(1 + exp(z)) - z would be 0. One pair has no negatives.
     x = np.array([[0.6, 0.8]], np.float32)
     total, weight = siglip_loss(x, x, logit_scale=40.0, logit_bias=0.0, reduction="sum_and_weight")
     np.testing.assert_allclose(total, np.exp(-40.0), rtol=1e-5)
     assert weight == 1
 
 
-def test_siglip_of_zero_vectors_and_of_nothing():
+def test_siglip_of_zero_vectors_and_of_all_masked_rows():
     zero = np.zeros((5, 3), np.float32)
     value, (of_embeddings, *_) = siglip(zero, Y, 10.0, -1.0, normalize=True)
     np.testing.assert_allclose(value, np.log1p(np.e) + 4 * np.log1p(np.exp(-1)), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Overlaps: empty regions, weights of the mean, masks, and input outside the domain."""
+"""Overlap losses: empty regions, weights of the mean, masks, and invalid input."""
 
 import functools
 
@@ -13,12 +13,12 @@ from jax.sharding import PartitionSpec as P
 from jaxloss import dice_loss, generalized_dice_loss, tversky_loss
 
 ALL = [dice_loss, tversky_loss, generalized_dice_loss]
-every = pytest.mark.parametrize("loss", ALL)
+every_loss = pytest.mark.parametrize("loss", ALL)
 PROBS = np.float32([[[0.8, 0.2], [0.6, 0.4], [0.3, 0.7]]])  # one image, three pixels, two classes
 LABELS = np.array([[0, 1, 1]])
 
 
-def test_the_overlaps_of_three_pixels_worked_by_hand():
+def test_overlaps_of_three_pixels_by_hand():
     options = {"smooth": 0.0, "reduction": "none"}
     found = dice_loss(PROBS, LABELS, **options)
     np.testing.assert_allclose(found, [[1 - 1.6 / 2.7, 1 - 2.2 / 3.3]], rtol=1e-6)
@@ -31,7 +31,7 @@ def test_the_overlaps_of_three_pixels_worked_by_hand():
     np.testing.assert_allclose(found, [1 - 2 * (0.8 + 1.1 / 4) / (2.7 + 3.3 / 4)], rtol=1e-6)
 
 
-def test_tversky_loss_has_dice_and_jaccard_loss_in_it():
+def test_dice_and_jaccard_losses_are_special_cases_of_tversky_loss():
     for smooth in (0.0, 1e-3, 1.0):
         found = tversky_loss(PROBS, LABELS, smooth=smooth / 2)
         np.testing.assert_allclose(found, dice_loss(PROBS, LABELS, smooth=smooth), rtol=1e-6)
@@ -39,8 +39,8 @@ def test_tversky_loss_has_dice_and_jaccard_loss_in_it():
     np.testing.assert_allclose(jaccard, [[1 - 0.8 / 1.9, 1 - 1.1 / 2.2]], rtol=1e-6)
 
 
-@every
-def test_of_nothing_without_smoothing_loss_and_gradient_are_zero(loss):
+@every_loss
+def test_empty_regions_without_smoothing_have_loss_and_gradient_zero(loss):
     probs, targets = np.zeros((2, 3, 2), np.float32), np.zeros((2, 3, 2), np.float32)
     function = functools.partial(loss, smooth=0.0)
     value, gradients = jax.value_and_grad(function, (0, 1))(probs, targets)
@@ -49,7 +49,7 @@ def test_of_nothing_without_smoothing_loss_and_gradient_are_zero(loss):
     np.testing.assert_array_equal(jax.hessian(function)(probs, targets), 0)
 
 
-def test_an_empty_target_costs_what_is_predicted():
+def test_an_empty_target_penalizes_predicted_pixels():
     probs, targets = np.full((1, 16), 0.01, np.float32), np.zeros((1, 16), int)
     np.testing.assert_allclose(dice_loss(probs, targets, axis=None), 0.16 / (0.16 + 1e-5), rtol=1e-6)
     total, weight = dice_loss(probs, targets, axis=None, skip_absent=True, reduction="sum_and_weight")
@@ -65,7 +65,7 @@ def test_absent_classes_do_not_count_in_the_mean():
 
 
 @pytest.mark.parametrize("loss", ALL[:2])
-def test_weights_divide_the_mean(loss):
+def test_the_mean_divides_by_the_class_weights(loss):
     losses, weight = loss(PROBS, LABELS, reduction="none")[0], np.array([0.5, 2.0])
     found = loss(PROBS, LABELS, weight=weight, reduction="sum_and_weight")
     np.testing.assert_allclose(found, (np.sum(weight * losses), 2.5), rtol=1e-6)
@@ -73,9 +73,9 @@ def test_weights_divide_the_mean(loss):
     np.testing.assert_allclose(found, (2 * losses[1], 2.0), rtol=1e-6)
 
 
-@every
+@every_loss
 @pytest.mark.parametrize("batch", [False, True])
-def test_an_image_without_a_pixel_left_does_not_count(loss, batch):
+def test_an_image_whose_pixels_are_all_masked_does_not_count(loss, batch):
     probs, labels = np.concatenate([PROBS, PROBS * np.nan]), np.concatenate([LABELS, LABELS + 10**6])
     where = np.array([[True], [False]])
     function = functools.partial(loss, batch=batch)
@@ -90,17 +90,17 @@ def test_an_image_without_a_pixel_left_does_not_count(loss, batch):
 
 @pytest.mark.parametrize("loss", ALL[:2])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
-def test_ignored_labels_are_masked_pixels(loss, dtype):
+def test_ignored_labels_equal_masked_pixels(loss, dtype):
     labels = np.array([[0, 1, 7]], dtype)
     expected = loss(PROBS, LABELS, where=np.array([[True, True, False]]))
     assert loss(PROBS, labels, ignore_index=7) == expected
     binary = np.array([[0, 1, 7]], dtype)
     expected = loss(PROBS[..., 0], binary % 2, axis=None, where=np.array([[True, True, False]]))
     assert loss(PROBS[..., 0], binary, axis=None, ignore_index=7) == expected
-    assert np.isnan(loss(PROBS[..., 0], binary, axis=None))  # here -100 is ignored, and 7 is no target
+    assert np.isnan(loss(PROBS[..., 0], binary, axis=None))  # 7 is neither 0, 1 nor ignore_index
 
 
-@every
+@every_loss
 def test_targets_may_be_labels_or_regions_of_any_dtype(loss):
     expected = loss(PROBS, LABELS)
     for dtype in ("bool", "int32", "float32"):
@@ -109,15 +109,15 @@ def test_targets_may_be_labels_or_regions_of_any_dtype(loss):
     np.testing.assert_allclose(loss(first, LABELS, axis=0), expected, rtol=1e-6)
 
 
-@every
-def test_what_softmax_rounds_to_is_a_probability(loss):
+@every_loss
+def test_probabilities_slightly_above_1_are_accepted(loss):
     probs = np.float32([[[1 + 2.0**-22, 0], [0, 1]]])
     value, gradient = jax.value_and_grad(loss)(probs, np.array([[0, 1]]))
     np.testing.assert_allclose(value, 0, atol=1e-6)
     assert np.isfinite(gradient).all()
 
 
-@every
+@every_loss
 @pytest.mark.parametrize(
     ("probs", "targets", "expected"),
     [
@@ -126,7 +126,7 @@ def test_what_softmax_rounds_to_is_a_probability(loss):
         (0.5, 1.5, "targets: expected probabilities in [0, 1]"),
     ],
 )
-def test_what_is_no_probability_is_nan_and_named_under_checkify(loss, probs, targets, expected):
+def test_values_outside_0_to_1_are_nan_and_reported_by_checkify(loss, probs, targets, expected):
     arrays = np.float32([[[0.5], [probs]]]), np.float32([[[0.5], [targets]]])
     value, gradients = jax.value_and_grad(loss, (0, 1))(*arrays)
     assert np.isnan(value)
@@ -135,8 +135,8 @@ def test_what_is_no_probability_is_nan_and_named_under_checkify(loss, probs, tar
     assert expected in error.get()
 
 
-@every
-def test_labels_out_of_range_are_nan(loss):
+@every_loss
+def test_out_of_range_labels_are_nan_and_reported_by_checkify(loss):
     value, gradient = jax.value_and_grad(loss)(PROBS, np.array([[0, 1, 2]]))
     assert np.isnan(value)
     assert np.isnan(gradient).all()
@@ -155,7 +155,7 @@ def test_the_gradient_of_a_perfect_prediction(gamma, slope):
     assert tversky_loss(probs, targets, axis=None, gamma=0.0, batch=True) == 1  # 0⁰
 
 
-def test_tiny_soft_regions_do_not_overflow_the_weights():
+def test_tiny_soft_regions_do_not_overflow_the_class_weights():
     probs, targets = np.float32([[[0.5, 1e-25]]]), np.float32([[[1.0, 1e-25]]])
     value, gradient = jax.value_and_grad(generalized_dice_loss)(probs, targets)
     np.testing.assert_allclose(value, 1)  # 1 - 2 · 1.5 / 2e25
@@ -163,7 +163,7 @@ def test_tiny_soft_regions_do_not_overflow_the_weights():
 
 
 @pytest.mark.parametrize("include_background", [True, False])
-def test_classes_may_be_split_over_explicit_axes(include_background):
+def test_classes_may_be_sharded_over_explicit_mesh_axes(include_background):
     mesh = jax.make_mesh((1, 1), ("batch", "classes"), axis_types=(AxisType.Explicit,) * 2)
     probs = jax.device_put(PROBS, NamedSharding(mesh, P("batch", None, "classes")))
     for loss in ALL[:2]:
@@ -171,7 +171,7 @@ def test_classes_may_be_split_over_explicit_axes(include_background):
         np.testing.assert_allclose(function(probs, LABELS), function(PROBS, LABELS), rtol=1e-6)
 
 
-def test_calls_that_do_not_fit_are_refused():
+def test_mismatched_calls_raise():
     with pytest.raises(
         ValueError, match=r"probs must have shape \(N, ..., C\) with axis=-1, got shape \(3,\)"
     ):

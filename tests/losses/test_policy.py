@@ -1,4 +1,4 @@
-"""Policies: ratios that overflow, empty sequences, and means over tokens that parts of a batch add up to."""
+"""Policy losses: overflowing ratios, empty sequences, micro-batches, and the reference policy."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxloss.training import create_train_state, train_step
 RNG = np.random.RandomState(0)
 LOG_PROBS, OLD = (jnp.asarray(-3 * RNG.rand(4, 5), jnp.float32) for _ in range(2))
 ADVANTAGES = jnp.asarray(RNG.randn(4), jnp.float32)
-WHERE = np.arange(5) < np.array([5, 2, 0, 3])[:, None]  # the third has no token
+WHERE = np.arange(5) < np.array([5, 2, 0, 3])[:, None]  # the third sequence is empty
 
 
 def test_a_ratio_that_overflows():
@@ -26,7 +26,7 @@ def test_a_ratio_that_overflows():
     np.testing.assert_array_equal(curve[:2], 0)
 
 
-def test_not_a_number_is_never_clipped():
+def test_nan_is_never_clipped():
     for bad in ((np.nan, 1.0, -1.0), (-1.0, np.nan, -1.0), (-1.0, 1.0, np.nan)):
         assert np.isnan(ppo_loss(*map(jnp.asarray, bad)))
 
@@ -50,7 +50,7 @@ def test_empty_sequences_do_not_count(aggregate):
 
 
 @pytest.mark.parametrize("aggregate", ["sequence", "token", "length"])
-def test_micro_batches_have_the_mean_of_the_whole(aggregate):
+def test_sums_and_weights_of_micro_batches_give_the_mean_of_the_whole(aggregate):
     def pair(rows):
         arrays = LOG_PROBS[rows], ADVANTAGES[rows], OLD[rows]
         return np.asarray(
@@ -63,7 +63,7 @@ def test_micro_batches_have_the_mean_of_the_whole(aggregate):
 
 
 @pytest.mark.parametrize("aggregate", ["sequence", "token"])
-def test_a_step_over_micro_batches_is_that_of_the_whole(aggregate):
+def test_a_step_over_micro_batches_equals_a_step_over_the_whole_batch(aggregate):
     def apply(params, inputs):
         return inputs * params[None]
 
@@ -72,7 +72,7 @@ def test_a_step_over_micro_batches_is_that_of_the_whole(aggregate):
 
     targets = {"advantages": ADVANTAGES, "old_log_probs": OLD, "where": jnp.asarray(WHERE)}
     steps = []
-    for parts in (1, 2, 4):  # of four parts, one has no token
+    for parts in (1, 2, 4):  # with four micro-batches, one is empty
         state = create_train_state((apply, jnp.ones(5)), optax.sgd(1.0))
         state, value = train_step(state, LOG_PROBS, targets, loss=loss, micro_batches=parts)
         steps.append((value, state.params))
@@ -82,7 +82,7 @@ def test_a_step_over_micro_batches_is_that_of_the_whole(aggregate):
         np.testing.assert_allclose(1 - params, whole[1][0], rtol=1e-5, atol=1e-6)
 
 
-def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_those_of_its_tokens():
+def test_a_sequence_ratio_is_the_geometric_mean_of_its_token_ratios():
     losses = grpo_loss(
         LOG_PROBS, ADVANTAGES, OLD, level="sequence", where=WHERE, epsilon=1.0, reduction="none"
     )
@@ -92,12 +92,12 @@ def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_those_of_its_tokens():
     np.testing.assert_allclose(losses, expected[:, None] * WHERE, rtol=1e-5)
 
 
-def test_without_an_old_policy_the_gradient_is_that_of_the_present_one():
+def test_the_old_policy_defaults_to_the_stopped_current_one():
     slope = jax.grad(lambda x: grpo_loss(x, ADVANTAGES, aggregate="token", reduction="sum"))(LOG_PROBS)
     np.testing.assert_allclose(slope, np.broadcast_to(-ADVANTAGES[:, None], slope.shape), rtol=1e-6)
 
 
-def test_a_divergence_needs_a_reference():
+def test_the_kl_term_requires_a_reference_policy():
     assert np.isnan(grpo_loss(LOG_PROBS, ADVANTAGES, beta=0.1))
     assert np.isfinite(grpo_loss(LOG_PROBS, ADVANTAGES, beta=0.0))
     excluded = LOG_PROBS.at[:, 1].set(-jnp.inf)
@@ -107,7 +107,7 @@ def test_a_divergence_needs_a_reference():
     )
 
 
-def test_wrong_calls_are_refused():
+def test_invalid_calls_raise():
     with pytest.raises(ValueError, match=r"log_probs must have shape \(B, T\), got shape \(5,\)"):
         grpo_loss(LOG_PROBS[0], ADVANTAGES[0])
     with pytest.raises(ValueError, match="level must be one of 'token', 'sequence', got 'word'"):

@@ -1,4 +1,4 @@
-"""Preferences: what overflows, what both models exclude, options, and the pair with `linear_log_probs`."""
+"""Preference losses: extreme values, impossible answers, options, and use with `linear_log_probs`."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ CHOSEN, REJECTED, REFERENCE = jnp.array([-1.0, -4.0]), jnp.array([-2.0, -3.0]), 
 @pytest.mark.parametrize(
     "kind", ["sigmoid", "robust", "hinge", "ipo", "apo_zero", "apo_down", "nca_pair", "sppo_hard"]
 )
-def test_far_preferences_have_finite_derivatives(kind):
+def test_extreme_preferences_have_finite_derivatives(kind):
     far = jnp.array([[-1e4, 0.0], [0.0, -1e4], [-3.0, -3.0]], jnp.float32)
 
     @jax.vmap
@@ -27,7 +27,7 @@ def test_far_preferences_have_finite_derivatives(kind):
     assert all(np.isfinite(part).all() for part in jax.jit(derivatives)(far))
 
 
-def test_smoothing_belongs_to_two_kinds():
+def test_only_some_kinds_accept_label_smoothing():
     with pytest.raises(ValueError, match=r"label_smoothing must be 0 for kind 'hinge', got 0\.1"):
         dpo_loss(CHOSEN, REJECTED, REFERENCE, REFERENCE, kind="hinge", label_smoothing=0.1)
     with pytest.raises(ValueError, match=r"label_smoothing must be a number in \[0, 0\.5\), got 0\.5"):
@@ -36,8 +36,8 @@ def test_smoothing_belongs_to_two_kinds():
         dpo_loss(CHOSEN, REJECTED, REFERENCE, REFERENCE, kind="dpo")
 
 
-def test_smoothing_of_an_infinite_preference():
-    # One of the two terms is infinite, however small its share.
+def test_label_smoothing_of_an_infinite_preference():
+    # With label smoothing one of the two terms is infinite, however small its weight.
     reward = jnp.array([jnp.inf, -jnp.inf])
     assert (
         dpo_loss(reward, 0 * CHOSEN, 0 * CHOSEN, 0 * CHOSEN, label_smoothing=0.25, reduction="none")
@@ -48,7 +48,7 @@ def test_smoothing_of_an_infinite_preference():
     )
 
 
-def test_what_both_models_exclude_counts_as_equal():
+def test_log_probs_of_minus_infinity_in_both_models_cancel():
     nothing = jnp.array([-jnp.inf, -1.0])
     value, slope = jax.value_and_grad(lambda x: dpo_loss(x, REJECTED, nothing, REFERENCE, beta=0.5))(nothing)
     np.testing.assert_allclose(
@@ -58,15 +58,15 @@ def test_what_both_models_exclude_counts_as_equal():
     assert slope[1] != 0
 
 
-def test_gamma_of_simpo_is_the_margin_itself():
+def test_simpo_gamma_is_the_unscaled_margin():
     gaps = 2.0 * (CHOSEN - REJECTED) - 0.5
     np.testing.assert_allclose(
         simpo_loss(CHOSEN, REJECTED, gamma=0.5), np.mean(np.log1p(np.exp(-gaps))), rtol=1e-6
     )
 
 
-def test_odds_of_certain_answers():
-    # The odds of probability 1 are infinite; their slope is the limit.
+def test_orpo_at_probability_one():
+    # The odds of probability 1 are infinite; the gradient is its limit.
     slopes = jax.vmap(jax.grad(orpo_loss, (0, 1)))(
         jnp.array([0.0, 0.0, -1e-7]), jnp.array([-1.0, 0.0, -1e-7])
     )
@@ -78,7 +78,7 @@ def test_odds_of_certain_answers():
     assert np.isnan(orpo_loss(jnp.array([-1.0]), jnp.array([0.1])))
 
 
-def test_the_divergence_of_kto_is_frozen_and_not_negative():
+def test_the_kto_kl_is_stopped_and_clamped_at_zero():
     targets = jnp.array([True, False])
     assert jax.grad(lambda kl: kto_loss(CHOSEN, targets, REFERENCE, kl=kl))(0.5) == 0
     below, zero = (kto_loss(CHOSEN, targets, REFERENCE, kl=kl) for kl in (-0.5, 0.0))
@@ -86,7 +86,7 @@ def test_the_divergence_of_kto_is_frozen_and_not_negative():
     assert np.isnan(kto_loss(CHOSEN, jnp.array([2, 0]), REFERENCE))
 
 
-def test_margins_of_a_reward_model_broadcast():
+def test_reward_margins_broadcast():
     scores = jnp.ones((2, 3))
     rows = bradley_terry_loss(scores, 0 * scores, margin=jnp.array([0.0, 1.0, 2.0]), reduction="none")
     np.testing.assert_allclose(rows, np.log1p(np.exp([[-1.0, 0.0, 1.0]] * 2)), rtol=1e-6)
@@ -94,7 +94,7 @@ def test_margins_of_a_reward_model_broadcast():
         bradley_terry_loss(scores, scores, margin=jnp.ones(2))
 
 
-def test_a_preference_of_hidden_features_needs_no_logits():
+def test_dpo_of_linear_log_probs_equals_dpo_of_logits():
     rng = np.random.RandomState(0)
     hidden = jnp.asarray(rng.randn(2, 3, 5, 4), jnp.float32)  # chosen and rejected, of 3 pairs of 5 tokens
     kernel = jnp.asarray(rng.randn(4, 9), jnp.float32)

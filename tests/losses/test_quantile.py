@@ -1,4 +1,4 @@
-"""Quantiles, expectiles and scores of distributions at their edges, and against integrals and loops."""
+"""Quantile, expectile and CRPS losses: edge cases, and comparisons with loops and integrals."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_defaults():
 # Quantiles.
 
 
-def test_several_quantiles_are_one_after_the_other():
+def test_several_quantiles_equal_single_ones():
     predictions, targets, quantiles = RNG.randn(4, 2, 3), RNG.randn(4, 2), np.array([0.1, 0.5, 1.0])
     mask = RNG.rand(4, 2, 3) < 0.5
     found = quantile_loss(predictions, targets, quantiles=quantiles, where=mask, reduction="none")
@@ -47,13 +47,13 @@ def test_several_quantiles_are_one_after_the_other():
     np.testing.assert_allclose([total, weight], [np.sum(found), mask.sum()], rtol=1e-6)
 
 
-def test_quantiles_are_learned():
+def test_quantiles_are_differentiable():
     predictions, targets, quantiles = RNG.randn(4, 3), RNG.randn(4), jnp.array([0.1, 0.5, 0.9])
     slopes = jax.grad(lambda q: quantile_loss(predictions, targets, quantiles=q, reduction="sum"))(quantiles)
     np.testing.assert_allclose(slopes, (targets[:, None] - predictions).sum(0), rtol=1e-5)
 
 
-def test_slopes_of_quantiles_at_ties_and_infinities():
+def test_quantile_gradients_at_ties_and_infinities():
     errors = jnp.array([0.0, 2.0, -2.0, INF, -INF])
 
     def answer(quantile):
@@ -88,7 +88,7 @@ def test_shapes_of_quantiles():
         (expectile_loss, "expectile", r"a number in [0, 1]"),
     ],
 )
-def test_options_outside_their_domain(loss, option, domain):
+def test_options_outside_their_domain_raise_or_give_nan(loss, option, domain):
     with pytest.raises(ValueError, match=f"{option} must be .*, got 1.5"):
         loss(jnp.ones(2), jnp.zeros(2), **{option: 1.5})
     for bad in (-0.25, np.nan):
@@ -99,7 +99,7 @@ def test_options_outside_their_domain(loss, option, domain):
         assert f"{option}: expected {domain}" in error.get()
 
 
-def test_one_bad_quantile_of_several_is_nan_alone():
+def test_one_invalid_quantile_gives_nan_only_for_itself():
     def losses(predictions):
         return quantile_loss(predictions, jnp.zeros(2), quantiles=jnp.array([0.5, 2.0]), reduction="none")
 
@@ -130,14 +130,14 @@ def crps(members, target, fair):
 
 @pytest.mark.parametrize("fair", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
-def test_an_ensemble_is_its_loop(size, fair):
+def test_ensemble_crps_equals_a_loop(size, fair):
     members, targets = np.round(RNG.randn(6, size), 1), np.round(RNG.randn(6), 1)
     losses = crps_ensemble_loss(members, targets, fair=fair, reduction="none")
     expected = [crps(*pair, fair) for pair in zip(members, targets, strict=True)]
     np.testing.assert_allclose(losses, expected, rtol=2e-6, atol=2e-7)
 
 
-def test_a_large_ensemble_is_a_normal_distribution():
+def test_crps_of_a_large_normal_ensemble_approximates_the_closed_form():
     with jax.enable_x64(True):
         members, targets = np.random.RandomState(1).randn(2, 100_000), np.array([0.3, -2.0])
         losses = crps_ensemble_loss(members, targets, fair=True, reduction="none")
@@ -145,7 +145,7 @@ def test_a_large_ensemble_is_a_normal_distribution():
         np.testing.assert_allclose(losses, expected, atol=0.01)
 
 
-def test_a_large_ensemble_of_close_members_does_not_cancel():
+def test_crps_of_a_large_tight_ensemble_has_no_cancellation():
     members = 1000 + RNG.randn(3, 4096)
     targets = np.full(3, 1000.0)
     with jax.enable_x64(True):
@@ -153,11 +153,11 @@ def test_a_large_ensemble_of_close_members_does_not_cancel():
     np.testing.assert_allclose(crps_ensemble_loss(members, targets, reduction="none"), expected, rtol=1e-5)
 
 
-def test_ties_have_slope_0():
+def test_tied_members_have_no_mutual_gradient():
     def slopes(members, target):
         return jax.grad(crps_ensemble_loss, (0, 1))(jnp.array(members), jnp.array(target))
 
-    # Of the two pairs of a tie and the other member, each pulls; the tie itself does not.
+    # Each tied member has a gradient from its pair with the third one, but none from the other tied member.
     by_member, by_target = slopes([1.0, 1.0, 4.0], 2.0)
     np.testing.assert_allclose(by_member, [-2 / 9, -2 / 9, 1 / 9], rtol=1e-6)
     np.testing.assert_allclose(by_target, 1 / 3, rtol=1e-6)
@@ -174,7 +174,7 @@ def test_a_member_may_be_infinite(fair):
         return crps_ensemble_loss(members, 0.0, fair=fair)
 
     value, slope = jax.value_and_grad(loss)(jnp.array([-1.0, INF, 2.0]))
-    # Of a fair ensemble one member's distance from the target is paid back by those from the others.
+    # In a fair ensemble, a far member's distance to the target cancels with its distances to the others.
     assert value == (loss(jnp.array([-1.0, 1e9, 2.0])) if fair else INF)
     assert np.isfinite(slope).all()
 
@@ -190,7 +190,7 @@ def test_shapes_of_ensembles():
 # Normal distributions.
 
 
-def test_crps_of_a_normal_distribution_is_its_integral():
+def test_crps_of_a_normal_distribution_equals_its_integral():
     with jax.enable_x64(True):
         grid = np.linspace(-60, 60, 1_200_001)
         for mean, scale, target in ((0.0, 1.0, 0.5), (2.0, 3.0, -4.0), (0.0, 0.5, 0.0)):
@@ -199,7 +199,7 @@ def test_crps_of_a_normal_distribution_is_its_integral():
             np.testing.assert_allclose(crps_normal_loss(mean, target, scale), integral, rtol=1e-3)
 
 
-def test_without_spread_it_is_the_absolute_error():
+def test_crps_of_scale_0_is_the_absolute_error():
     errors = jnp.array([0.0, 2.0, -3.0])
     zeros = jnp.zeros(3)
 

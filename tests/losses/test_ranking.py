@@ -1,4 +1,4 @@
-"""Ranked lists: blocks of pairs, ties, lists with nothing to rank, bad targets."""
+"""Ranking losses: blocks of pairs, ties, lists without relevant items, invalid targets."""
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +22,23 @@ def answer(name, scores, **options):
 
 
 @pytest.mark.parametrize("name", LOSSES[2:])
-def test_items_in_blocks_are_items_at_once(name, monkeypatch):
+def test_item_blocks_equal_all_items_at_once(name, monkeypatch):
     whole = answer(name, SCORES, where=WHERE)
-    monkeypatch.setattr(ranking, "_AT_ONCE", 1)  # so that a block has eight items, and the last one two
+    monkeypatch.setattr(ranking, "_AT_ONCE", 1)  # blocks of eight items, the last of two
     blocks = answer(name, SCORES, where=WHERE)
     np.testing.assert_allclose(blocks[0], whole[0], rtol=1e-6)
     np.testing.assert_allclose(blocks[1], whole[1], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", LOSSES[2:])
-def test_the_pairs_of_long_lists_are_never_held(name):
+def test_pairs_of_long_lists_are_never_materialized(name):
     loss, shape = getattr(jaxloss, name), jax.ShapeDtypeStruct((8, 4096), jnp.float32)
     compiled = jax.jit(jax.value_and_grad(loss)).lower(shape, shape).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.15 * 8 * 4096 * 4096 * 4
 
 
 @every_loss
-def test_lists_that_hold_nothing_do_not_count(name):
+def test_fully_masked_lists_do_not_count(name):
     loss = getattr(jaxloss, name)
     where = WHERE & np.array([[True], [False], [True]])
     total, weight = loss(SCORES, TARGETS, where=where, reduction="sum_and_weight")
@@ -47,7 +47,7 @@ def test_lists_that_hold_nothing_do_not_count(name):
     np.testing.assert_allclose([total, weight], expected, rtol=1e-6)
 
 
-def test_lists_without_relevance_or_pairs_have_no_weight():
+def test_lists_without_relevant_items_have_weight_zero():
     for name in LOSSES[2:]:
         losses = getattr(jaxloss, name)(SCORES, 0 * TARGETS, reduction="sum_and_weight")
         np.testing.assert_array_equal(losses, [0, 0])
@@ -69,7 +69,7 @@ def test_negative_relevance_is_nan(name):
 
 
 @every_loss
-def test_relevance_that_is_not_a_number_is_nan(name):
+def test_nan_relevance_gives_nan(name):
     targets = np.where(np.eye(3, 10), np.nan, TARGETS)
     losses = getattr(jaxloss, name)(
         SCORES, targets, where=np.array([[True], [True], [False]]), reduction="none"
@@ -77,7 +77,7 @@ def test_relevance_that_is_not_a_number_is_nan(name):
     np.testing.assert_array_equal(np.isnan(losses), [True, True, False])
 
 
-def test_a_cold_rank_is_a_rank():
+def test_approx_ndcg_at_low_temperature_equals_ndcg():
     loss = jaxloss.approx_ndcg_loss(SCORES[:1], TARGETS[:1], temperature=1e-4)
     gains = 2 ** TARGETS[0].astype(float) - 1
     discounts = 1 / np.log2(np.arange(2, 12))

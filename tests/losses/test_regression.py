@@ -1,4 +1,4 @@
-"""The regression losses, worked by hand."""
+"""Regression losses, by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ ZEROS = np.zeros_like(ERRORS)
         (huber_loss, {"delta": 2.0}, [0, 0.125, 0.125, 0.5, 2, 4], [0, 0.5, -0.5, 1, -2, 2]),
     ],
 )
-def test_value_and_slope(loss, options, value, slope):
+def test_values_and_gradients_by_hand(loss, options, value, slope):
     np.testing.assert_array_equal(loss(ERRORS, ZEROS, **options, reduction="none"), np.float32(value))
     np.testing.assert_array_equal(loss(ZEROS, ERRORS, **options, reduction="none"), np.float32(value))
 
@@ -36,7 +36,7 @@ def test_value_and_slope(loss, options, value, slope):
     np.testing.assert_array_equal(by_targets, -np.float32(slope))
 
 
-def test_the_mean_with_weights_divides_by_the_weights_or_by_the_count_as_pytorch_does():
+def test_weighted_means_divide_by_the_weights_or_the_count_as_in_pytorch():
     predictions, weight = jnp.array([1.0, 3.0]), jnp.array([1.0, 3.0])
     assert mse_loss(predictions, jnp.zeros(2), weight=weight) == (1 + 27) / 4
     assert l1_loss(predictions, jnp.zeros(2), weight=weight) == (1 + 9) / 4
@@ -44,7 +44,7 @@ def test_the_mean_with_weights_divides_by_the_weights_or_by_the_count_as_pytorch
 
 
 @pytest.mark.parametrize(("loss", "option"), [(huber_loss, "delta"), (smooth_l1_loss, "beta")])
-def test_the_threshold_is_swept_and_learned(loss, option):
+def test_the_threshold_can_be_swept_and_differentiated(loss, option):
     def mean(threshold, errors=ERRORS):
         return loss(errors, jnp.zeros_like(errors), **{option: threshold})
 
@@ -60,7 +60,7 @@ def test_the_threshold_is_swept_and_learned(loss, option):
 @pytest.mark.parametrize(
     ("loss", "option", "bad"), [(huber_loss, "delta", 0.0), (smooth_l1_loss, "beta", -1.0)]
 )
-def test_a_threshold_outside_its_domain(loss, option, bad):
+def test_a_threshold_outside_its_domain_raises_or_gives_nan(loss, option, bad):
     with pytest.raises(ValueError, match=f"{option} must be a number >=? 0, got {bad}"):
         loss(ERRORS, ZEROS, **{option: bad})
     traced = {option: jnp.float32(bad)}
@@ -81,14 +81,14 @@ def test_percentage_errors_by_hand():
         mape_loss(predictions, targets, eps=0.0)
 
 
-def test_the_logarithm_of_a_number_near_another_does_not_cancel():
+def test_msle_of_close_numbers_has_no_cancellation():
     predictions, targets = jnp.array([1e6 + 1, 1e20, 1.0, 1e-10]), jnp.array([1e6, 1.0, 1e20, 0.0])
     losses = msle_loss(predictions, targets, reduction="none")
     large = (np.log(1e20) - np.log(2)) ** 2
     np.testing.assert_allclose(losses, [np.log1p(1 / 1000001) ** 2, large, large, 1e-20], rtol=1e-6)
 
 
-def test_logarithms_at_and_below_minus_1():
+def test_msle_at_and_below_minus_1():
     predictions, targets = jnp.array([-1.0, -1.0, 2.0, -1.5, 0.0]), jnp.array([-1.0, 0.0, -1.0, 0.0, -2.0])
 
     def total(predictions, targets):

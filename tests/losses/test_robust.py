@@ -1,4 +1,4 @@
-"""The robust losses at their edges: defaults, limits, extreme errors, options out of domain."""
+"""Robust losses: defaults, limits, extreme errors, and options outside their domain."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_charbonnier_without_eps_is_l1():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_small_error_has_its_log_cosh(dtype):
+def test_log_cosh_of_small_errors_keeps_full_precision(dtype):
     errors = jnp.array([1e-4, 1e-10, 3.0], dtype)
     losses = log_cosh_loss(errors, jnp.zeros_like(errors), reduction="none")
     expected = np.asarray(errors, float)
@@ -40,7 +40,7 @@ def test_a_small_error_has_its_log_cosh(dtype):
     np.testing.assert_allclose(losses[2], np.log(np.cosh(3.0)), rtol=1e-6)
 
 
-# What the family contains under other names.
+# Members of the family that are known under other names.
 MEMBERS = {
     2.0: lambda z: z / 2,
     1.0: lambda z: z / (np.sqrt(z + 1) + 1),
@@ -52,7 +52,7 @@ MEMBERS = {
 
 @pytest.mark.parametrize("alpha", MEMBERS)
 @pytest.mark.parametrize("shift", [0.0, 1e-6, -1e-6])
-def test_members_of_the_family_and_their_neighbours(alpha, shift):
+def test_known_members_of_the_robust_family_and_nearby_alphas(alpha, shift):
     with jax.enable_x64(True):
         losses = general_robust_loss(ERRORS, ZEROS, alpha=alpha + shift, scale=2.0, reduction="none")
         expected = MEMBERS[alpha]((ERRORS / 2) ** 2)
@@ -93,7 +93,7 @@ def test_every_second_derivative_of_the_family_is_finite(alpha):
         assert np.isfinite(rows).all(), (error, hessian)
 
 
-def test_the_slope_in_alpha_grows_logarithmically_at_2_and_is_0_there():
+def test_the_alpha_gradient_diverges_logarithmically_near_2_and_is_0_at_2():
     with jax.enable_x64(True):
         slope = jax.grad(lambda alpha: general_robust_loss(3.0, 0.0, alpha=alpha))
         for gap in (1e-4, 1e-8, 1e-12):
@@ -120,7 +120,7 @@ def test_wing_by_hand():
         (wing_loss, "curvature", -1.0, "a finite number > 0"),
     ],
 )
-def test_options_outside_their_domain(loss, option, bad, domain):
+def test_options_outside_their_domain_raise_or_give_nan(loss, option, bad, domain):
     with pytest.raises(ValueError, match=f"{option} must be {domain}, got {bad}"):
         loss(ERRORS, ZEROS, **{option: bad})
     traced = {option: jnp.float32(bad)}
@@ -138,7 +138,7 @@ def test_options_outside_their_domain(loss, option, bad, domain):
         (wing_loss, {"width": 2.5, "curvature": 0.5}),
     ],
 )
-def test_options_are_learned(loss, options):
+def test_options_are_differentiable(loss, options):
     with jax.enable_x64(True):
         gradient = jax.grad(lambda options: loss(ERRORS, ZEROS, **options))(options)
         for name, slope in gradient.items():

@@ -1,4 +1,4 @@
-"""Self-supervised losses at their edges: few rows, constant features, devices, frozen teachers."""
+"""Edge cases of self-supervised losses: few rows, constant features, sharded rows, the DINO teacher."""
 
 import functools
 import os
@@ -24,7 +24,7 @@ def answer(loss, embeddings, targets, **options):
     return jax.jit(jax.value_and_grad(lambda x, y: loss(x, y, **options), (0, 1)))(embeddings, targets)
 
 
-def test_too_few_rows_have_no_statistics():
+def test_too_few_rows_give_nan_with_gradient_zero():
     where = np.arange(6) == 2
     for loss, rows in ((barlow_twins_loss, 0), (vicreg_loss, 0), (vicreg_loss, 1)):
         for value, gradients in (
@@ -34,7 +34,7 @@ def test_too_few_rows_have_no_statistics():
             assert np.isnan(value)
             for gradient in gradients:
                 np.testing.assert_array_equal(gradient, 0)
-    value, gradients = answer(barlow_twins_loss, X[:1], Y[:1])  # nothing varies, so nothing correlates
+    value, gradients = answer(barlow_twins_loss, X[:1], Y[:1])  # one row has no variance: correlations are 0
     assert value == 3
     np.testing.assert_array_equal(gradients, 0)
 
@@ -57,18 +57,18 @@ def test_constant_features_have_finite_derivatives_without_eps(loss):
 
 
 @every_loss
-def test_features_far_from_zero_keep_their_covariances(loss):
-    # In float32 the squares of 1000 hold no digit of a variance of 1.
+def test_features_far_from_zero_keep_full_precision(loss):
+    # In float32, sums of squares near 1000² keep few digits of a variance of 1.
     near = np.float32([X, Y])
     far = near + np.float32([[[1000.0, -500.0, 0.0]]])
-    near = far - np.float32([[[1000.0, -500.0, 0.0]]])  # exactly what is left of them
+    near = far - np.float32([[[1000.0, -500.0, 0.0]]])  # rounded like `far`
     value, gradients = answer(loss, *far)
     expected, slopes = answer(loss, *near)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradients, slopes, rtol=1e-3, atol=1e-4 * np.max(np.abs(slopes)))
 
 
-def test_a_variance_that_overflows_is_not_taken_for_no_correlation():
+def test_an_overflowing_variance_gives_nan():
     x = np.float32(X) * np.float32([1e20, 1, 1])
     value, (gradient, _) = answer(barlow_twins_loss, x, np.float32(Y))
     assert np.isnan(value)
@@ -76,7 +76,7 @@ def test_a_variance_that_overflows_is_not_taken_for_no_correlation():
 
 
 @every_loss
-def test_views_of_two_dtypes_are_widened(loss):
+def test_views_of_different_dtypes_are_widened(loss):
     x = jnp.asarray(X, jnp.bfloat16)
     value, gradients = answer(loss, x, jnp.asarray(Y, jnp.float32))
     np.testing.assert_allclose(value, loss(x.astype(jnp.float32), jnp.asarray(Y, jnp.float32)), rtol=1e-6)
@@ -84,7 +84,7 @@ def test_views_of_two_dtypes_are_widened(loss):
 
 
 @every_loss
-def test_options_are_learned_and_checked(loss):
+def test_options_are_differentiable_and_validated(loss):
     with jax.enable_x64(True):
         slope = jax.grad(lambda eps: loss(X, Y, eps=eps))(0.1)
         ends = [loss(X, Y, eps=0.1 + step) for step in (1e-6, -1e-6)]
@@ -97,7 +97,7 @@ def test_options_are_learned_and_checked(loss):
 
 
 @pytest.mark.slow
-def test_a_row_counts_in_no_mean_of_another_device():
+def test_rows_sharded_over_devices_equal_one_device():
     done = subprocess.run(
         [sys.executable, __file__],
         cwd=Path(__file__).parents[2],
@@ -109,7 +109,7 @@ def test_a_row_counts_in_no_mean_of_another_device():
 
 
 def check_devices() -> None:
-    """Compares losses of rows on four devices, some of whose rows are all masked, with those on one."""
+    """Compares losses of rows on four devices, one of which has only masked rows, with one device."""
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.PartitionSpec("rows")
     x, y = (jnp.asarray(RNG.randn(8, 3)) for _ in range(2))
@@ -141,7 +141,7 @@ def check_devices() -> None:
 STUDENT, TEACHER = RNG.randn(4, 3, 5), RNG.randn(2, 3, 5)
 
 
-def test_nothing_flows_to_the_teacher_and_its_center():
+def test_teacher_center_and_teacher_temperature_have_gradient_zero():
     def loss(student, teacher, center, temperature):
         return dino_loss(student, teacher, center=center, teacher_temperature=temperature)
 
@@ -152,7 +152,7 @@ def test_nothing_flows_to_the_teacher_and_its_center():
     np.testing.assert_allclose(dino_loss(STUDENT, TEACHER, center=center), moved, rtol=1e-5)
 
 
-def test_pairs_of_one_view_are_left_out():
+def test_pairs_of_the_same_view_are_left_out():
     with jax.enable_x64(True):
         q = jax.nn.softmax(TEACHER / 0.04)
         log_p = jax.nn.log_softmax(STUDENT / 0.1)
@@ -166,7 +166,7 @@ def test_pairs_of_one_view_are_left_out():
     assert np.isfinite(dino_loss(STUDENT[:1], TEACHER))
 
 
-def test_outputs_that_both_exclude():
+def test_outputs_excluded_by_student_and_teacher_equal_removed_ones():
     excluded = np.arange(5) == 1
     student, teacher = (np.where(excluded, -np.inf, views) for views in (STUDENT, TEACHER))
     value, (slope, temperature) = jax.value_and_grad(
@@ -178,7 +178,7 @@ def test_outputs_that_both_exclude():
     assert np.isfinite(temperature)
 
 
-def test_wrong_shapes_of_views_are_refused():
+def test_mismatched_view_shapes_raise():
     with pytest.raises(ValueError, match=r"logits and targets must have shapes \(S, N, K\) and \(T, N, K\)"):
         dino_loss(STUDENT, TEACHER[:, :2])
     with pytest.raises(ValueError, match=r"center must have one value for each class, shape \(5,\)"):

@@ -1,4 +1,4 @@
-"""What the catalogue cannot say of `ctc_loss`: all paths counted one by one, infinities, and bad lengths."""
+"""`ctc_loss` beyond the catalogue: sums over all paths, infinities, lengths, and invalid values."""
 
 import itertools
 
@@ -14,13 +14,13 @@ from jaxloss import ctc_loss
 INF = np.inf
 
 
-def drawn(*shape):
+def random_log_probs(*shape):
     """Returns random log-probabilities."""
     return jax.nn.log_softmax(jnp.asarray(np.random.RandomState(0).randn(*shape), jnp.float32))
 
 
-def every_path(log_probs, labels, blank=0):
-    """Returns the loss of one sample and its gradient, summed over all paths that spell the labels."""
+def sum_over_paths(log_probs, labels, blank=0):
+    """Returns the loss of one sample and its gradient, from a sum over all paths that spell the labels."""
     frames, classes = log_probs.shape
     total, slope = 0.0, np.zeros_like(log_probs)
     for path in itertools.product(range(classes), repeat=frames):
@@ -31,8 +31,8 @@ def every_path(log_probs, labels, blank=0):
     return (-np.log(total), slope / total) if total else (INF, slope)
 
 
-def one(log_probs, labels, **options):
-    """Returns the loss of one sample that uses all its frames and labels."""
+def single_loss(log_probs, labels, **options):
+    """Returns the loss of one sample without padding."""
     lengths = (jnp.int32(len(log_probs)), jnp.int32(len(labels)))
     return ctc_loss(log_probs, jnp.asarray(labels, jnp.int32), *lengths, reduction="sum", **options)
 
@@ -53,14 +53,16 @@ def one(log_probs, labels, **options):
     ],
 )
 @pytest.mark.parametrize("kind", ["scores", "infinite"])
-def test_all_paths_are_counted(frames, labels, blank, kind):
+def test_losses_equal_a_sum_over_all_paths(frames, labels, blank, kind):
     rng = np.random.RandomState(frames)
-    log_probs = rng.randn(frames, 3) - 2  # not normalised: the derivative must be true there, too
+    log_probs = rng.randn(frames, 3) - 2  # unnormalized: the gradient must be right there, too
     if kind == "infinite":
         log_probs[rng.rand(frames, 3) < 0.2] = -INF
-    expected = every_path(log_probs, labels, blank)
+    expected = sum_over_paths(log_probs, labels, blank)
     with jax.enable_x64(True):
-        answer = jax.jit(jax.value_and_grad(lambda x: one(x, labels, blank=blank)))(jnp.asarray(log_probs))
+        answer = jax.jit(jax.value_and_grad(lambda x: single_loss(x, labels, blank=blank)))(
+            jnp.asarray(log_probs)
+        )
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-12), answer, expected)
 
 
@@ -70,13 +72,13 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
         point = jnp.asarray(log_probs)
 
         def loss(x):
-            return one(x, [1, 2])
+            return single_loss(x, [1, 2])
 
         hessian, reverse = jax.jit(lambda x: (jax.hessian(loss)(x), jax.jacrev(jax.grad(loss))(x)))(point)
-        # Entries of -inf stay as they are; elsewhere the gradient of all paths is differenced.
+        # Finite differences of the gradient; entries of -inf stay -inf.
         steps = 1e-6 * np.eye(log_probs.size).reshape(-1, *log_probs.shape)
         differences = [
-            (every_path(log_probs + step, [1, 2])[1] - every_path(log_probs - step, [1, 2])[1]) / 2e-6
+            (sum_over_paths(log_probs + step, [1, 2])[1] - sum_over_paths(log_probs - step, [1, 2])[1]) / 2e-6
             for step in steps
         ]
     np.testing.assert_allclose(hessian, reverse, atol=1e-12)
@@ -85,8 +87,6 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
 
 # Limits.
 
-# Frames too few for the labels, or for the blank between two that are equal; a label, or a blank that is
-# needed, of probability 0; no frames at all.
 IMPOSSIBLE = {
     "too many labels": (np.zeros((2, 3)), [1, 2, 1]),
     "no room for a blank": (np.zeros((2, 3)), [1, 1]),
@@ -98,22 +98,22 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_the_impossible_is_infinite_of_gradient_0(name):
+def test_an_impossible_alignment_is_infinite_with_gradient_zero(name):
     log_probs, labels = IMPOSSIBLE[name]
 
     def loss(log_probs):
-        return one(log_probs, labels)
+        return single_loss(log_probs, labels)
 
     point = jnp.asarray(log_probs, jnp.float32)
     value, gradient, hessian = jax.jit(lambda x: (loss(x), jax.grad(loss)(x), jax.hessian(loss)(x)))(point)
     assert value == INF
     np.testing.assert_array_equal(gradient, 0)
     np.testing.assert_array_equal(hessian, 0)
-    assert one(point, labels, zero_infinity=True) == 0
+    assert single_loss(point, labels, zero_infinity=True) == 0
 
 
-def test_no_frames_spell_no_labels():
-    loss = one(jnp.zeros((0, 3)), [])
+def test_no_frames_and_no_labels_have_loss_zero():
+    loss = single_loss(jnp.zeros((0, 3)), [])
     assert loss == 0
     assert not np.signbit(loss)
 
@@ -122,15 +122,15 @@ def test_no_frames_spell_no_labels():
 @pytest.mark.parametrize("scores", [[[-1, INF]], [[-1, -1], [-1, INF]], [[-1, INF], [-1, -1]]])
 def test_an_infinite_score_is_nan(scores, zero_infinity):
     def loss(scores):
-        return one(scores, [1], zero_infinity=zero_infinity)
+        return single_loss(scores, [1], zero_infinity=zero_infinity)
 
     assert all(np.isnan(array).all() for array in jax.value_and_grad(loss)(jnp.array(scores, jnp.float32)))
 
 
-def test_an_impossible_sample_leaves_the_others_alone():
-    log_probs = drawn(3, 2, 3)
+def test_an_impossible_sample_does_not_affect_the_others():
+    log_probs = random_log_probs(3, 2, 3)
     targets, lengths = jnp.array([[1, 1, 1], [1, 2, 0]]), (jnp.array([3, 3]), jnp.array([3, 2]))
-    alone = jax.value_and_grad(one)(log_probs[:, 1], [1, 2])
+    alone = jax.value_and_grad(single_loss)(log_probs[:, 1], [1, 2])
     for options in ({}, {"zero_infinity": True}):
         losses = ctc_loss(log_probs, targets, *lengths, reduction="none", **options)
         np.testing.assert_allclose(losses, [0 if options else INF, alone[0]], rtol=1e-6)
@@ -140,35 +140,35 @@ def test_an_impossible_sample_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rounding_is_never_below_0(dtype):
+def test_rounding_never_makes_the_loss_negative(dtype):
     frames, classes = 60, 7
     for seed in range(20):
         rng = np.random.RandomState(seed)
         labels = rng.randint(1, classes, 15)
         path = np.stack([np.zeros_like(labels), labels, labels, np.zeros_like(labels)], -1).ravel()[:frames]
-        # The frames at the edges of a label are open, and so all paths together are certain.
+        # The first frame of each label may also be blank, so that the paths together have probability 1.
         sharp = rng.uniform(10, 40, (frames, 1)) * np.eye(classes)[path]
         sharp[1::4, 0] = sharp[1::4].max(-1) + rng.uniform(-1, 1, len(sharp[1::4]))
         log_probs = jax.nn.log_softmax(jnp.asarray(sharp, jnp.float32)).astype(dtype)
-        assert 0 <= one(log_probs, labels) < 0.5
+        assert 0 <= single_loss(log_probs, labels) < 0.5
     sure = jnp.log(jnp.eye(3)[jnp.array([0, 1, 0, 2])])
-    assert one(sure, [1, 2]) == 0
-    np.testing.assert_array_equal(jax.grad(lambda x: one(x, [1, 2]))(sure), -jnp.exp(sure))
+    assert single_loss(sure, [1, 2]) == 0
+    np.testing.assert_array_equal(jax.grad(lambda x: single_loss(x, [1, 2]))(sure), -jnp.exp(sure))
 
 
-def test_scores_that_are_no_log_probabilities_may_be_negative():
-    # Three paths of score 0 each: as in PyTorch, what is not normalised shows.
-    np.testing.assert_allclose(one(jnp.zeros((2, 2)), [1]), -np.log(3), rtol=1e-6)
-    # What is taken for rounding depends on the sample's own frames alone.
+def test_losses_of_unnormalized_scores_may_be_negative():
+    # Three paths of score 0 each; as in PyTorch, scores are not normalized.
+    np.testing.assert_allclose(single_loss(jnp.zeros((2, 2)), [1]), -np.log(3), rtol=1e-6)
+    # The tolerance for negative rounding errors depends only on the frames of the sample.
     scores = jnp.full((100, 2), 0.125, jnp.bfloat16)
     assert ctc_loss(scores, jnp.zeros(0, int), 2, 0, reduction="sum") == -0.25
 
 
-def test_long_sequences_are_exact():
+def test_long_sequences_keep_full_precision():
     targets = np.random.RandomState(1).randint(1, 6, (2, 90))
     lengths = jnp.array([400, 333]), jnp.array([90, 71])
     for dtype in ("bfloat16", "float32"):
-        log_probs = jax.nn.log_softmax(3 * drawn(400, 2, 6)).astype(dtype)
+        log_probs = jax.nn.log_softmax(3 * random_log_probs(400, 2, 6)).astype(dtype)
         value, gradient = jax.value_and_grad(ctc_loss)(
             log_probs, jnp.asarray(targets), *lengths, reduction="sum"
         )
@@ -187,7 +187,7 @@ def test_long_sequences_are_exact():
 
 # Lengths, padding and concatenation.
 
-LOG_PROBS = drawn(7, 4, 5)
+LOG_PROBS = random_log_probs(7, 4, 5)
 TARGETS = jnp.array([[1, 2, 3], [4, 4, 1], [2, 2, 2], [3, 1, 4]])
 INPUT_LENGTHS, TARGET_LENGTHS = jnp.array([7, 5, 6, 0]), jnp.array([3, 2, 1, 0])
 CONCATENATED = jnp.array([1, 2, 3, 4, 4, 2])
@@ -214,7 +214,7 @@ def assert_close(ours, theirs):
     jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-6), ours, theirs)
 
 
-def test_what_lies_behind_the_lengths_has_no_influence():
+def test_padding_never_affects_value_or_gradient():
     behind_frames = np.arange(7)[:, None, None] >= np.asarray(INPUT_LENGTHS)[None, :, None]
     behind_labels = np.arange(3)[None] >= np.asarray(TARGET_LENGTHS)[:, None]
     for bad in (np.nan, INF, -INF):
@@ -225,7 +225,7 @@ def test_what_lies_behind_the_lengths_has_no_influence():
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum_and_weight"])
-def test_concatenated_is_padded(reduction):
+def test_concatenated_targets_equal_padded_ones(reduction):
     lengths = {"input_lengths": INPUT_LENGTHS, "target_lengths": TARGET_LENGTHS, "reduction": reduction}
     assert_close(ctc_loss(LOG_PROBS, CONCATENATED, **lengths), ctc_loss(LOG_PROBS, TARGETS, **lengths))
     where = jnp.array([True, False, True, True])
@@ -235,7 +235,7 @@ def test_concatenated_is_padded(reduction):
     )
 
 
-def test_concatenated_has_the_gradient_of_padded():
+def test_gradients_of_concatenated_targets_equal_those_of_padded_ones():
     assert_close(answer(targets=CONCATENATED), answer())
     both = jax.vmap(answer)(
         jnp.stack([LOG_PROBS, LOG_PROBS[::-1]]),
@@ -248,17 +248,17 @@ def test_concatenated_has_the_gradient_of_padded():
     assert_close(both, jax.tree.map(lambda *pair: jnp.stack(pair), answer(), second))
 
 
-def test_concatenated_of_more_labels_than_frames():
-    # The second sample has 8 labels for 7 frames; the third, behind it, is found nevertheless.
+def test_concatenated_targets_with_more_labels_than_frames():
+    # The second sample has 8 labels for 7 frames; the targets of the third must still be found.
     lengths = jnp.array([7, 7, 7, 7]), jnp.array([1, 8, 2, 0])
     targets = jnp.array([3, 1, 2, 1, 2, 1, 2, 1, 2, 2, 4])
     losses = ctc_loss(LOG_PROBS, targets, *lengths, reduction="none")
     assert losses[1] == INF
-    np.testing.assert_allclose(losses[2], one(LOG_PROBS[:, 2], [2, 4]), rtol=1e-6)
+    np.testing.assert_allclose(losses[2], single_loss(LOG_PROBS[:, 2], [2, 4]), rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_program_for_concatenated_targets_of_any_number_is_exported():
+def test_export_with_symbolic_numbers_of_samples_and_labels():
     sizes = jax.export.symbolic_shape("samples, labels")
     labels, lengths = (jax.ShapeDtypeStruct((size,), jnp.int32) for size in sizes[::-1])
     program = jax.export.export(jax.jit(jax.value_and_grad(ctc_loss)))(
@@ -266,7 +266,12 @@ def test_a_program_for_concatenated_targets_of_any_number_is_exported():
     )
     for lengths in ([2], [3, 1], [1, 0, 4]):
         labels = jnp.arange(sum(lengths)) % 2 + 1
-        arguments = drawn(5, len(lengths), 3), labels, jnp.full(len(lengths), 5), jnp.array(lengths)
+        arguments = (
+            random_log_probs(5, len(lengths), 3),
+            labels,
+            jnp.full(len(lengths), 5),
+            jnp.array(lengths),
+        )
         expected = jax.value_and_grad(ctc_loss)(*arguments)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), program.call(*arguments), expected)
 
@@ -282,12 +287,12 @@ def test_a_batch_without_labels_or_samples():
     assert np.isnan(ctc_loss(*empty))
 
 
-def test_a_single_sample_takes_plain_integers():
+def test_a_single_sample_accepts_python_integer_lengths():
     alone = ctc_loss(LOG_PROBS[:, 0], TARGETS[0], 7, 3)
     np.testing.assert_allclose(alone, answer()[0][0] / 3, rtol=1e-6)
 
 
-# Bad values.
+# Invalid values.
 
 
 @pytest.mark.parametrize(
@@ -311,7 +316,7 @@ def test_a_single_sample_takes_plain_integers():
         ({"target_lengths": TARGET_LENGTHS.at[1].set(-1)}, r"target_lengths: .* in \[0, 3\], got -1"),
     ],
 )
-def test_bad_values_are_nan_and_named(bad, message):
+def test_invalid_values_are_nan_and_reported_by_checkify(bad, message):
     losses, gradient = answer(**bad, zero_infinity=True)
     good_losses, good_gradient = answer(zero_infinity=True)
     others = jnp.array([0, 2, 3])
@@ -326,8 +331,8 @@ def test_bad_values_are_nan_and_named(bad, message):
     assert np.isfinite(masked).all()
 
 
-def test_concatenated_targets_that_end_too_early_are_nan():
-    lengths = jnp.array([3, 4, 1, 0])  # 8 labels of 6
+def test_concatenated_targets_shorter_than_their_lengths_are_nan():
+    lengths = jnp.array([3, 4, 1, 0])  # 8 labels, but only 6 are given
     losses, gradient = answer(targets=CONCATENATED, target_lengths=lengths)
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True, False])
     np.testing.assert_array_equal(np.isnan(gradient).all((0, 2)), [False, True, True, False])
@@ -336,7 +341,7 @@ def test_concatenated_targets_that_end_too_early_are_nan():
 
 
 @pytest.mark.parametrize("frames", [0, 3])
-def test_bad_values_are_nan_without_frames_too(frames):
+def test_invalid_lengths_are_nan_even_without_frames(frames):
     for length in (-1, 2, 2**31 - 1, -(2**31)):
         assert np.isnan(ctc_loss(jnp.zeros((frames, 3)), jnp.array([1]), frames, length, zero_infinity=True))
 
@@ -378,7 +383,7 @@ def test_bad_values_are_nan_without_frames_too(frames):
         ({"blank": jnp.array(0)}, TypeError, "blank is static and must be a hashable Python value"),
     ],
 )
-def test_wrong_calls_say_what_is_wrong(changed, error, message):
+def test_invalid_calls_raise(changed, error, message):
     with pytest.raises(error, match=message):
         answer(**changed)
 
@@ -389,7 +394,7 @@ def test_wrong_calls_say_what_is_wrong(changed, error, message):
 @pytest.mark.parametrize(
     ("shape", "labels", "megabytes"), [((200, 32, 80), 40, 9), ((1000, 16, 80), 100, 51)]
 )
-def test_the_gradient_needs_little_memory(shape, labels, megabytes):
+def test_the_gradient_has_bounded_memory(shape, labels, megabytes):
     lengths = jax.ShapeDtypeStruct(shape[1:2], jnp.int32)
     compiled = (
         jax.jit(jax.value_and_grad(ctc_loss))

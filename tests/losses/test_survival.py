@@ -1,4 +1,4 @@
-"""Cox's loss: ties, the order of rows, what is no event, and scores far apart."""
+"""Cox loss: ties, row order, batches without events, extreme scores, and invalid values."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ every_rule = pytest.mark.parametrize("ties", ["efron", "breslow"])
 
 
 @every_rule
-def test_the_order_of_rows_is_of_no_account(ties):
+def test_the_order_of_rows_does_not_matter(ties):
     order = RNG.permutation(12)
     losses = cox_loss(SCORES, TIMES, EVENTS, ties=ties, reduction="none")
     moved = cox_loss(SCORES[order], TIMES[order], EVENTS[order], ties=ties, reduction="none")
@@ -29,7 +29,7 @@ def test_the_weight_is_the_number_of_events(ties):
 
 
 @every_rule
-def test_without_an_event_the_mean_is_nan_and_the_sum_is_zero(ties):
+def test_no_events_give_mean_nan_and_sum_zero(ties):
     nothing = np.zeros(12, bool)
     value, slope = jax.value_and_grad(lambda s: cox_loss(s, TIMES, nothing, ties=ties))(jnp.asarray(SCORES))
     assert np.isnan(value)
@@ -38,7 +38,7 @@ def test_without_an_event_the_mean_is_nan_and_the_sum_is_zero(ties):
 
 
 @every_rule
-def test_scores_far_apart(ties):
+def test_extreme_scores(ties):
     scores = jnp.asarray(np.where(np.arange(12) % 2, 1e4, -1e4), jnp.float32)
 
     def loss(scores):
@@ -52,7 +52,7 @@ def test_scores_far_apart(ties):
     assert np.isfinite(jax.hessian(loss)(scores)).all()
 
 
-def test_one_event_at_each_time_is_the_same_by_both_rules():
+def test_efron_and_breslow_agree_without_ties():
     times = RNG.permutation(12).astype(np.float32)
     efron, breslow = (cox_loss(SCORES, times, EVENTS, ties=ties) for ties in ("efron", "breslow"))
     np.testing.assert_allclose(efron, breslow, rtol=1e-6)
@@ -60,7 +60,7 @@ def test_one_event_at_each_time_is_the_same_by_both_rules():
     assert cox_loss(SCORES, times, EVENTS, reduction="none")[longest] == pytest.approx(0, abs=1e-6)
 
 
-def test_bad_values_are_nan():
+def test_invalid_values_are_nan_and_invalid_calls_raise():
     assert np.isnan(cox_loss(SCORES, np.where(np.arange(12) == 3, np.nan, TIMES), EVENTS))
     assert np.isnan(cox_loss(SCORES, TIMES, 2 * EVENTS.astype(int)))
     with pytest.raises(ValueError, match=r"scores must have shape \(N,\), got shape \(3, 4\)"):

@@ -1,4 +1,4 @@
-"""What the catalogue cannot say of `rnnt_loss`: all paths counted one by one, infinities, and bad lengths."""
+"""`rnnt_loss` beyond the catalogue: sums over all paths, infinities, lengths, and invalid values."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from tests.cases.transducer import paths
 INF = np.inf
 
 
-def every_path(logits, labels, blank=0):
-    """Returns the loss of one sample and its gradient, summed over all paths that emit the labels."""
+def sum_over_paths(logits, labels, blank=0):
+    """Returns the loss of one sample and its gradient, from a sum over all paths that emit the labels."""
     with np.errstate(divide="ignore"):
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     likelihood, slope = 0.0, np.zeros_like(logits)
@@ -42,7 +42,7 @@ LENGTHS = np.array([(frames, labels) for frames in range(1, 5) for labels in ran
 
 
 @pytest.mark.parametrize("kind", ["scores", "infinite"])
-def test_all_paths_are_counted(kind):
+def test_losses_equal_a_sum_over_all_paths(kind):
     rng = np.random.RandomState(0)
     logits, targets = rng.randn(len(LENGTHS), 4, 5, 3), rng.randint(1, 3, (len(LENGTHS), 4))
     if kind == "infinite":  # never of all classes
@@ -51,7 +51,7 @@ def test_all_paths_are_counted(kind):
         losses, gradient = answer(jnp.asarray(logits), jnp.asarray(targets), *jnp.asarray(LENGTHS.T))
     assert np.isinf(losses).any() == (kind == "infinite")
     for i, (frames, count) in enumerate(LENGTHS):
-        loss, slope = every_path(logits[i, :frames, : count + 1], targets[i, :count])
+        loss, slope = sum_over_paths(logits[i, :frames, : count + 1], targets[i, :count])
         np.testing.assert_allclose(losses[i], loss, rtol=1e-12)
         np.testing.assert_allclose(gradient[i, :frames, : count + 1], slope, rtol=1e-10, atol=1e-14)
         np.testing.assert_array_equal(gradient[i, frames:], 0)
@@ -67,20 +67,21 @@ def test_second_derivatives_are_finite_where_probabilities_are_0():
             return rnnt_loss(x[None], jnp.array([[1]]), [2], [1], reduction="sum")
 
         hessian, reverse = jax.jit(lambda x: (jax.hessian(loss)(x), jax.jacrev(jax.grad(loss))(x)))(logits)
-        # Entries of -inf stay as they are; elsewhere the gradient of all paths is differenced.
+        # Finite differences of the gradient; entries of -inf stay -inf.
         steps = 1e-6 * np.eye(logits.size).reshape(-1, *logits.shape)
         differences = [
-            (every_path(logits + step, [1])[1] - every_path(logits - step, [1])[1]) / 2e-6 for step in steps
+            (sum_over_paths(logits + step, [1])[1] - sum_over_paths(logits - step, [1])[1]) / 2e-6
+            for step in steps
         ]
     np.testing.assert_allclose(hessian, reverse, atol=1e-12)
     np.testing.assert_allclose(hessian, np.reshape(differences, hessian.shape), rtol=1e-6, atol=1e-9)
 
 
-def test_long_sequences_are_exact():
+def test_long_sequences_keep_full_precision():
     rng = np.random.RandomState(1)
     targets, lengths = rng.randint(1, 6, (2, 40)), (jnp.array([150, 111]), jnp.array([40, 33]))
     scores = 3 * rng.randn(2, 150, 41, 6)
-    scores[1] *= 3000  # of which paths are sure, or impossible in float32
+    scores[1] *= 3000  # probabilities round to 0 or 1 in float32
     for dtype in ("bfloat16", "float32"):
         logits = jnp.asarray(scores, dtype)
         losses, gradient = answer(logits, jnp.asarray(targets), *lengths)
@@ -96,10 +97,10 @@ def test_long_sequences_are_exact():
         assert np.isfinite(gradient).all()
 
 
-def test_many_impossible_steps_are_no_nan():
+def test_many_impossible_steps_do_not_give_nan():
     logits, targets = np.zeros((2, 30, 7, 4)), jnp.array([[1, 2, 1, 2, 1, 2]] * 2)
-    logits[0, :20, 1:, :3] = logits[0, :20, 0, 1] = -INF  # only blanks at first, 1 class of 3 each,
-    logits[1, ..., :3] = -INF  # and nothing that is needed
+    logits[0, :20, 1:, :3] = logits[0, :20, 0, 1] = -INF  # 20 frames allow only blanks, of probability 1/3
+    logits[1, ..., :3] = -INF  # neither blank nor labels are possible
     losses, gradient = answer(jnp.asarray(logits), targets, jnp.array([30, 30]), jnp.array([6, 6]))
     later = rnnt_loss(logits[:1, 20:], targets[:1], [10], [6])
     np.testing.assert_allclose(losses[0], 20 * np.log(3) + later, rtol=1e-6)
@@ -108,12 +109,12 @@ def test_many_impossible_steps_are_no_nan():
     np.testing.assert_array_equal(gradient[1], 0)
 
 
-def test_rounding_is_never_below_0():
-    # A path that is sure, but for when it emits each label.
+def test_rounding_never_makes_the_loss_negative():
+    # The labels are certain, but not the frames that emit them.
     rng = np.random.RandomState(0)
     logits = np.zeros((20, 30, 6, 2), np.float32)
     logits[:, :, :5, 1] = rng.uniform(-1, 3, (20, 30, 5))
-    logits[:, -1, :5, 1] = 60  # in the last frame at the latest
+    logits[:, -1, :5, 1] = 60  # the last frame emits the remaining ones
     logits[:, :, 5, 0] = 60
     losses, _ = answer(jnp.asarray(logits), jnp.ones((20, 5), int), jnp.full(20, 30), jnp.full(20, 5))
     assert ((losses >= 0) & (losses < 1e-5)).all()
@@ -132,7 +133,7 @@ ARGUMENTS = {
 }
 
 
-def test_what_lies_behind_the_lengths_has_no_influence():
+def test_padding_never_affects_value_or_gradient():
     behind = np.arange(5)[None, :, None] >= np.asarray(INPUT_LENGTHS)[:, None, None]
     behind = behind | (np.arange(4)[None, None] > np.asarray(TARGET_LENGTHS)[:, None, None])
     behind_labels = np.arange(3)[None] >= np.asarray(TARGET_LENGTHS)[:, None]
@@ -141,14 +142,14 @@ def test_what_lies_behind_the_lengths_has_no_influence():
     for bad in (np.nan, INF, -INF):
         logits = jnp.where(behind[..., None], bad, LOGITS)
         targets = jnp.where(behind_labels, 10**6, TARGETS)
-        spoilt = answer(logits, targets, INPUT_LENGTHS, TARGET_LENGTHS)
-        jax.tree.map(np.testing.assert_array_equal, spoilt, (losses, gradient))
+        poisoned = answer(logits, targets, INPUT_LENGTHS, TARGET_LENGTHS)
+        jax.tree.map(np.testing.assert_array_equal, poisoned, (losses, gradient))
 
 
-def test_lengths_are_lists_and_tuples_too():
+def test_lengths_may_be_lists_or_tuples():
     expected = rnnt_loss(**ARGUMENTS)
     assert rnnt_loss(LOGITS, TARGETS, [5, 3, 4, 1], (3, 2, 1, 0)) == expected
-    # Of log-probabilities, the log-softmax is what they are.
+    # The log-softmax of log-probabilities leaves them unchanged.
     normalised = rnnt_loss(jax.nn.log_softmax(LOGITS), TARGETS, INPUT_LENGTHS, TARGET_LENGTHS)
     np.testing.assert_allclose(normalised, expected, rtol=1e-6)
 
@@ -160,7 +161,7 @@ def test_a_negative_blank_is_counted_from_the_last_class():
         assert found == expected
 
 
-def test_no_labels_are_a_sum_of_blanks():
+def test_the_loss_without_labels_sums_the_blanks():
     lengths = jnp.array([5, 3, 4, 1]), jnp.zeros(4, int)
     losses = rnnt_loss(LOGITS[:, :, :1], TARGETS[:, :0], *lengths, reduction="none")
     blanks = -jax.nn.log_softmax(LOGITS)[:, :, 0, 0]
@@ -168,7 +169,7 @@ def test_no_labels_are_a_sum_of_blanks():
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
-def test_nothing_is_nan():
+def test_no_frames_or_samples_give_nan():
     nothing = rnnt_loss(LOGITS[:, :0], TARGETS, jnp.zeros(4, int), TARGET_LENGTHS, reduction="none")
     assert np.isnan(nothing).all()
     masked = rnnt_loss(
@@ -180,7 +181,7 @@ def test_nothing_is_nan():
     assert rnnt_loss(*empty, reduction="sum") == 0
 
 
-# Bad values.
+# Invalid values.
 
 _OF_CLASS = r"targets: expected class indices in \[0, 6\) other than blank=0, got "
 
@@ -197,9 +198,9 @@ _OF_CLASS = r"targets: expected class indices in \[0, 6\) other than blank=0, go
         ({"target_lengths": TARGET_LENGTHS.at[1].set(-1)}, r"target_lengths: .* in \[0, 3\], got -1"),
     ],
 )
-def test_bad_values_are_nan_and_named(bad, message):
+def test_invalid_values_are_nan_and_reported_by_checkify(bad, message):
     others, good = jnp.array([0, 2, 3]), answer(**ARGUMENTS)
-    for logits in (LOGITS, jnp.full_like(LOGITS, -INF).at[..., 3].set(0)):  # of which no path is possible
+    for logits in (LOGITS, jnp.full_like(LOGITS, -INF).at[..., 3].set(0)):  # the second allows no path
         losses, gradient = answer(**{**ARGUMENTS, **bad, "logits": logits.at[others].set(LOGITS[others])})
         assert np.isnan(losses[1])
         assert np.isnan(gradient[1]).all()
@@ -232,7 +233,7 @@ def test_bad_values_are_nan_and_named(bad, message):
         ({"where": jnp.ones((4, 5), bool)}, ValueError, r"where must broadcast to shape \(4,\)"),
     ],
 )
-def test_wrong_calls_say_what_is_wrong(changed, error, message):
+def test_invalid_calls_raise(changed, error, message):
     with pytest.raises(error, match=message):
         rnnt_loss(**{**ARGUMENTS, **changed})
 
@@ -241,7 +242,7 @@ def test_wrong_calls_say_what_is_wrong(changed, error, message):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_gradient_alone_is_as_large_as_the_logits(dtype):
+def test_nothing_but_the_gradient_is_as_large_as_the_logits(dtype):
     lengths = jax.ShapeDtypeStruct((4,), jnp.int32)
     logits = jax.ShapeDtypeStruct((4, 50, 11, 512), dtype)
     arguments = logits, jax.ShapeDtypeStruct((4, 10), jnp.int32), lengths, lengths
@@ -249,7 +250,7 @@ def test_the_gradient_alone_is_as_large_as_the_logits(dtype):
         compiled = jax.jit(function).lower(*arguments).compile()
         temporaries = compiled.memory_analysis().temp_size_in_bytes
         assert temporaries <= 0.1 * logits.size * logits.dtype.itemsize
-    # Outside of `jit`, too, nothing wider or larger than the logits is kept for the gradient.
+    # Outside `jit`, too, no residual is wider than the logits.
     _, kept = jax.eval_shape(lambda *arrays: jax.vjp(rnnt_loss, *arrays), *arguments)
     large = [array.dtype for array in jax.tree.leaves(kept) if array.size >= logits.size]
     assert set(large) <= {logits.dtype}

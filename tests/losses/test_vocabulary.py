@@ -1,4 +1,4 @@
-"""Losses of a last layer without its logits: what the catalogue cannot say."""
+"""Losses of a last layer without materialized logits, beyond the catalogue."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ FEATURES, CLASSES = 4, 23
 
 
 def draw(*leading: int, classes: int = CLASSES, probs: bool = False, dtype: Any = float) -> dict[str, Any]:
-    """Returns hidden features, a layer with bias, class weights and targets, the first label ignored."""
+    """Returns hidden features, a layer with bias, class weights and targets; the first label is ignored."""
     keys = iter(jax.random.split(jax.random.key(0), 6))
     labels = jax.random.randint(next(keys), leading, 0, classes)
     targets = jax.nn.softmax(jax.random.normal(next(keys), (*leading, classes))).astype(dtype)
@@ -33,7 +33,7 @@ def linear(arrays: dict[str, Any], **options: Any) -> Any:
 
 
 def plain(arrays: dict[str, Any], **options: Any) -> Any:
-    """The same with all logits."""
+    """Computes the same loss from materialized logits."""
     hidden, kernel, bias, *others = (arrays[name] for name in ("hidden", "kernel", "bias", "targets"))
     logits = jnp.dot(hidden, kernel)
     logits = logits + jnp.broadcast_to(bias, logits.shape)
@@ -41,7 +41,7 @@ def plain(arrays: dict[str, Any], **options: Any) -> Any:
 
 
 def everything(loss: Any, arrays: dict[str, Any], **options: Any) -> Any:
-    """Returns value, gradient, forward derivative and both kinds of second derivative along a direction."""
+    """Returns value, gradient, jvp, and Hessian-vector products by both orders of differentiation."""
     moved = {name: array for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating)}
     direction = jax.tree.map(jnp.cos, moved)
 
@@ -69,9 +69,9 @@ OPTIONS = {"label_smoothing": 0.2, "z_loss": 0.1, "soft_cap": 3.0}
 @pytest.mark.parametrize(
     ("shape", "classes", "options"),
     [((2, 3), CLASSES, {}), ((2, 3), CLASSES, OPTIONS), ((7, 2), 5, OPTIONS)],
-    ids=["classes-none", "classes-all", "positions-all"],
+    ids=["class-loop", "class-loop-options", "position-loop-options"],
 )
-def test_every_derivative_is_that_of_the_plain_form(
+def test_derivatives_equal_those_of_the_plain_form(
     shape: tuple[int, ...], classes: int, options: dict[str, Any], probs: bool
 ):
     """The loop runs over the longer axis, and its last block overlaps the one before."""
@@ -81,20 +81,20 @@ def test_every_derivative_is_that_of_the_plain_form(
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, theirs)
 
 
-def test_the_tests_have_more_blocks_than_one():
+def test_the_test_sizes_span_several_blocks():
     arrays = draw(2, 3)
     assert "while" in str(jax.make_jaxpr(linear)(arrays)) or "scan" in str(jax.make_jaxpr(linear)(arrays))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "sum_and_weight"])
-def test_reductions_are_those_of_the_plain_form(reduction: str):
+def test_reductions_equal_those_of_the_plain_form(reduction: str):
     with jax.enable_x64(True):
         arrays, where = draw(2, 3), jnp.array([[True, True, False], [True, True, True]])
         options = {"reduction": reduction, "where": where, "z_loss": 0.1, "label_smoothing": 0.1}
         np.testing.assert_allclose(linear(arrays, **options), plain(arrays, **options), rtol=1e-12)
 
 
-def test_vmap_over_one_argument_is_a_loop():
+def test_vmap_over_one_argument_equals_a_loop():
     with jax.enable_x64(True):
         arrays = draw(3)
         grad = jax.grad(lambda arrays: linear(arrays, label_smoothing=0.1), allow_int=True)
@@ -108,7 +108,7 @@ def test_vmap_over_one_argument_is_a_loop():
                 np.testing.assert_allclose(mapped[other], expected, rtol=1e-10, atol=1e-13, err_msg=other)
 
 
-def test_the_loss_of_uneven_parts_is_that_of_the_whole():
+def test_sums_and_weights_of_uneven_parts_give_the_mean_of_the_whole():
     with jax.enable_x64(True):
         arrays = draw(11)
         layer = {name: arrays[name] for name in ("kernel", "bias", "weight")}
@@ -130,7 +130,7 @@ def test_the_loss_of_uneven_parts_is_that_of_the_whole():
 
 
 @pytest.mark.parametrize(("positions", "classes"), [(64, 300), (300, 64)])
-def test_bfloat16_gradients_are_as_near_the_truth_as_those_of_the_plain_form(positions: int, classes: int):
+def test_bfloat16_gradients_are_as_accurate_as_the_plain_form(positions: int, classes: int):
     arrays = draw(positions, classes=classes, dtype=jnp.bfloat16)
     layer = {name: arrays.pop(name) for name in ("hidden", "kernel", "bias")}
     arrays["weight"] = jnp.ones(classes)
@@ -151,7 +151,7 @@ def test_bfloat16_gradients_are_as_near_the_truth_as_those_of_the_plain_form(pos
 
 @pytest.mark.parametrize("loss", ["linear", "plain"])
 def test_the_gradient_of_bfloat16_weights_is_rounded_once(loss: str):
-    """Of two terms, of the label and of all classes, that nearly cancel."""
+    """The terms of the label and of all classes nearly cancel."""
     arrays = draw(32, classes=5, dtype=jnp.float32)
     weight = arrays.pop("weight").astype(jnp.bfloat16)
 
@@ -164,7 +164,7 @@ def test_the_gradient_of_bfloat16_weights_is_rounded_once(loss: str):
     np.testing.assert_allclose(found, expected, rtol=0.51 * float(jnp.finfo(jnp.bfloat16).eps), atol=1e-7)
 
 
-def test_padding_with_a_bias_of_minus_infinity_gains_nothing():
+def test_padding_classes_with_bias_minus_infinity_does_not_change_the_loss():
     with jax.enable_x64(True):
         arrays = draw(5)
         missing = {"kernel": ((0, 0), (0, 17)), "bias": (0, 17), "weight": (0, 17)}
@@ -178,7 +178,7 @@ def test_padding_with_a_bias_of_minus_infinity_gains_nothing():
         np.testing.assert_array_equal(gradient[:, CLASSES:], 0)
 
 
-def test_a_first_block_of_minus_infinities_is_made_up_for():
+def test_a_first_block_of_minus_infinities_equals_the_plain_form():
     with jax.enable_x64(True):
         arrays = draw(5)
         arrays["targets"] = jnp.full(5, CLASSES - 1)
@@ -190,14 +190,14 @@ def test_a_first_block_of_minus_infinities_is_made_up_for():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), ours, theirs)
 
 
-def test_no_class_with_a_chance_is_nan():
+def test_all_logits_minus_infinity_give_nan():
     arrays = draw(2)
     arrays["bias"] = jnp.full(CLASSES, -jnp.inf)
     assert np.isnan(linear(arrays))
     assert np.isnan(plain(arrays))
 
 
-def test_large_logits_lose_no_digits():
+def test_large_logits_keep_full_precision():
     arrays = draw(3)
     arrays["hidden"] = jnp.zeros_like(arrays["hidden"])
     arrays["bias"] = jnp.full(CLASSES, 1e6)
@@ -209,27 +209,27 @@ def test_large_logits_lose_no_digits():
 
 
 @pytest.mark.parametrize("probs", [False, True], ids=["labels", "probs"])
-def test_what_does_not_count_may_be_anything(probs: bool):
+def test_masked_and_ignored_positions_never_affect_value_or_gradient(probs: bool):
     arrays, where = draw(4, probs=probs), jnp.array([True, False, True, True])
-    spoilt = {**arrays, "hidden": arrays["hidden"].at[1].set(jnp.nan)}
+    poisoned = {**arrays, "hidden": arrays["hidden"].at[1].set(jnp.nan)}
     if probs:
-        spoilt["targets"] = arrays["targets"].at[1].set(jnp.nan)
+        poisoned["targets"] = arrays["targets"].at[1].set(jnp.nan)
     else:
-        spoilt["targets"] = arrays["targets"].at[1].set(10**6)
-        spoilt["hidden"] = spoilt["hidden"].at[0].set(jnp.inf)  # ignored
+        poisoned["targets"] = arrays["targets"].at[1].set(10**6)
+        poisoned["hidden"] = poisoned["hidden"].at[0].set(jnp.inf)  # ignored
     grad = jax.value_and_grad(lambda layer, rest: linear({**rest, **layer}, where=where, z_loss=0.1))
     ours, expected = (
         grad({name: given[name] for name in ("hidden", "kernel", "bias")}, given)
-        for given in (spoilt, arrays)
+        for given in (poisoned, arrays)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
-# What is wrong with a call.
+# Errors.
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
-def test_a_label_that_is_no_class_is_nan_and_named(label: int):
+def test_an_out_of_range_label_is_nan_and_reported_by_checkify(label: int):
     arrays = draw(3)
     arrays["targets"] = arrays["targets"].at[1].set(label)
     value, gradient = jax.value_and_grad(lambda h: linear({**arrays, "hidden": h}))(arrays["hidden"])
@@ -257,7 +257,7 @@ def test_a_label_that_is_no_class_is_nan_and_named(label: int):
         ({"targets": jnp.ones(3)}, r"class probabilities and must have shape \(3, 23\), got \(3,\)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change: dict[str, Any], message: str):
+def test_mismatched_shapes_raise(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=rf"(?s){message}"):
         linear({**draw(3), **change})
 
@@ -265,12 +265,12 @@ def test_shapes_that_do_not_fit_are_refused(change: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("option", "number"), [("z_loss", -1.0), ("soft_cap", 0.0), ("label_smoothing", 2.0)]
 )
-def test_options_outside_their_domain_are_refused(option: str, number: float):
+def test_options_outside_their_domain_raise(option: str, number: float):
     with pytest.raises(ValueError, match=f"linear_cross_entropy: {option} must be"):
         linear(draw(3), **{option: number})
 
 
-def test_a_label_to_ignore_needs_labels():
+def test_ignore_index_requires_integer_targets():
     with pytest.raises(ValueError, match="ignore_index=3 needs integer targets"):
         linear(draw(3, probs=True), ignore_index=3)
 
@@ -279,7 +279,7 @@ def test_a_label_to_ignore_needs_labels():
 
 
 @pytest.mark.parametrize("probs", [False, True], ids=["labels", "probs"])
-def test_log_probs_are_those_of_the_plain_form(probs: bool):
+def test_log_probs_equal_those_of_the_plain_form(probs: bool):
     with jax.enable_x64(True):
         arrays = draw(2, 3, probs=probs)
         del arrays["weight"]
@@ -307,7 +307,7 @@ def test_log_probs_are_those_of_the_plain_form(probs: bool):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), *values)
 
 
-def test_an_impossible_class_adds_nothing_to_the_entropy():
+def test_a_minus_infinity_logit_adds_nothing_to_the_entropy():
     arrays = draw(2)
     del arrays["weight"]
     arrays["bias"] = jnp.full(CLASSES, -jnp.inf).at[:2].set(0.0)
@@ -320,7 +320,7 @@ def test_an_impossible_class_adds_nothing_to_the_entropy():
     def entropies(layer: dict[str, Any]) -> jax.Array:
         return jaxloss.linear_log_probs(**{**arrays, **layer}).entropy
 
-    # Nor to its derivatives, of which the second is -1/4 at even odds.
+    # Nor to its derivatives; the second derivative is -1/4 at equal probabilities.
     layer = {name: arrays[name] for name in ("hidden", "kernel", "bias")}
     gradients = jax.grad(lambda layer: jnp.sum(entropies(layer)))(layer)
     jax.tree.map(lambda gradient: np.testing.assert_allclose(gradient, 0, atol=1e-7), gradients)
@@ -330,11 +330,11 @@ def test_an_impossible_class_adds_nothing_to_the_entropy():
     np.testing.assert_allclose(hessian, expected, atol=1e-6)
 
 
-# Memory, from the compiler's own report.
+# Memory, as reported by the compiler.
 
 
 def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
-    """Returns the temporary memory of a function of hidden, kernel and labels."""
+    """Returns the temporary memory, in MB, of a function of hidden, kernel and labels."""
     shapes = {"hidden": (positions, 512), "kernel": (512, classes), "targets": (positions,)}
     types = {"targets": jnp.int32}
     arguments = [jax.ShapeDtypeStruct(s, types.get(name, jnp.float32)) for name, s in shapes.items()]
@@ -345,8 +345,8 @@ def megabytes(function: Any, classes: int, positions: int = 4096) -> float:
 @pytest.mark.parametrize(
     ("classes", "forward", "with_gradient"), [(32_000, 27, 30), (128_256, 50, 60), (50_257, 32, 40)]
 )
-@pytest.mark.usefixtures("blocks_of_a_user")
-def test_the_logits_are_never_held(classes: int, forward: float, with_gradient: float):
+@pytest.mark.usefixtures("default_block_size")
+def test_the_logits_are_never_materialized(classes: int, forward: float, with_gradient: float):
     def loss(*arguments: jax.Array) -> jax.Array:
         return jaxloss.linear_cross_entropy(*arguments)
 
@@ -354,14 +354,14 @@ def test_the_logits_are_never_held(classes: int, forward: float, with_gradient: 
     assert megabytes(jax.value_and_grad(loss, (0, 1)), classes) <= with_gradient
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
-def test_the_logits_of_a_few_positions_are_held():
+@pytest.mark.usefixtures("default_block_size")
+def test_the_logits_of_a_few_positions_are_materialized():
     gradient = jax.value_and_grad(jaxloss.linear_cross_entropy, (0, 1))
     assert megabytes(gradient, 32_000, positions=128) <= 18  # the logits are 16; blocks would take 37
 
 
-@pytest.mark.usefixtures("blocks_of_a_user")
-def test_forward_derivatives_need_no_logits_and_no_kernel_either():
+@pytest.mark.usefixtures("default_block_size")
+def test_forward_derivatives_materialize_neither_logits_nor_a_second_kernel():
     def product(*arguments: jax.Array) -> Any:
         point, labels = arguments[:2], arguments[2]
         return jax.jvp(
@@ -371,7 +371,7 @@ def test_forward_derivatives_need_no_logits_and_no_kernel_either():
     assert megabytes(product, 32_000) <= 60  # a kernel is 66, the logits are 524
 
 
-def test_the_meter_of_memory_sees_logits():
+def test_materialized_logits_would_be_detected():
     def loss(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
         return jaxloss.cross_entropy(jnp.dot(hidden, kernel), labels)
 

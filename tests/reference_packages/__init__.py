@@ -1,4 +1,4 @@
-"""What the packages that people use answer, for `python -m tests.reference_packages`."""
+"""Answers of widely used packages, for `python -m tests.reference_packages`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,10 @@ REFERENCES: dict[str, list[tuple[str, Answer]]] = {}
 
 
 def reference(package: str, *losses: str) -> Callable[[Answer], Answer]:
-    """Registers what asks a package, given it and an entry's arrays and options, for the losses of "none".
+    """Registers a function that computes unreduced losses with a package.
 
-    What the package cannot answer is NaN; one that has the mean alone returns that.
+    It takes the package's module and an entry's arrays and options. It returns NaN where the package does not
+    apply, and the mean if the package has only that.
     """
 
     def register(answer: Answer) -> Answer:

@@ -1,8 +1,8 @@
-"""Holds the formulas of the losses beyond PyTorch against the packages that people use, once.
+"""Compares the formulas of the losses beyond PyTorch with widely used packages.
 
-`python -m tests.reference_packages` prints a line for each loss: how far formula and package are apart on the
-entries of the catalogue that the package can answer. Arguments name the losses, by default all. pytest does
-not run it. It needs
+`python -m tests.reference_packages` prints a line for each loss: the largest difference between formula and
+package on the catalogue entries to which the package applies. Arguments name the losses, by default all.
+pytest does not run it. It needs
 
     pip install torch==2.13.0 torchvision==0.28.0 kornia monai timm segmentation-models-pytorch
     pip install pytorch-msssim dm_pix scikit-learn scoringrules optax keras entmax coral-pytorch torchsurv rax
@@ -52,7 +52,7 @@ def compare(loss: str, package: str, answer: Answer) -> None:
 
 
 def formula(case: Case, of_mean: bool) -> np.ndarray:
-    """Returns the losses of an entry by their formula, or their mean."""
+    """Returns the losses of an entry, or their mean, by the formula."""
     with localcontext(formulas.CONTEXT):
         arrays = {name: decimals(array) for name, array in case.arrays.items()}
         losses, weight, _ = formulas.evaluate_batch(case.loss, arrays, case.options)

@@ -1,4 +1,4 @@
-"""Packages with losses over classes, regions and lists."""
+"""Reference packages for losses over classes, regions and lists."""
 
 import functools
 import importlib
@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.reference_packages import reference
 
-# Classes. These packages have the classes on axis 1.
+# Classes. These packages expect the classes on axis 1.
 
 
 def _classes_second(logits, targets, axis):
@@ -33,7 +33,7 @@ def asymmetric_loss(
 ):
     torch = importlib.import_module("torch")
     if np.abs(logits).max() > 15:
-        return np.full(logits.shape, np.nan)  # its logarithms are bounded
+        return np.full(logits.shape, np.nan)  # it clamps its logarithms
     options = gamma_neg, gamma_pos, clip, 1e-30, stop_focus_gradient
     function = loss.AsymmetricLossMultiLabel(*options, reduction="none")  # in float32
     return function(torch.tensor(logits), torch.tensor(targets)).numpy()
@@ -57,31 +57,32 @@ def poly_cross_entropy(
 @reference("keras.losses")
 def generalized_cross_entropy(losses, logits, targets, axis=-1, q=0.7, ignore_index=-100):
     if q == 1 or np.abs(logits).max() > 15:
-        return np.full(targets.shape, np.nan)  # its q is below 1, and its probabilities are bounded
+        return np.full(targets.shape, np.nan)  # it requires q < 1 and clamps its probabilities
     logits, targets, shape = _classes_second(logits, targets, axis)
-    odds, kept = np.exp(logits), targets != ignore_index
+    odds, valid = np.exp(logits), targets != ignore_index
     probs = odds / odds.sum(-1, keepdims=True)
-    labels = np.where(kept, targets, 0)
+    labels = np.where(valid, targets, 0)
     function = losses.CategoricalGeneralizedCrossEntropy(q, reduction=None)  # in float32
-    return (np.asarray(function(labels, probs)) * kept).reshape(shape)
+    return (np.asarray(function(labels, probs)) * valid).reshape(shape)
 
 
-# Regions. The packages have the classes on axis 1, and pixels to ignore are left out of both arguments.
+# Regions. These packages expect the classes on axis 1; ignored pixels are set to 0 in both arguments.
 
 
 def _regions(probs, targets, axis, ignore_index):
-    """Returns tensors of shape (N, C, pixels)."""
+    """Returns probabilities and targets as tensors of shape (N, C, pixels)."""
     torch = importlib.import_module("torch")
     if axis is None:
-        probs, kept, targets = probs[:, None], targets != ignore_index, targets[:, None]
+        probs, valid, targets = probs[:, None], targets != ignore_index, targets[:, None]
     elif targets.ndim < probs.ndim:
-        kept = targets != ignore_index
-        targets = np.moveaxis(np.eye(probs.shape[axis])[np.where(kept, targets, 0)], -1, 1)
+        valid = targets != ignore_index
+        targets = np.moveaxis(np.eye(probs.shape[axis])[np.where(valid, targets, 0)], -1, 1)
         probs = np.moveaxis(probs, axis, 1)
     else:
         probs, targets = (np.moveaxis(array, axis, 1) for array in (probs, targets))
-        kept = np.ones_like(probs[:, 0], bool)
-    return [torch.tensor((array * kept[:, None]).reshape(*array.shape[:2], -1)) for array in (probs, targets)]
+        valid = np.ones_like(probs[:, 0], bool)
+    arrays = (array * valid[:, None] for array in (probs, targets))
+    return [torch.tensor(array.reshape(*array.shape[:2], -1)) for array in arrays]
 
 
 def _of_monai(
@@ -153,7 +154,7 @@ def tversky_loss(
 def generalized_dice_loss(losses, probs, targets, axis=-1, smooth=1e-5, batch=False):
     torch = importlib.import_module("torch")
 
-    def w(sizes):  # in float64, and not in MONAI's float32
+    def w(sizes):  # in float64 instead of MONAI's float32
         return torch.reciprocal(sizes.double() ** 2)
 
     probs, targets = _regions(probs, targets, axis, None)
@@ -165,7 +166,7 @@ def generalized_dice_loss(losses, probs, targets, axis=-1, smooth=1e-5, batch=Fa
 
 @reference("segmentation_models_pytorch.losses.lovasz")
 def lovasz_hinge_loss(lovasz, logits, targets, batch=False):
-    logits, targets = (array.float() for array in _regions(logits, targets, None, None))  # as its gradient
+    logits, targets = (array.float() for array in _regions(logits, targets, None, None))  # it uses float32
     rows = [slice(None)] if batch else [slice(n, n + 1) for n in range(len(logits))]
     found = [lovasz._lovasz_hinge(logits[row], targets[row], per_image=False).item() for row in rows]
     return np.array(found[0] if batch else found)
@@ -188,14 +189,14 @@ def lovasz_softmax_loss(lovasz, probs, targets, axis=-1, batch=True, classes="pr
 
 def _entmax(package, logits, targets, *, loss, axis=-1, ignore_index=-100):
     torch = importlib.import_module("torch")
-    if targets.ndim == logits.ndim:  # it takes labels
+    if targets.ndim == logits.ndim:  # it accepts labels only
         return np.full(np.delete(logits.shape, axis), np.nan)
     scores, labels, shape = _classes_second(logits, targets, axis)
-    kept = labels != ignore_index
+    valid = labels != ignore_index
     found = getattr(package, loss)(reduction="none")(
-        torch.tensor(scores), torch.tensor(np.where(kept, labels, 0))
+        torch.tensor(scores), torch.tensor(np.where(valid, labels, 0))
     )
-    return (found.numpy() * kept).reshape(shape)
+    return (found.numpy() * valid).reshape(shape)
 
 
 reference("entmax", "sparsemax_loss")(functools.partial(_entmax, loss="SparsemaxLoss"))
@@ -234,7 +235,7 @@ def _of_rax(rax, scores, targets, *, loss, weight=None):
 
 
 def _pairs_of_rax(rax, scores, targets, weight=None):
-    if weight is not None:  # of pairs
+    if weight is not None:  # its weights are those of pairs
         return np.full(scores.shape[:-1], np.nan)
     return _of_rax(rax, scores, targets, loss="pairwise_logistic_loss").sum(-1)
 

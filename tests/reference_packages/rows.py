@@ -1,4 +1,4 @@
-"""Packages with losses of embeddings, and of students and teachers."""
+"""Reference packages for losses of embeddings, and for distillation."""
 
 import functools
 import importlib
@@ -15,7 +15,7 @@ def info_nce_loss(
     package, embeddings, targets, negatives=None, temperature=0.1, symmetric=False, normalize=True
 ):
     torch = importlib.import_module("torch")
-    if symmetric or not normalize:  # it has neither
+    if symmetric or not normalize:  # it has neither option
         return np.full(len(embeddings), np.nan)
     arrays = [None if a is None else torch.tensor(a) for a in (embeddings, targets, negatives)]
     mode = "paired" if negatives is not None and negatives.ndim == 3 else "unpaired"
@@ -47,7 +47,7 @@ def metric_learning_loss(losses, embeddings, targets, *, loss, normalize=True, *
     reducers, distances = (
         importlib.import_module(f"pytorch_metric_learning.{name}") for name in ("reducers", "distances")
     )
-    if not normalize and loss == "CircleLoss":  # it refuses other similarities
+    if not normalize and loss == "CircleLoss":  # it accepts only cosine similarities
         return np.full(len(embeddings), np.nan)
     options = {"m" if name == "margin" else name: float(option) for name, option in options.items()}
     options["reducer"] = reducers.DoNothingReducer()
@@ -102,12 +102,12 @@ def linear_distillation_loss(
     torch = importlib.import_module("torch")
     layers = (hidden, kernel, bias), (teacher_hidden, teacher_kernel, teacher_bias)
     student, teacher = (torch.tensor((x @ w + b) / temperature).log_softmax(-1) for x, w, b in layers)
-    possible = torch.isfinite(teacher)  # it has NaN where both are -inf
+    possible = torch.isfinite(teacher)  # kl_div gives NaN where both are -inf
     losses = functional.kl_div(student, teacher, reduction="none", log_target=True)
     return temperature**2 * torch.where(possible, losses, 0).sum(-1).numpy()
 
 
-# Teachers and views.
+# Teachers and views of self-supervised learning.
 
 
 @reference("torch.nn.functional")
@@ -119,7 +119,7 @@ def distillation_loss(functional, logits, targets, axis=-1, temperature=1.0):
 
 @reference("torch.nn.functional")
 def jensen_shannon_loss(functional, logits, targets, axis=-1, beta=0.5, temperature=1.0):
-    """The formula of TRL's generalized_jsd_loss, which reduces its losses."""
+    """Computes the formula of TRL's generalized_jsd_loss, which has no unreduced losses."""
     torch = importlib.import_module("torch")
     student, teacher = log_softmaxes(functional, logits, targets, axis, temperature)
 
@@ -141,7 +141,7 @@ def log_softmaxes(functional, logits, targets, axis, temperature):
 @reference("lightly.loss")
 def barlow_twins_loss(losses, embeddings, targets, lambda_param=5e-3, eps=1e-5):
     torch = importlib.import_module("torch")
-    if eps != 1e-5:  # that of its batch normalization
+    if eps != 1e-5:  # the eps of its batch normalization is fixed
         return np.array(np.nan)
     return losses.BarlowTwinsLoss(lambda_param)(torch.tensor(embeddings), torch.tensor(targets)).numpy()
 
@@ -160,7 +160,7 @@ def dino_loss(losses, logits, targets, student_temperature=0.1, teacher_temperat
     )
 
     def of_image(n):
-        # It moves the center with every call; and its temperature would be float32.
+        # Each call updates the center, and its own temperature would be float32.
         function.center = (
             torch.tensor(0.0 if center is None else center).double().expand(1, 1, logits.shape[-1])
         )

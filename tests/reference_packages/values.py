@@ -1,4 +1,4 @@
-"""Packages with losses of values, boxes, images, sequences and times."""
+"""Reference packages for losses of values, boxes, images, sequences and survival times."""
 
 import functools
 import importlib
@@ -25,13 +25,13 @@ def general_robust_loss(losses, predictions, targets, alpha=1.0, scale=1.0):
 def log_cosh_loss(keras, predictions, targets):
     keras.config.set_floatx("float64")
     losses = elementwise(keras.losses.LogCosh(reduction=None), targets, predictions)
-    return np.where(np.abs(predictions - targets) < 0.1, np.nan, losses)  # where its digits cancel
+    return np.where(np.abs(predictions - targets) < 0.1, np.nan, losses)  # it suffers from cancellation
 
 
 @reference("sklearn.metrics")
 def mape_loss(metrics, predictions, targets, eps=1e-6):
     losses = elementwise(metrics.mean_absolute_percentage_error, targets, predictions)
-    return np.where(np.abs(targets) < eps, np.nan, losses)  # its own eps is another one
+    return np.where(np.abs(targets) < eps, np.nan, losses)  # it has another eps
 
 
 @reference("sklearn.metrics")
@@ -40,7 +40,7 @@ def msle_loss(metrics, predictions, targets):
 
 
 def elementwise(score, *arrays):
-    """Returns the scores of batches of one."""
+    """Returns the scores of single elements."""
     scores = [
         np.asarray(score(*(np.array([x]) for x in one))) for one in zip(*map(np.ravel, arrays), strict=True)
     ]
@@ -70,7 +70,7 @@ def crps_normal_loss(scoringrules, predictions, targets, scale):
     return scoringrules.crps_normal(targets, predictions, scale)
 
 
-# Yes or no.
+# Binary losses.
 
 
 @reference("optax")
@@ -85,7 +85,7 @@ def hinge_loss(optax, scores, targets, margin=1.0, squared=False):
 @reference("torchvision.ops")
 def box_iou_loss(ops, predictions, targets, eps=1e-7):
     torch = importlib.import_module("torch")
-    if eps != 1e-7:  # it has none
+    if eps != 1e-7:  # it has no eps
         return np.full(predictions.shape[:-1], np.nan)
     every = ops.box_iou(*(torch.tensor(boxes.reshape(-1, 4)) for boxes in (predictions, targets)))
     return 1 - torch.diagonal(every).reshape(predictions.shape[:-1]).numpy()
@@ -93,7 +93,7 @@ def box_iou_loss(ops, predictions, targets, eps=1e-7):
 
 def torchvision_loss(ops, predictions, targets, *, loss, eps=1e-7):
     torch = importlib.import_module("torch")
-    if loss == "complete_box_iou_loss" and eps != 1e-7:  # which does not reach its distance
+    if loss == "complete_box_iou_loss" and eps != 1e-7:  # it does not pass eps on to the distance
         return np.full(predictions.shape[:-1], np.nan)
     return getattr(ops, loss)(torch.tensor(predictions), torch.tensor(targets), eps=eps).numpy()
 
@@ -102,7 +102,7 @@ for _loss in ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box
     reference("torchvision.ops", _loss)(functools.partial(torchvision_loss, loss=_loss))
 
 
-@reference("pytorch_msssim", "ssim_loss")  # whose window is float32
+@reference("pytorch_msssim", "ssim_loss")  # its window is float32
 def pytorch_msssim(package, predictions, targets, max_val=1.0, window_size=11, sigma=1.5, k1=0.01, k2=0.03):
     torch = importlib.import_module("torch")
     images = [torch.tensor(np.moveaxis(images, -1, 1)) for images in (predictions, targets)]
@@ -115,14 +115,14 @@ def dm_pix(package, predictions, targets, window_size=11, sigma=1.5, **options):
     return 1 - package.ssim(predictions, targets, filter_size=window_size, filter_sigma=sigma, **options)
 
 
-# Times until an event.
+# Survival times.
 
 
 @reference("torchsurv.loss.cox")
 def cox_loss(cox, scores, times, events, ties="efron"):
     torch = importlib.import_module("torch")
     losses = np.zeros(scores.shape)
-    for time in set(times[events > 0]):  # it adds up what happens at one time
+    for time in set(times[events > 0]):  # it sums the losses of tied events
         now = (times == time) & (events > 0)
         tensors = torch.tensor(scores), torch.tensor(now), torch.tensor(times)
         total = cox.neg_partial_log_likelihood(*tensors, ties_method=ties, reduction="sum").item()
@@ -138,7 +138,7 @@ def rnnt_loss(package, logits, targets, input_lengths, target_lengths, blank=0):
     torch = importlib.import_module("torch")
     losses = []
     for scores, labels, frames, count in zip(logits, targets, input_lengths, target_lengths, strict=True):
-        cut = torch.tensor(scores[None, :frames, : count + 1]).float()  # as its sums
+        cut = torch.tensor(scores[None, :frames, : count + 1]).float()  # it sums in float32
         sizes = (torch.tensor([size], dtype=torch.int32) for size in (frames, count))
         loss = package.RNNTLossNumba(blank % scores.shape[-1], reduction="none")
         losses.append(loss(cut.log_softmax(-1), torch.tensor(labels[None, :count]).int(), *sizes).item())

@@ -1,4 +1,4 @@
-"""A test that makes a function does not count as a loop that makes it anew."""
+"""Resets the record of loss functions, so that functions of different tests do not cause a warning."""
 
 import pytest
 
@@ -6,5 +6,5 @@ from jaxloss.training import objective
 
 
 @pytest.fixture(autouse=True)
-def no_functions_seen() -> None:
+def forget_seen_functions() -> None:
     objective._functions_seen.cache_clear()

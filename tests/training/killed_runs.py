@@ -1,4 +1,4 @@
-"""Runs that are killed at random times and started again end with the same bits as one that was not.
+"""Runs that are killed at random times and resumed end with the same bits as an uninterrupted run.
 
 python -m tests.training.killed_runs 30
 """
@@ -20,7 +20,7 @@ from jaxloss.training import Checkpoints, create_train_state, train_step
 
 ADAM = optax.adam(0.01)
 EVERY = 2
-LONGEST = 1.0  # seconds from the first save until the kill
+MAX_DELAY = 1.0  # seconds from the first save until the kill
 
 
 def noisy(params, key, inputs):
@@ -39,17 +39,17 @@ def new_state():
 
 
 def batch(step):
-    """The data of a step depend on its number alone."""
+    """Returns the batch of a step, which depends only on the step number."""
     random = np.random.default_rng((0, step))
     return random.normal(size=(8, 20)).astype(np.float32), random.integers(3, size=8)
 
 
 def names(folder):
-    """The names in a folder, without the file that its writer locks."""
+    """Returns the names in a folder, except the lock file of its writer."""
     return sorted(path.name for path in folder.iterdir() if path.name != ".writer")
 
 
-def equal(actual, expected):
+def assert_equal(actual, expected):
     def compare(actual, expected):
         assert actual.dtype == expected.dtype
         bits = jax.random.key_data if jnp.issubdtype(actual.dtype, jax.dtypes.prng_key) else np.asarray
@@ -59,7 +59,7 @@ def equal(actual, expected):
 
 
 def train(folder, steps, started=None):
-    """Goes on from the newest checkpoint up to a step, or for ever."""
+    """Resumes from the newest checkpoint and trains up to a step, or endlessly if `steps` is None."""
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(new_state())
         while steps is None or state.step < steps:
@@ -80,7 +80,7 @@ def uninterrupted(steps):
 
 
 def check_killed_runs(kills, seed=0):
-    """Kills a run so many times, and returns the number of steps, and of kills during a save."""
+    """Kills and resumes a run; returns the number of steps, and of kills that interrupted a save."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.killed_runs"])
     chance = random.Random(seed)
@@ -94,15 +94,15 @@ def check_killed_runs(kills, seed=0):
             try:
                 if not started.wait(timeout=120):
                     raise RuntimeError(f"a run does not start; its exit code is {child.exitcode}")
-                time.sleep(chance.uniform(0, LONGEST))
+                time.sleep(chance.uniform(0, MAX_DELAY))
             finally:
                 child.kill()
                 child.join()
             during_save += not all(map(str.isdigit, names(folder)))
         with Checkpoints(folder) as checkpoints:
             steps = (checkpoints.newest or 0) + 2 * EVERY
-        equal(train(folder, steps), uninterrupted(steps))
-        # A deletion may have been cut short just before its last, empty folder.
+        assert_equal(train(folder, steps), uninterrupted(steps))
+        # A kill may have interrupted a deletion, which then leaves empty folders.
         assert {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()} == {
             ".writer",
             str(steps - EVERY),

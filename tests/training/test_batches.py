@@ -1,4 +1,4 @@
-"""Batches from anywhere: loaders, generators and lists, sent while a step runs."""
+"""Batches from loaders, generators and lists, transferred while a step runs."""
 
 import functools
 import gc
@@ -28,7 +28,7 @@ ADAM = optax.adam(0.1)
 INPUTS = np.random.RandomState(0).normal(size=(11, 6)).astype(np.float32)
 LABELS = np.where(np.arange(11) < 8, np.arange(11) % 3, -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
-SIZES = [4, 4, 3]  # and the last batch counts no label
+SIZES = [4, 4, 3]  # the last batch has only ignored labels
 
 
 def new_state():
@@ -43,7 +43,7 @@ def batches():
 
 
 class Loader:
-    """As grain and PyTorch have them: iterable any number of times, with lists as batches."""
+    """A loader as in grain and PyTorch: iterable several times, with lists as batches."""
 
     def __iter__(self):
         return map(list, batches())
@@ -68,7 +68,7 @@ if importlib.util.find_spec("torch"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_epoch_over_any_iterable_is_its_steps(kind):
+def test_an_epoch_over_any_iterable_equals_its_steps(kind):
     start = new_state()
     metrics = {"norm": gradient_norm, "accuracy": accuracy}
     options = {"loss": cross_entropy, "metrics": metrics}
@@ -81,7 +81,7 @@ def test_an_epoch_over_any_iterable_is_its_steps(kind):
         assert isinstance(values, jax.Array)
         np.testing.assert_array_equal(values, [found[name] for found in expected])
     jax.tree.map(np.testing.assert_array_equal, state, again)
-    assert start.step == 0  # and is still there
+    assert start.step == 0  # not donated
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,7 +94,7 @@ def test_an_evaluation_over_any_iterable_is_exact(kind):
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
 
-def test_many_batches_add_up_without_rounding():
+def test_sums_over_many_batches_are_not_rounded():
     """In float32 a sum of 2**24 + 1 + 1 would stay 2**24."""
 
     def size(outputs, targets):
@@ -106,7 +106,7 @@ def test_many_batches_add_up_without_rounding():
     assert mean == np.float32((2**24 + 64) / 65)
 
 
-def test_batches_on_a_mesh_stay_there():
+def test_sharded_batches_are_accepted():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     sharded = (shard_batch(batch, mesh, "data") for batch in batches())
     _, losses = train_epoch(new_state(), sharded, loss=PAIR, allow_non_finite=True)
@@ -140,7 +140,7 @@ def test_the_next_batch_is_loaded_while_a_step_runs(monkeypatch):
     assert runs == [True, True, True]
 
 
-def test_a_few_batches_at_most_wait_for_the_device():
+def test_few_batches_are_alive_at_once():
     def alive():
         gc.collect()
         return sum(array.shape == (2, 1031) for array in jax.live_arrays())
@@ -157,7 +157,7 @@ def test_a_few_batches_at_most_wait_for_the_device():
     assert max(seen) <= 6
 
 
-# What does not fit
+# Errors
 
 TORCH = [importlib.import_module("torch").ones(2, 6)] if importlib.util.find_spec("torch") else []
 ITERABLE = "without targets, inputs must be an iterable of batches"
@@ -183,7 +183,7 @@ ITERABLE = "without targets, inputs must be an iterable of batches"
     ],
 )
 @pytest.mark.parametrize("use", [train_epoch, evaluate])
-def test_what_is_no_iterable_of_batches_is_named(use, data, options, error, message):
+def test_data_that_is_not_an_iterable_of_batches_raises(use, data, options, error, message):
     with pytest.raises(error, match=message):
         use(new_state(), data, loss=PAIR, **options)
 
@@ -202,7 +202,7 @@ def test_what_is_no_iterable_of_batches_is_named(use, data, options, error, mess
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_array_of_numbers_is_named(leaf, message):
+def test_a_leaf_that_is_not_a_numeric_array_raises(leaf, message):
     batch = {"x": leaf}
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     uses = {

@@ -1,4 +1,4 @@
-"""What checkpoints hold besides the newest state: the best one, any step, parameters alone, other leaves."""
+"""Contents of checkpoints: the best step, any chosen step, parameters alone, NumPy and Python leaves."""
 
 import pathlib
 import subprocess
@@ -12,13 +12,13 @@ import pytest
 
 from jaxloss import cross_entropy
 from jaxloss.training import Checkpoints, train_step
-from tests.training.killed_runs import equal, names
-from tests.training.test_checkpoints import FIRST, small
+from tests.training.killed_runs import assert_equal, names
+from tests.training.test_checkpoints import FIRST_MISMATCH, small_state
 
 
 def scored(tmp_path, accuracies, **options):
     """Saves one checkpoint per accuracy, and returns the steps that are left and the best."""
-    state = small(6, 5, 3)
+    state = small_state(6, 5, 3)
     with Checkpoints(tmp_path, best="accuracy", **options) as checkpoints:
         for step, accuracy in enumerate(accuracies):
             checkpoints.save(state.replace(step=jnp.int32(step)), {"accuracy": accuracy, "loss": 1.0})
@@ -40,14 +40,14 @@ def scored(tmp_path, accuracies, **options):
         ([0.9, 0.5, 0.4, 0.3, 0.2, 0.1], {"keep": 1, "keep_period": 2}, ["0", "2", "4", "5"], 0),
     ],
 )
-def test_the_best_and_the_newest_are_kept(accuracies, options, left, best, tmp_path):
+def test_the_best_and_the_newest_checkpoints_are_kept(accuracies, options, left, best, tmp_path):
     assert scored(tmp_path, accuracies, **options) == (left, best)
-    # Another process finds the same.
+    # A new object, as in another process, finds the same.
     with Checkpoints(tmp_path, best="accuracy", best_mode=options.get("best_mode", "max")) as checkpoints:
         assert checkpoints.best == best
         assert checkpoints.newest == len(accuracies) - 1
         if best is not None:
-            assert int(checkpoints.restore(small(6, 5, 3), step=checkpoints.best).step) == best
+            assert int(checkpoints.restore(small_state(6, 5, 3), step=checkpoints.best).step) == best
     with Checkpoints(tmp_path, best="other") as checkpoints:
         assert checkpoints.best is None
 
@@ -65,13 +65,13 @@ def test_the_best_and_the_newest_are_kept(accuracies, options, left, best, tmp_p
         ({"best": "a"}, {"a": 1j}, TypeError, "real scalars, got 1j for 'a'"),
     ],
 )
-def test_what_is_no_metric_is_refused(options, metrics, error, message, tmp_path):
+def test_invalid_metrics_raise(options, metrics, error, message, tmp_path):
     with Checkpoints(tmp_path, **options) as checkpoints, pytest.raises(error, match=message):
-        checkpoints.save(small(6, 5, 3), metrics)
+        checkpoints.save(small_state(6, 5, 3), metrics)
     assert not names(tmp_path)
 
 
-def test_the_best_needs_a_metric(tmp_path):
+def test_invalid_options_raise(tmp_path):
     for options, message in (
         ({"best_mode": "most"}, "best_mode must be 'max' or 'min', got 'most'"),
         ({"keep_period": 0}, "keep_period must be at least 1, got 0"),
@@ -82,8 +82,8 @@ def test_the_best_needs_a_metric(tmp_path):
         _ = checkpoints.best
 
 
-def test_any_step_can_be_restored(tmp_path):
-    state = small(6, 5, 3)
+def test_a_chosen_step_can_be_restored(tmp_path):
+    state = small_state(6, 5, 3)
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         with pytest.raises(ValueError, match=r"no checkpoint of step 4 in .*; the directory has none"):
             checkpoints.restore(state, step=4)
@@ -96,26 +96,29 @@ def test_any_step_can_be_restored(tmp_path):
                 use(state, step=5)
 
 
-def test_parameters_come_back_without_their_optimizer(tmp_path):
+def test_parameters_are_restored_without_the_optimizer_state(tmp_path):
     saved, _ = train_step(
-        small(6, 5, 3), np.ones((4, 6), np.float32), np.array([0, 1, 2, 0]), loss=cross_entropy
+        small_state(6, 5, 3), np.ones((4, 6), np.float32), np.array([0, 1, 2, 0]), loss=cross_entropy
     )
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(saved)
-        # Nothing but the parameters is read.
-        new = small(6, 5, 3, optimizer=optax.sgd(0.1))
-        equal(checkpoints.restore_params(new.params), saved.params)
-        equal(checkpoints.restore_params(jax.tree.map(np.asarray, new.params), step=1), saved.params)
+        # Only the parameters are read.
+        new = small_state(6, 5, 3, optimizer=optax.sgd(0.1))
+        assert_equal(checkpoints.restore_params(new.params), saved.params)
+        assert_equal(checkpoints.restore_params(jax.tree.map(np.asarray, new.params), step=1), saved.params)
         for other, message in (
-            (small(6, 7, 3).params, FIRST + r"float32\[7\]; "),
-            (small(6, 5, 3).params["hidden"], r"\['params'\]\['bias'\] is missing, expected float32\[5\]; "),
+            (small_state(6, 7, 3).params, FIRST_MISMATCH + r"float32\[7\]; "),
+            (
+                small_state(6, 5, 3).params["hidden"],
+                r"\['params'\]\['bias'\] is missing, expected float32\[5\]; ",
+            ),
         ):
             with pytest.raises(ValueError, match=f"does not match these parameters: {message}"):
                 checkpoints.restore_params(other)
 
 
 def test_the_restored_step_is_logged(tmp_path, caplog):
-    state = small(6, 5, 3)
+    state = small_state(6, 5, 3)
     caplog.set_level("INFO", "jaxloss.training")
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(state)
@@ -133,11 +136,11 @@ def test_the_restored_step_is_logged(tmp_path, caplog):
 def test_nothing_is_printed(tmp_path):
     program = f"""
 from jaxloss.training import Checkpoints
-from tests.training.test_checkpoints import small
+from tests.training.test_checkpoints import small_state
 for best in None, "accuracy":
     for _ in range(2):
         with Checkpoints({str(tmp_path)!r} + str(best), best=best) as checkpoints:
-            state = checkpoints.restore(small(6, 5, 3))
+            state = checkpoints.restore(small_state(6, 5, 3))
             state = state.replace(step=state.step + 1)
             checkpoints.save(state, best and {{"accuracy": 0.5}})
             checkpoints.restore_params(state.params)
@@ -164,17 +167,17 @@ LEAVES = {
 }
 
 
-def test_leaves_of_numpy_and_python_are_saved(tmp_path):
-    state = small(6, 5, 3).replace(model_state=LEAVES, step=7)
+def test_numpy_and_python_leaves_are_saved(tmp_path):
+    state = small_state(6, 5, 3).replace(model_state=LEAVES, step=7)
     zeros = jax.tree.map(lambda leaf: leaf ^ leaf if isinstance(leaf, bool | np.bool) else leaf * 0, LEAVES)
     expected = {name: jnp.asarray(leaf, jnp.result_type(leaf)) for name, leaf in LEAVES.items()}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
-        checkpoints.save(state)  # the same one
-        restored = checkpoints.restore(small(6, 5, 3).replace(model_state=zeros, step=0))
+        checkpoints.save(state)  # the same state again
+        restored = checkpoints.restore(small_state(6, 5, 3).replace(model_state=zeros, step=0))
         assert int(restored.step) == 7
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
-        equal(restored.model_state, expected)
+        assert_equal(restored.model_state, expected)
         assert {name: leaf.dtype.name for name, leaf in restored.model_state.items()} == {
             "array": "int16",
             "bfloat16": "bfloat16",
@@ -184,12 +187,12 @@ def test_leaves_of_numpy_and_python_are_saved(tmp_path):
             "float": "float32",
             "bool": "bool",
         }
-        equal(checkpoints.restore(restored).model_state, expected)
+        assert_equal(checkpoints.restore(restored).model_state, expected)
 
 
-def test_a_numpy_array_is_saved_as_it_was(tmp_path):
+def test_a_numpy_array_may_change_while_it_is_saved(tmp_path):
     counts = np.zeros(100_000, np.float32)
-    state = small(6, 5, 3).replace(model_state={"counts": counts})
+    state = small_state(6, 5, 3).replace(model_state={"counts": counts})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
         counts[:] = 1  # while it is written
@@ -208,8 +211,8 @@ def test_a_numpy_array_is_saved_as_it_was(tmp_path):
         (np.ones(2, ">f4"), ">f4"),
     ],
 )
-def test_a_leaf_that_jax_cannot_hold_is_named(leaf, found, tmp_path):
-    state = small(6, 5, 3)
+def test_a_leaf_that_jax_cannot_hold_raises(leaf, found, tmp_path):
+    state = small_state(6, 5, 3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
         broken = state.replace(model_state={"leaf": leaf}, step=state.step + 1)

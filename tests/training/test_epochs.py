@@ -1,4 +1,4 @@
-"""Epochs in one call, exact means over a data set, and losses that are checked when they are read."""
+"""Epochs in one call, exact means over a data set, and non-finite losses."""
 
 import functools
 
@@ -36,7 +36,7 @@ def epoch(state, loss=cross_entropy, key=KEY, **options):
     return train_epoch(state, loss=loss, key=key, **arguments)
 
 
-def test_an_epoch_is_its_steps():
+def test_an_epoch_equals_its_steps():
     start = new_state()
     state, losses = epoch(start)
     again = new_state()
@@ -45,13 +45,13 @@ def test_an_epoch_is_its_steps():
         np.testing.assert_allclose(value, expected, rtol=1e-6)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6), state, again)
     assert state.step == 2
-    # The state before the epoch is still there.
+    # The initial state is not donated.
     assert start.step == 0
     in_parts, _ = epoch(start, PAIR, micro_batches=2)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), in_parts, again)
 
 
-def test_each_key_is_another_order_of_each_sample():
+def test_each_key_gives_another_permutation_of_the_samples():
     def seen(key):
         state = create_train_state((lambda w, x: w * x, jnp.float32(1.0)), optax.sgd(0.0))
         samples = np.arange(12, dtype=np.float32)
@@ -69,7 +69,7 @@ REMEDY = r", which changed only the step number\. Possible causes are out-of-ran
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_a_loss_that_is_not_finite_stops_the_epoch_and_loses_nothing(step):
+def test_a_non_finite_loss_stops_the_epoch_and_keeps_the_state(step):
     def growing(outputs, _):
         return jnp.where(outputs.max() > step - 1.5, jnp.inf, -outputs.mean())
 
@@ -83,20 +83,20 @@ def test_a_loss_that_is_not_finite_stops_the_epoch_and_loses_nothing(step):
     assert (state.step, state.params) == (0, 0)
     kept, losses = run(state, allow_non_finite=True)
     assert np.isinf(losses).argmax() == step - 1
-    # The steps from there on are counted and have changed nothing.
+    # The remaining steps are counted, but update nothing.
     assert (kept.step, kept.params) == (caught.value.state.step, caught.value.state.params) == (4, step - 1)
     np.testing.assert_array_equal(caught.value.losses, losses)
 
 
-def test_a_batch_of_ignored_labels_is_passed_over():
-    """Adam would move on by its momentum."""
+def test_a_batch_of_only_ignored_labels_is_skipped():
+    """Adam would otherwise move the parameters by its momentum."""
     state, _ = train_step(new_state(), INPUTS, LABELS, loss=cross_entropy)
     before = jax.tree.map(jnp.copy, state)
     state, value = train_step(state, INPUTS[:4], np.full(4, -100), loss=cross_entropy)
     assert np.isnan(value)
     assert state.step == 2
     jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
-    # An epoch with such a batch trains on.
+    # An epoch continues after such a batch.
     labels = np.where(np.arange(11) < 4, -100, np.arange(11) % 3)
     batches = [(INPUTS[rows], labels[rows]) for rows in (slice(4, 8), slice(0, 4), slice(7, 11))]
     trained, losses = train_epoch(new_state(), batches, loss=cross_entropy, allow_non_finite=True)
@@ -106,7 +106,7 @@ def test_a_batch_of_ignored_labels_is_passed_over():
     jax.tree.map(np.testing.assert_array_equal, trained.params, without.params)
 
 
-def test_losses_are_checked_when_they_are_read():
+def test_read_losses_raises_for_non_finite_losses():
     state = new_state().replace(step=jnp.int32(20))
     losses = [jnp.float32(value) for value in (0.5, np.nan, 0.25)]
     with pytest.raises(NonFiniteLossError, match=rf"^mse_loss is nan at step 19{REMEDY}") as caught:
@@ -127,14 +127,14 @@ def test_losses_are_checked_when_they_are_read():
 
 
 @pytest.mark.parametrize("batch_size", [4, 11, 64])
-def test_an_evaluation_is_the_mean_over_all(batch_size):
+def test_an_evaluation_is_the_mean_over_all_samples(batch_size):
     state = new_state()
     logits = state.apply_fn(state.params, INPUTS)
     mean = evaluate(state, INPUTS, LABELS, loss=PAIR, batch_size=batch_size)
     np.testing.assert_allclose(mean, cross_entropy(logits, LABELS), rtol=1e-6)
 
 
-def test_any_measure_is_evaluated():
+def test_any_sum_and_weight_function_can_be_evaluated():
     def accuracy(logits, labels):
         return reduce(logits.argmax(axis=-1) == labels, where=labels >= 0, reduction="sum_and_weight")
 
@@ -145,7 +145,7 @@ def test_any_measure_is_evaluated():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11])
-def test_a_count_is_divided_by_weights_that_are_not_whole(batch_size):
+def test_an_integer_count_can_be_divided_by_fractional_weights(batch_size):
     def weighted(logits, labels):
         weight = jnp.where(labels == 0, 0.5, 1.0)
         return (logits.argmax(axis=-1) == labels).sum(), weight.sum()
@@ -167,13 +167,13 @@ class Noisy(nnx.Module):
         return self.dropout(self.linear(self.norm(inputs)))
 
 
-def test_a_module_is_evaluated_without_dropout_and_with_its_statistics():
+def test_a_module_is_evaluated_without_dropout_and_with_running_statistics():
     model = Noisy(rngs=nnx.Rngs(0))
     state, _ = epoch(create_train_state(model, ADAM))
     before = jax.tree.map(jnp.copy, state)
     mean = evaluate(state, INPUTS, LABELS, loss=PAIR, batch_size=4)
     jax.tree.map(lambda a, e: np.testing.assert_array_equal(*map(bits, (a, e))), state, before)
-    assert not model.dropout.deterministic  # the caller's module is as it was
+    assert not model.dropout.deterministic  # the caller's module is unchanged
     nnx.update(model, state.params, state.model_state)
     model.eval()
     np.testing.assert_allclose(mean, cross_entropy(model(jnp.asarray(INPUTS)), LABELS), rtol=1e-5)
@@ -183,7 +183,7 @@ def bits(array):
     return jax.random.key_data(array) if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array
 
 
-def test_how_a_function_with_state_is_evaluated_must_be_said():
+def test_evaluating_a_function_with_state_requires_eval_fn():
     def apply(weight, count, inputs):
         return weight * inputs, count + 1
 
@@ -198,7 +198,7 @@ def test_how_a_function_with_state_is_evaluated_must_be_said():
     assert evaluate(state, ones, ones, loss=pair, batch_size=2) == 36
 
 
-# What does not fit
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_how_a_function_with_state_is_evaluated_must_be_said():
         ({"loss": "mse"}, "loss must be a callable .* got 'mse'"),
     ],
 )
-def test_an_epoch_that_does_not_fit_is_refused(options, message):
+def test_invalid_epoch_arguments_raise(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         epoch(new_state(), **options)
 
@@ -238,7 +238,7 @@ def test_an_epoch_that_does_not_fit_is_refused(options, message):
         ({"loss": None}, "loss must be a callable .* got None"),
     ],
 )
-def test_an_evaluation_that_does_not_fit_is_refused(options, message):
+def test_invalid_evaluation_arguments_raise(options, message):
     arguments = {"inputs": INPUTS, "targets": LABELS, "loss": PAIR, "batch_size": 4, **options}
     with pytest.raises((TypeError, ValueError), match=message):
         evaluate(new_state(), **arguments)

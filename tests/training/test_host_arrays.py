@@ -1,4 +1,4 @@
-"""NumPy arrays reach every way into training without a change of their numbers."""
+"""NumPy arrays of 64 bits or another byte order keep their values through every training function."""
 
 import functools
 
@@ -16,7 +16,7 @@ from jaxloss.training import create_train_state, evaluate, shard_batch, train_ep
 SGD = optax.sgd(0.1)
 MESH = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
 LOGITS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
-# The class of NaN cast to int64, and that of 2**32 + 1, would be 0 and 1 in 32 bits.
+# NaN cast to int64, and 2**32 + 1: truncated to 32 bits, they would be the classes 0 and 1.
 BAD_LABELS = [-(2**63), 2**32 + 1]
 
 
@@ -63,13 +63,13 @@ def sharded_by_processes(inputs, targets, loss):
 
 
 def sharded_in_processes(batch, mesh, axis):
-    """`shard_batch` as in a program of several processes, which hold a part of the devices each."""
+    """Calls `shard_batch` as in a multi-process program, where each process holds a part of the devices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NamedSharding, "is_fully_addressable", False)
         return shard_batch(batch, mesh, axis)
 
 
-every_way = pytest.mark.parametrize(
+every_entry_point = pytest.mark.parametrize(
     "run",
     [
         step,
@@ -92,7 +92,7 @@ def in_dict(outputs, targets, **options):
     return cross_entropy(outputs, targets["labels"], **options)
 
 
-@every_way
+@every_entry_point
 @pytest.mark.parametrize("label", BAD_LABELS)
 @pytest.mark.parametrize(
     ("wrap", "loss"),
@@ -108,13 +108,13 @@ def test_a_64_bit_label_out_of_range_is_nan(run, label, wrap, loss):
     assert np.isfinite(run(LOGITS, wrap(np.array([0, 1, 2, 1])), loss))
 
 
-@every_way
+@every_entry_point
 def test_a_64_bit_target_keeps_its_value(run):
     targets = np.full(4, 2**32 + 5)
     np.testing.assert_allclose(run(np.zeros(4, np.float32), targets, mse_loss), float(2**32 + 5) ** 2)
 
 
-@every_way
+@every_entry_point
 def test_big_endian_arrays_give_the_result_of_native_ones(run):
     labels = np.array([0, 1, 2, 1], np.int32)
     big_endian = LOGITS.astype(">f4"), labels.astype(">i4")
@@ -123,16 +123,16 @@ def test_big_endian_arrays_give_the_result_of_native_ones(run):
     assert first == native == run(*big_endian, cross_entropy)
 
 
-@every_way
+@every_entry_point
 @pytest.mark.parametrize("masked", ["inputs", "targets"])
-def test_a_numpy_masked_array_is_refused(run, masked):
+def test_a_numpy_masked_array_raises(run, masked):
     arguments = {"inputs": LOGITS, "targets": LOGITS}
     arguments[masked] = {"a": np.ma.array(LOGITS, mask=LOGITS > 0)}
     with pytest.raises(TypeError, match=r"\['a'\] must be an array, .* pass its mask as where="):
         run(**arguments, loss=mse_loss)
 
 
-def test_host_arrays_bound_to_a_loss_are_read_alike():
+def test_host_arrays_bound_to_a_loss_are_converted_like_inputs():
     def weighted(outputs, targets, weight):
         return (outputs * weight.astype(jnp.float32)).sum()
 
@@ -143,7 +143,7 @@ def test_host_arrays_bound_to_a_loss_are_read_alike():
         step(ones, ones, Partial(weighted, weight=np.ma.ones(4)))
 
 
-def test_a_batch_on_devices_does_not_follow_the_buffer_that_it_came_from():
+def test_a_device_batch_does_not_alias_its_host_buffer():
     memory = np.zeros(2**12 + 16, np.float32)
     buffer = memory[-(memory.ctypes.data // 4) % 16 :][: 2**12]  # aligned, so that a CPU may share it
     for shard in (shard_batch, sharded_in_processes):

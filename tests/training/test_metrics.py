@@ -1,4 +1,4 @@
-"""What is measured beside the loss: in a step, over an epoch, over a data set."""
+"""Metrics in addition to the loss: of a step, over an epoch, over a data set."""
 
 import functools
 
@@ -16,7 +16,7 @@ from jaxloss.training import create_train_state, evaluate, gradient_norm, train_
 
 SGD = optax.sgd(0.1)
 INPUTS = np.random.RandomState(0).normal(size=(12, 6)).astype(np.float32)
-# The parts of the batch have unequal numbers of labels.
+# The micro-batches have different numbers of labels.
 LABELS = np.where(np.isin(np.arange(12), [0, 1, 2, 4, 7, 10]), np.arange(12) % 3, -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
 
@@ -37,7 +37,7 @@ def new_state():
 
 
 def expected(rows=slice(None)):
-    """The measures of the initial state over some samples."""
+    """Returns the metrics of the initial state over some samples."""
     state = new_state()
 
     def loss(params):
@@ -81,7 +81,7 @@ def test_metrics_do_not_change_the_step():
     assert_close({"rms": measured["rms"]}, ["rms"])
 
 
-def test_the_model_runs_once():
+def test_metrics_do_not_run_the_model_again():
     calls = []
 
     def apply(params, inputs):
@@ -99,7 +99,7 @@ def test_no_metrics_is_an_empty_dict():
     assert measured == {}
 
 
-def test_a_metric_without_a_derivative_is_measured():
+def test_a_metric_need_not_be_differentiable():
     def rank(logits, labels):
         shape = jax.ShapeDtypeStruct((), jnp.float32)
         return jax.pure_callback(lambda x: np.float32(np.linalg.matrix_rank(x)), shape, logits)
@@ -108,7 +108,7 @@ def test_a_metric_without_a_derivative_is_measured():
     assert measured["rank"] == 3
 
 
-def test_an_epoch_has_the_metrics_of_each_step():
+def test_an_epoch_returns_the_metrics_of_each_step():
     options = {"loss": PAIR, "batch_size": 4, "key": jax.random.key(0), "micro_batches": 2}
     state, losses, measured = train_epoch(new_state(), INPUTS, LABELS, metrics=METRICS, **options)
     plain, same = train_epoch(new_state(), INPUTS, LABELS, **options)
@@ -121,7 +121,7 @@ def test_an_epoch_has_the_metrics_of_each_step():
 
 
 @pytest.mark.parametrize("batch_size", [5, 64])
-def test_an_evaluation_has_exact_metrics(batch_size):
+def test_an_evaluation_returns_exact_metrics(batch_size):
     metrics = {"accuracy": accuracy}
     value, measured = evaluate(new_state(), INPUTS, LABELS, loss=PAIR, batch_size=batch_size, metrics=metrics)
     assert_close(measured, metrics)
@@ -147,12 +147,12 @@ def test_an_evaluation_has_exact_metrics(batch_size):
         ),
     ],
 )
-def test_what_is_no_metric_is_named(metrics, options, error, message):
+def test_invalid_metrics_raise(metrics, options, error, message):
     with pytest.raises(error, match=message):
         train_step(new_state(), INPUTS, LABELS, loss=PAIR, metrics=metrics, **options)
 
 
-def test_an_evaluation_refuses_what_it_cannot_measure():
+def test_metrics_that_cannot_be_evaluated_raise():
     for metric, message in (
         (gradient_norm, "gradient_norm is only a metric of train_step and train_epoch"),
         (rms, r"metrics\['a'\] must return the pair .* for evaluate"),
@@ -161,10 +161,10 @@ def test_an_evaluation_refuses_what_it_cannot_measure():
             evaluate(new_state(), INPUTS, LABELS, loss=PAIR, batch_size=4, metrics={"a": metric})
 
 
-# Functions made anew
+# New functions at each call
 
 
-def test_a_loss_made_anew_in_a_loop_is_warned_of_once_at_the_third_compilation():
+def test_a_new_loss_function_per_step_warns_once_at_the_third_compilation():
     state = new_state()
     for turn in range(5):
         call = functools.partial(
@@ -178,7 +178,7 @@ def test_a_loss_made_anew_in_a_loop_is_warned_of_once_at_the_third_compilation()
 
 
 @pytest.mark.parametrize("use", ["metrics", "evaluate", "train_epoch"])
-def test_every_function_made_anew_is_warned_of(use):
+def test_a_new_function_per_call_warns_everywhere(use):
     state = new_state()
 
     def call():
@@ -197,6 +197,6 @@ def test_every_function_made_anew_is_warned_of(use):
         call()
 
 
-def test_functions_for_other_shapes_are_not_warned_of():
+def test_new_functions_for_new_shapes_do_not_warn():
     for size in (3, 4, 6, 12):
         train_step(new_state(), INPUTS[:size], LABELS[:size], loss=lambda o, t: cross_entropy(o, t))

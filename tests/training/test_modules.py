@@ -1,4 +1,4 @@
-"""Modules with several arguments, variables of their own making, parts that are trained, and FP8 layers."""
+"""Modules with several arguments, sown variables, partial training, and FP8 layers."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def train(state, inputs=X, targets=LABELS, loss=cross_entropy, steps=3, **option
 # Several arguments
 
 
-class Two(nnx.Module):
+class TwoArguments(nnx.Module):
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
 
@@ -40,14 +40,14 @@ class Two(nnx.Module):
         return self.linear(x) * scale
 
 
-class TwoOfLinen(linen.Module):
+class LinenTwoArguments(linen.Module):
     @linen.compact
     def __call__(self, x, scale=None):
         return linen.Dense(3)(x) * scale
 
 
-class One(nnx.Module):
-    """One argument that is itself a tuple or a dict."""
+class OneArgument(nnx.Module):
+    """A module whose only argument is a tuple or a dict."""
 
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
@@ -57,8 +57,8 @@ class One(nnx.Module):
         return self.linear(x) * scale
 
 
-def linen_two():
-    module = TwoOfLinen()
+def linen_two_arguments():
+    module = LinenTwoArguments()
     return module.apply, module.init(jax.random.key(0), X, X[:, :3])
 
 
@@ -66,8 +66,8 @@ SCALE = np.full((8, 3), 2.0, np.float32)
 
 
 @pytest.mark.parametrize("inputs", [(X, SCALE), {"x": X, "scale": SCALE}, {"scale": SCALE, "x": X}])
-@pytest.mark.parametrize("model", [lambda: Two(rngs=nnx.Rngs(0)), linen_two])
-def test_inputs_are_the_arguments_of_a_module_that_takes_several(model, inputs):
+@pytest.mark.parametrize("model", [lambda: TwoArguments(rngs=nnx.Rngs(0)), linen_two_arguments])
+def test_inputs_are_spread_over_the_arguments_of_a_module(model, inputs):
     state = create_train_state(model(), SGD)
     kernel = np.asarray(jax.tree.leaves(state.params)[-1])
     targets = np.zeros((8, 3), np.float32)
@@ -79,17 +79,19 @@ def test_inputs_are_the_arguments_of_a_module_that_takes_several(model, inputs):
 
 
 @pytest.mark.parametrize("inputs", [(X, SCALE), {"a": X, "b": SCALE}])
-def test_a_module_of_one_argument_gets_the_pytree(inputs):
-    _, value = train(create_train_state(One(rngs=nnx.Rngs(0)), SGD), inputs)
+def test_a_module_of_one_argument_receives_the_pytree(inputs):
+    _, value = train(create_train_state(OneArgument(rngs=nnx.Rngs(0)), SGD), inputs)
     assert np.isfinite(value)
-    _, value = train(create_train_state(nnx.Sequential(One(rngs=nnx.Rngs(0))), SGD), {"a": X, "b": SCALE})
+    _, value = train(
+        create_train_state(nnx.Sequential(OneArgument(rngs=nnx.Rngs(0))), SGD), {"a": X, "b": SCALE}
+    )
     assert np.isfinite(value)
 
 
-# Variables that are made while the model runs
+# Variables that are created while the model runs
 
 
-class Sows(nnx.Module):
+class WithSownVariables(nnx.Module):
     def __init__(self, *, rngs):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
         self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -103,8 +105,8 @@ class Sows(nnx.Module):
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
 @pytest.mark.parametrize("has_run", [False, True])
-def test_what_a_module_sows_does_not_stop_it(has_run):
-    model = Sows(rngs=nnx.Rngs(0))
+def test_sown_variables_do_not_break_training(has_run):
+    model = WithSownVariables(rngs=nnx.Rngs(0))
     if has_run:
         model(jnp.asarray(X))
     state = create_train_state(model, SGD)
@@ -113,13 +115,13 @@ def test_what_a_module_sows_does_not_stop_it(has_run):
     assert set(state.model_state) == names == {"norm"}
     assert np.all(state.model_state["norm"]["mean"] != 0)
     state, _ = train_epoch(state, X, LABELS, loss=cross_entropy, batch_size=4, key=jax.random.key(0))
-    assert hasattr(model, "perturbed") is has_run  # the caller's module is as it was
+    assert hasattr(model, "perturbed") is has_run  # the caller's module is unchanged
 
 
-# A part of a model
+# Training a part of a model
 
 
-class Adapted(nnx.Module):
+class WithLoRA(nnx.Module):
     def __init__(self, *, rngs):
         self.linear = nnx.LoRALinear(6, 3, lora_rank=2, rngs=rngs)
         self.norm = nnx.BatchNorm(3, rngs=rngs)
@@ -128,8 +130,8 @@ class Adapted(nnx.Module):
         return self.norm(self.linear(x))
 
 
-def test_only_what_wrt_selects_is_trained(tmp_path):
-    model = Adapted(rngs=nnx.Rngs(0))
+def test_only_variables_selected_by_wrt_are_trained(tmp_path):
+    model = WithLoRA(rngs=nnx.Rngs(0))
     before = jax.device_get(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.LoRAParam))))
     state = create_train_state(model, ADAM, wrt=nnx.LoRAParam)
     assert {array.shape for array in jax.tree.leaves(state.params)} == {(6, 2), (2, 3)}
@@ -148,8 +150,8 @@ def test_only_what_wrt_selects_is_trained(tmp_path):
     np.testing.assert_array_equal(model.linear.kernel[...], before["linear"]["kernel"])
 
 
-def test_a_part_of_the_parameters_is_trained_as_in_nnx():
-    model, again = Adapted(rngs=nnx.Rngs(0)), Adapted(rngs=nnx.Rngs(0))
+def test_training_a_part_of_the_parameters_equals_nnx():
+    model, again = WithLoRA(rngs=nnx.Rngs(0)), WithLoRA(rngs=nnx.Rngs(0))
     filters = nnx.All(nnx.Param, nnx.PathContains("norm"))
     state, _ = train(create_train_state(model, SGD, wrt=filters))
     optimizer = nnx.Optimizer(again, SGD, wrt=filters)
@@ -162,15 +164,15 @@ def test_a_part_of_the_parameters_is_trained_as_in_nnx():
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5), state.params, expected)
 
 
-def test_a_filter_that_selects_nothing_or_no_module_is_refused():
-    model = Two(rngs=nnx.Rngs(0))
+def test_a_wrt_filter_without_variables_or_module_raises():
+    model = TwoArguments(rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"wrt must select variables of the model, .*, which selects none"):
         create_train_state(model, SGD, wrt=nnx.LoRAParam)
     with pytest.raises(ValueError, match=r"wrt selects variables of an NNX module; .* optax.partition"):
         create_train_state((jnp.multiply, jnp.ones(3)), SGD, wrt=nnx.LoRAParam)
 
 
-# FP8 layers, whose scales are replaced and not optimized
+# FP8 layers, whose scales are overwritten instead of optimized
 
 
 def fp8():
@@ -192,7 +194,7 @@ def test_fp8_scales_follow_flax():
     assert np.count_nonzero(scales["input_amax_history"]) == 4
 
 
-def test_fp8_scales_are_not_divided_and_pass_from_part_to_part():
+def test_fp8_scales_are_not_averaged_and_carry_over_between_micro_batches():
     module, variables = fp8()
 
     def sums(outputs, targets):
@@ -215,31 +217,33 @@ def test_fp8_scales_are_not_divided_and_pass_from_part_to_part():
     assert found == sorted(float(np.abs(X[part::2]).max()) for part in (0, 1))
 
 
-def test_other_variables_beside_fp8_scales_are_refused():
+def test_variables_other_than_fp8_scales_raise():
     module, variables = fp8()
     with pytest.raises(TypeError, match="Linen variables that include batch_stats"):
         create_train_state((module.apply, {**variables, "batch_stats": {}}), SGD)
 
 
-# Arguments that were mixed up
+# Errors
 
 
-@pytest.mark.parametrize("model", [Two(rngs=nnx.Rngs(0)), linen_two()[0].__self__, linen_two()])
-def test_arguments_that_are_swapped_are_named(model):
+@pytest.mark.parametrize(
+    "model", [TwoArguments(rngs=nnx.Rngs(0)), linen_two_arguments()[0].__self__, linen_two_arguments()]
+)
+def test_swapped_arguments_raise(model):
     with pytest.raises(TypeError, match=r"(?s)must be an Optax optimizer, .*takes the model first"):
         create_train_state(ADAM, model)
 
 
-def test_an_optimizer_that_evaluates_the_model_is_refused():
+def test_an_optimizer_that_evaluates_the_model_raises():
     for optimizer in (optax.lbfgs(), optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(9))):
         with pytest.raises(ValueError, match=r"must not evaluate the model, .*; pass linesearch=None, or"):
-            create_train_state(Two(rngs=nnx.Rngs(0)), optimizer)
-    state = create_train_state(Two(rngs=nnx.Rngs(0)), optax.lbfgs(1e-2, linesearch=None))
+            create_train_state(TwoArguments(rngs=nnx.Rngs(0)), optimizer)
+    state = create_train_state(TwoArguments(rngs=nnx.Rngs(0)), optax.lbfgs(1e-2, linesearch=None))
     assert np.isfinite(train(state, (X, SCALE))[1])
 
 
 @pytest.mark.parametrize("bound", [jnp.ones(3), np.ones(3)])
-def test_a_loss_that_holds_arrays_is_named(bound):
+def test_an_unhashable_loss_that_holds_arrays_raises(bound):
     for decorate in (struct.dataclass, dataclasses.dataclass(frozen=True), dataclasses.dataclass):
 
         class Weighted:
@@ -250,4 +254,4 @@ def test_a_loss_that_holds_arrays_is_named(bound):
 
         loss = decorate(Weighted)(bound)
         with pytest.raises(TypeError, match=r"loss must be hashable, got a Weighted, .*Partial"):
-            train_step(create_train_state(Two(rngs=nnx.Rngs(0)), SGD), (X, SCALE), LABELS, loss=loss)
+            train_step(create_train_state(TwoArguments(rngs=nnx.Rngs(0)), SGD), (X, SCALE), LABELS, loss=loss)

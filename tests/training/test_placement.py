@@ -1,4 +1,4 @@
-"""Training on eight devices, in one process and in two: the same losses as on one device."""
+"""Training on eight devices, in one process and in two, equals training on one device."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ def start(*arguments, devices=8):
 
 
 def finish(*processes):
-    """Waits for all; none outlives this, for one that waits for another would wait for ever."""
+    """Waits for all processes and kills those that are left, which could otherwise deadlock."""
     try:
         answers = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -33,12 +33,12 @@ def finish(*processes):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one():
+def test_eight_devices_train_like_one():
     finish(start())
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

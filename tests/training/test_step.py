@@ -25,11 +25,11 @@ from jaxloss.training import (
     train_epoch,
     train_step,
 )
-from tests.torch_trajectories import DTYPES, RUNS, ask_torch, batches, initial_parameters, recorded
+from tests.torch_trajectories import DTYPES, RUNS, batches, initial_parameters, recorded, train_in_torch
 
 SIZES = (6, 5, 3)
 SGD = optax.sgd(0.1)
-STANDSTILL = optax.sgd(0.0)
+ZERO_RATE = optax.sgd(0.0)
 INPUTS = np.random.RandomState(0).normal(size=(8, 6)).astype(np.float32)
 TARGETS = np.random.RandomState(1).randint(3, size=8)
 
@@ -55,11 +55,11 @@ MODELS = {
 }
 SOURCES = {"recorded": recorded}
 if importlib.util.find_spec("torch"):
-    SOURCES["live"] = lambda name, dtype: ask_torch(RUNS[name], dtype)
+    SOURCES["live"] = lambda name, dtype: train_in_torch(RUNS[name], dtype)
 
 
 def from_torch(model, arrays):
-    """PyTorch's weight and bias of each layer in turn, as the parameters of a model."""
+    """Returns PyTorch's weights and biases, given layer by layer, as the parameters of a model."""
     layers = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return {
         name: {"kernel": weight.T, "bias": bias}
@@ -86,8 +86,8 @@ def test_twenty_steps_follow_pytorch(name, dtype, source):
     rtol = {"float32": 1e-5, "float64": 1e-9}[dtype]
     assert {array.dtype for array in (*losses, *jax.tree.leaves(params))} == {np.dtype(dtype)}
     np.testing.assert_allclose(losses, expected.losses, rtol)
-    # Weights are compared layer by layer, not one by one: Adam divides each gradient by its size, so where a
-    # gradient nearly vanishes, its rounding error becomes a step.
+    # Weights are compared by layer, not elementwise: Adam normalizes each gradient, so the rounding error of
+    # a nearly vanishing gradient becomes a full step.
     for actual, torchs in zip(
         jax.tree.leaves(params), jax.tree.leaves(from_torch(model, expected.parameters)), strict=True
     ):
@@ -141,11 +141,11 @@ if importlib.util.find_spec("equinox"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_trains_alike(kind):
+def test_every_kind_of_model_trains_identically(kind):
     expected_state, expected = train(create_train_state(nnx_model(), SGD), steps=10)
     state, losses = train(create_train_state(kind(), SGD), steps=10)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    # The same numbers, differently named and arranged.
+    # The same numbers under other names and in another order.
     actual, expected = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
         for params in (state.params, expected_state.params)
@@ -153,7 +153,7 @@ def test_every_kind_of_model_trains_alike(kind):
     np.testing.assert_allclose(np.sort(actual), np.sort(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_is_value_and_grad_and_optax():
+def test_a_step_equals_value_and_grad_with_an_optax_update():
     apply_fn, params = dict_model()
     expected, gradients = jax.value_and_grad(lambda p: cross_entropy(apply_fn(p, INPUTS), TARGETS))(params)
     state, value = train_step(
@@ -165,7 +165,7 @@ def test_a_step_is_value_and_grad_and_optax():
     assert state.model_state is None
 
 
-def test_inputs_and_targets_are_any_pytrees():
+def test_inputs_and_targets_may_be_any_pytrees():
     def apply(params, inputs):
         return {"sum": params * (inputs["left"] + inputs["right"])}
 
@@ -178,7 +178,7 @@ def test_inputs_and_targets_are_any_pytrees():
     assert value == 1
 
 
-def test_the_step_nests_in_scan():
+def test_the_step_runs_inside_scan():
     state = create_train_state(nnx_model(), SGD)
     _, expected = train(state, steps=5)
 
@@ -192,7 +192,7 @@ def test_the_step_nests_in_scan():
 # Donation
 
 
-def test_the_old_state_is_donated_and_the_model_is_not():
+def test_the_state_is_donated_and_the_model_is_not():
     model = nnx_model()
     old = create_train_state(model, optax.adam(0.1))
     train_step(old, INPUTS, TARGETS, loss=cross_entropy)
@@ -201,7 +201,7 @@ def test_the_old_state_is_donated_and_the_model_is_not():
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_arrays_of_the_caller_survive(kind):
+def test_parameters_of_the_caller_are_not_donated(kind):
     apply_fn, params = kind()
     params = jax.tree.map(jnp.asarray, params)
     before = jax.device_get(params)
@@ -209,15 +209,15 @@ def test_arrays_of_the_caller_survive(kind):
     assert_trees_close(params, before, rtol=0)
 
 
-def test_model_state_of_the_caller_survives():
+def test_model_state_of_the_caller_is_not_donated():
     count = jnp.zeros(())
     state = create_train_state((lambda p, n, x: (p * x, n + 1), jnp.ones(()), count), SGD)
     state, _ = train(state, loss=lambda outputs, _: outputs.mean())
     assert (count, state.model_state) == (0, 3)
 
 
-def test_an_optimizer_may_start_from_the_parameters_themselves():
-    """One buffer twice in the state could not be donated."""
+def test_the_optimizer_state_may_alias_the_parameters():
+    """The same buffer twice in a state could not be donated."""
 
     def update(gradients, start, params):
         return jax.tree.map(lambda g, s, p: -0.1 * g + 0.01 * (s - p), gradients, start, params), start
@@ -227,7 +227,7 @@ def test_an_optimizer_may_start_from_the_parameters_themselves():
     assert losses[-1] < losses[0]
 
 
-def test_trained_parameters_go_back_into_the_module():
+def test_trained_parameters_update_the_module():
     model = nnx_model()
     state, _ = train(create_train_state(model, SGD))
     nnx.update(model, state.params)
@@ -239,7 +239,7 @@ def test_trained_parameters_go_back_into_the_module():
 
 @pytest.fixture
 def traced_loss():
-    """A loss that counts in `loss.traces` how often it is traced, which is how often a step compiles."""
+    """A loss that counts its traces, and so the compilations of a step, in `loss.traces`."""
 
     def loss(outputs, targets, weight=None, scale=1.0):
         loss.traces += 1
@@ -255,23 +255,23 @@ def test_steps_share_one_compilation(traced_loss):
     assert traced_loss.traces == 1
 
 
-def test_a_parameter_of_a_weak_type_compiles_once(traced_loss):
+def test_a_weakly_typed_parameter_compiles_once(traced_loss):
     def apply(params, inputs):
         return params["temperature"] * inputs[:, :3]
 
-    # A learned temperature, as a Python number and as JAX makes one of it.
+    # A learned temperature, as a Python number and as a weakly typed array.
     for number in (10.0, jnp.log(10.0)):
         train(create_train_state((apply, {"temperature": number}), optax.adam(0.1)), traced_loss)
     assert traced_loss.traces == 2
 
 
-def test_another_architecture_compiles_anew(traced_loss):
+def test_another_architecture_recompiles(traced_loss):
     train(create_train_state(nnx_model(), SGD), traced_loss)
     train(create_train_state(Classifier(6, 4, 3, rngs=nnx.Rngs(0)), SGD), traced_loss)
     assert traced_loss.traces == 2
 
 
-def test_arrays_bound_to_a_loss_change_without_compiling(traced_loss):
+def test_arrays_bound_to_a_loss_can_change_without_recompiling(traced_loss):
     values = []
     for weight in np.eye(3, dtype=np.float32):
         state = create_train_state(nnx_model(), SGD)
@@ -283,7 +283,7 @@ def test_arrays_bound_to_a_loss_change_without_compiling(traced_loss):
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
-def test_a_functools_partial_is_a_loss(traced_loss):
+def test_a_functools_partial_may_be_a_loss(traced_loss):
     loss = functools.partial(traced_loss, scale=2.0)
     _, doubled = train(create_train_state(nnx_model(), SGD), loss)
     assert traced_loss.traces == 1
@@ -300,7 +300,7 @@ def test_equal_partials_compile_once(traced_loss, bind):
         assert traced_loss.traces == traces
 
 
-def test_options_and_arrays_are_bound_together():
+def test_options_and_arrays_can_be_bound_together():
     weight = np.array([1, 2, 3], np.float32)
     loss = Partial(functools.partial(cross_entropy, reduction="sum", label_smoothing=0.1), weight=weight)
     _, value = train_step(create_train_state(nnx_model(), SGD), INPUTS, TARGETS, loss=loss)
@@ -321,7 +321,7 @@ def test_the_step_is_a_plain_function():
     ]
 
 
-# What a model changes itself
+# Model state
 
 
 class Noisy(nnx.Module):
@@ -336,9 +336,9 @@ class Noisy(nnx.Module):
         return self.dropout(self.norm(self.linear(inputs)))
 
 
-def test_batch_statistics_follow_the_module():
+def test_batch_statistics_equal_those_of_the_module():
     model, again = Noisy(rngs=nnx.Rngs(0)), Noisy(rngs=nnx.Rngs(0))
-    state, _ = train(create_train_state(model, STANDSTILL))
+    state, _ = train(create_train_state(model, ZERO_RATE))
     for _ in range(3):
         again(jnp.asarray(INPUTS))
     assert_trees_close(
@@ -347,16 +347,16 @@ def test_batch_statistics_follow_the_module():
     assert np.all(state.model_state["norm"]["mean"] != 0)
 
 
-def test_dropout_is_new_at_each_step_and_the_same_for_each_seed():
+def test_dropout_differs_per_step_and_is_reproducible_per_seed():
     def losses(seed):
-        return train(create_train_state(Noisy(rngs=nnx.Rngs(seed)), STANDSTILL), steps=5)[1]
+        return train(create_train_state(Noisy(rngs=nnx.Rngs(seed)), ZERO_RATE), steps=5)[1]
 
     assert len(set(losses(0).tolist())) == 5
     np.testing.assert_array_equal(losses(0), losses(0))
     assert not np.array_equal(losses(0), losses(1))
 
 
-def test_trained_parameters_and_state_go_back_into_the_module():
+def test_trained_parameters_and_model_state_update_the_module():
     model = Noisy(rngs=nnx.Rngs(0))
     state, _ = train(create_train_state(model, SGD))
     nnx.update(model, state.params, state.model_state)
@@ -370,7 +370,7 @@ def test_trained_parameters_and_state_go_back_into_the_module():
 
 
 class NoisyLinen(linen.Module):
-    """The same in Linen."""
+    """The same model in Linen."""
 
     @linen.compact
     def __call__(self, inputs):
@@ -389,7 +389,7 @@ def test_a_linen_model_keeps_its_statistics_and_dropout_key():
         return outputs, {"dropout": key, **updates}
 
     model_state = {"batch_stats": variables["batch_stats"], "dropout": jax.random.key(1)}
-    state = create_train_state((apply_fn, variables["params"], model_state), STANDSTILL)
+    state = create_train_state((apply_fn, variables["params"], model_state), ZERO_RATE)
     state, losses = train(state, steps=5)
     assert len(set(losses.tolist())) == 5
     assert np.all(state.model_state["batch_stats"]["BatchNorm_0"]["mean"] != 0)
@@ -409,20 +409,20 @@ def test_a_linen_model_keeps_its_statistics_and_dropout_key():
         (lambda params, inputs: inputs,),
     ],
 )
-def test_a_wrong_model_is_named(model):
+def test_an_invalid_model_raises(model):
     with pytest.raises(
         TypeError, match=r"model must be a Flax NNX module, a pair \(apply_fn, params\) or.*; got "
     ):
         create_train_state(model, SGD)
 
 
-def test_a_module_in_place_of_its_function_is_named():
+def test_a_linen_module_in_place_of_its_apply_function_raises():
     module = linen.Dense(3)
     with pytest.raises(TypeError, match=r"pass a Linen module as .*, got the module itself"):
         create_train_state((module, module.init(jax.random.key(0), INPUTS)), SGD)
 
 
-def test_a_module_beside_its_parameters_is_named():
+def test_an_nnx_module_paired_with_parameters_raises():
     with pytest.raises(TypeError, match=r"pass an NNX module alone, .*; got a tuple that contains it"):
         create_train_state((nnx_model(), {}), SGD)
 
@@ -436,12 +436,12 @@ def test_a_module_beside_its_parameters_is_named():
         ({"w": jnp.ones(2, complex)}, r"for params\['w'\]; store real and imaginary parts separately"),
     ],
 )
-def test_parameters_that_do_not_train_are_named(params, named):
+def test_parameters_that_cannot_be_trained_raise(params, named):
     with pytest.raises(TypeError, match=f"params must hold only floating-point arrays, got .*{named}"):
         create_train_state((lambda params, inputs: inputs, params), SGD)
 
 
-def test_linen_variables_that_are_no_parameters_are_not_trained():
+def test_linen_variables_with_other_collections_raise():
     module = linen.BatchNorm(use_running_average=True)
     variables = module.init(jax.random.key(0), INPUTS)
     with pytest.raises(
@@ -451,13 +451,13 @@ def test_linen_variables_that_are_no_parameters_are_not_trained():
     create_train_state((module.apply, {"params": variables["params"]}), SGD)
 
 
-def test_a_function_for_evaluation_that_is_none_is_named():
+def test_an_eval_fn_that_is_not_callable_raises():
     with pytest.raises(TypeError, match="eval_fn must be callable, got 3"):
         create_train_state(nnx_model(), SGD, eval_fn=3)
 
 
 @pytest.mark.parametrize("optimizer", [optax.sgd, None, nnx.Optimizer(nnx_model(), SGD, wrt=nnx.Param)])
-def test_a_wrong_optimizer_is_named(optimizer):
+def test_an_invalid_optimizer_raises(optimizer):
     with pytest.raises(TypeError, match=r"must be an Optax optimizer, such as optax.sgd\(0.01\); got "):
         create_train_state(nnx_model(), optimizer)
 
@@ -480,7 +480,7 @@ def test_a_wrong_optimizer_is_named(optimizer):
     ],
     ids=["train_step", "train_epoch", "evaluate", "shard_train_state", "read_losses"],
 )
-def test_what_is_no_state_is_named(use):
+def test_a_state_that_is_not_a_train_state_raises(use):
     for other in (nnx_model(), (create_train_state(nnx_model(), SGD), jnp.float32(1))):
         with pytest.raises(
             TypeError, match="state must be a TrainState, as returned by create_train_state; got"
@@ -489,13 +489,13 @@ def test_what_is_no_state_is_named(use):
 
 
 @pytest.mark.parametrize("mesh", ["data", None, jax.devices()])
-def test_what_is_no_mesh_is_named(mesh):
+def test_a_mesh_that_is_not_a_mesh_raises(mesh):
     for use in (shard_train_state, functools.partial(shard_batch, axis="data")):
         with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh, as returned by .*; got "):
             use(create_train_state(nnx_model(), SGD), mesh)
 
 
-def test_a_loss_that_is_no_scalar_is_named():
+def test_a_loss_that_is_not_a_scalar_raises():
     loss = functools.partial(cross_entropy, reduction="none")
     with pytest.raises(ValueError, match=r"loss must return a scalar.*; got shape \(8,\)"):
         train_step(create_train_state(nnx_model(), SGD), INPUTS, TARGETS, loss=loss)
@@ -512,12 +512,12 @@ def test_a_loss_that_is_no_scalar_is_named():
         ((), ValueError, r"loss must return a scalar.*; got shape \(\)"),
     ],
 )
-def test_a_loss_that_has_no_gradient_is_named(value, error, message):
+def test_a_loss_that_is_not_differentiable_raises(value, error, message):
     with pytest.raises(error, match=message):
         train_step(create_train_state(nnx_model(), SGD), INPUTS, TARGETS, loss=lambda *_: value)
 
 
-def test_a_state_that_a_step_has_taken_is_named(capfd):
+def test_a_donated_state_raises(capfd):
     state = create_train_state(nnx_model(), SGD)
     train_step(state, INPUTS, TARGETS, loss=cross_entropy)
     data = {"inputs": INPUTS, "targets": TARGETS, "loss": cross_entropy}
@@ -529,10 +529,10 @@ def test_a_state_that_a_step_has_taken_is_named(capfd):
     ):
         with pytest.raises(ValueError, match="state was donated to an earlier train_step, which deleted its"):
             use(state)
-    assert "donate" not in capfd.readouterr().err  # XLA would log an error of its own first
+    assert "donate" not in capfd.readouterr().err  # otherwise XLA would log its own error first
 
 
-def test_an_error_while_a_step_runs_is_not_hidden():
+def test_an_error_inside_a_running_step_propagates():
     def fail(value):
         raise RuntimeError("the sensor is broken")
 
@@ -547,12 +547,12 @@ def test_an_error_while_a_step_runs_is_not_hidden():
         jax.block_until_ready(train_step(state, INPUTS, TARGETS, loss=stopped))
 
 
-def test_a_loss_that_is_no_callable_is_named():
+def test_a_loss_that_is_not_callable_raises():
     with pytest.raises(TypeError, match=r"loss must be a callable.*; got 'cross_entropy'"):
         train_step(create_train_state(nnx_model(), SGD), INPUTS, TARGETS, loss="cross_entropy")
 
 
-def test_a_model_state_that_is_not_returned_is_named():
+def test_an_apply_fn_that_does_not_return_its_state_raises():
     state = create_train_state((lambda params, model_state, inputs: inputs, 1.0, jnp.zeros(())), SGD)
     with pytest.raises(TypeError, match=r"apply_fn must return a pair \(outputs, model_state\) .*; got a "):
         train_step(state, INPUTS[:2], TARGETS[:2], loss=cross_entropy)

@@ -1,4 +1,4 @@
-"""Micro-batches, low precision, clipping and schedules; and what a step refuses without losing a state."""
+"""Micro-batches, low precision, clipping and schedules; and errors that leave the state intact."""
 
 import functools
 
@@ -17,7 +17,7 @@ from jaxloss.training import create_train_state, train_step
 SIZES = (6, 5, 3)
 ADAM = optax.adam(0.1)
 INPUTS = np.random.RandomState(0).normal(size=(12, 6)).astype(np.float32)
-# The first and the third part of three hold one label each, the second holds four.
+# With three micro-batches, the first and third have one label each, the second has four.
 TARGETS = np.where(np.isin(np.arange(12), [0, 1, 2, 4, 7, 10]), np.arange(12) % 3, -100)
 PAIR = functools.partial(cross_entropy, reduction="sum_and_weight")
 
@@ -51,14 +51,14 @@ def test_micro_batches_of_unequal_weight_give_the_mean_of_the_batch(micro_batche
     state, losses = train(new_state(), PAIR, micro_batches=micro_batches)
     np.testing.assert_allclose(losses, whole[1], rtol=1e-6)
     assert_trees_close(state.params, whole[0].params)
-    # The mean of the means of the parts is another number.
+    # The mean of the micro-batch means differs.
     logits = new_state().apply_fn(new_state().params, INPUTS)
     means = [cross_entropy(logits[part::3], TARGETS[part::3]) for part in range(3)]
     assert abs(np.mean(means) - whole[1][0]) > 0.01
 
 
 def test_a_mask_reaches_the_loss_with_the_targets():
-    """Targets are any pytree, and the loss a function of it."""
+    """Targets may be any pytree that the loss accepts."""
 
     def masked(outputs, targets, reduction="mean"):
         return mse_loss(outputs, targets["values"], where=targets["where"], reduction=reduction)
@@ -72,7 +72,7 @@ def test_a_mask_reaches_the_loss_with_the_targets():
     assert_trees_close(state.params, expected.params)
 
 
-def test_a_batch_without_weight_moves_nothing():
+def test_a_batch_of_total_weight_zero_does_not_update_parameters():
     nothing = np.full_like(TARGETS, -100)
     state, losses = train(new_state(), PAIR, targets=nothing, steps=1, micro_batches=3)
     assert np.isnan(losses).all()
@@ -80,7 +80,7 @@ def test_a_batch_without_weight_moves_nothing():
 
 
 class Noisy(nnx.Module):
-    """Batch statistics and dropout."""
+    """A model with batch statistics and dropout."""
 
     def __init__(self, *, rngs, dtype=None):
         self.linear = nnx.Linear(6, 3, rngs=rngs)
@@ -91,11 +91,11 @@ class Noisy(nnx.Module):
         return self.dropout(self.norm(self.linear(inputs)))
 
 
-def test_what_a_model_changes_passes_through_the_micro_batches():
+def test_model_state_is_carried_through_the_micro_batches():
     model = Noisy(rngs=nnx.Rngs(0))
     state = create_train_state(model, optax.sgd(0.0))
     state, losses = train(state, PAIR, steps=2, micro_batches=3)
-    # The module itself, given the parts one after the other, twice.
+    # The module itself, called on the micro-batches in turn, twice.
     pairs = np.array([PAIR(model(jnp.asarray(INPUTS[part::3])), TARGETS[part::3]) for part in (0, 1, 2) * 2])
     assert_trees_close(state.model_state["norm"], nnx.to_pure_dict(nnx.state(model.norm, nnx.BatchStat)))
     assert state.model_state["dropout"]["rngs"]["count"] == model.dropout.rngs.count[...] == 6
@@ -106,7 +106,7 @@ def test_what_a_model_changes_passes_through_the_micro_batches():
 # Low precision
 
 
-def test_low_precision_is_for_the_model_alone():
+def test_only_the_model_runs_in_low_precision():
     seen = {}
 
     def loss(outputs, targets):
@@ -125,7 +125,7 @@ def test_low_precision_is_for_the_model_alone():
 
 
 def test_small_updates_are_not_lost_in_low_precision():
-    """In bfloat16 1 + 0.001 is 1."""
+    """In bfloat16, 1 + 0.001 is 1."""
     state = create_train_state(
         (lambda w, x: w * x, jnp.ones(3)), optax.sgd(0.001), compute_dtype=jnp.bfloat16
     )
@@ -135,7 +135,7 @@ def test_small_updates_are_not_lost_in_low_precision():
 
 def test_batch_statistics_stay_float32_in_low_precision():
     model = Noisy(rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    # Flax itself promotes here what strict promotion refuses.
+    # Flax itself relies on implicit dtype promotion here.
     with jax.numpy_dtype_promotion("standard"):
         state, _ = train(create_train_state(model, ADAM, compute_dtype=jnp.bfloat16), steps=1)
         outputs, _ = state.apply_fn(state.params, state.model_state, INPUTS)
@@ -144,13 +144,13 @@ def test_batch_statistics_stay_float32_in_low_precision():
 
 
 @pytest.mark.parametrize(("dtype", "named"), [(jnp.int8, "int8"), (bool, "bool"), ("nonsense", "nonsense")])
-def test_a_dtype_that_cannot_be_computed_in_is_named(dtype, named):
+def test_an_invalid_compute_dtype_raises(dtype, named):
     with pytest.raises(TypeError, match=rf"compute_dtype must be .* floating-point .*, got {named}"):
         new_state(compute_dtype=dtype)
 
 
-def test_low_precision_gradients_are_added_up_in_float32():
-    """In bfloat16 256 + 1 is 256."""
+def test_low_precision_gradients_are_accumulated_in_float32():
+    """In bfloat16, 256 + 1 is 256."""
 
     def pair(outputs, _):
         return outputs.astype(jnp.float32).sum(), jnp.float32(1 / 512)
@@ -162,16 +162,16 @@ def test_low_precision_gradients_are_added_up_in_float32():
     assert state.params == -512
 
 
-# Optax does the rest
+# Optimizers
 
 
-def test_an_optimizer_that_asks_for_the_loss_is_given_it():
+def test_an_optimizer_that_needs_the_loss_receives_it():
     optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1, factor=0.5))
     state, losses = train(new_state(optimizer), PAIR, steps=2)
     assert state.opt_state[1].best_value == losses.min()
 
 
-def test_clipping_and_schedules_come_from_optax():
+def test_optax_clipping_and_schedules_work():
     schedule = optax.linear_schedule(0.5, 0.1, transition_steps=2)
     state = new_state(optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(schedule)))
     for rate in (0.5, 0.3, 0.1):
@@ -181,7 +181,7 @@ def test_clipping_and_schedules_come_from_optax():
         np.testing.assert_allclose(optax.tree.norm(moved), 0.01 * rate, rtol=1e-3)
 
 
-# What a step refuses, and what it then leaves alone
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_clipping_and_schedules_come_from_optax():
         ({"micro_batches": 3, "loss": PAIR, "targets": 1.0}, r"got inputs 12, targets a scalar"),
     ],
 )
-def test_a_call_that_fails_takes_nothing(options, message):
+def test_a_failing_call_does_not_donate_the_state(options, message):
     state = new_state()
     arguments = {"loss": cross_entropy, "inputs": INPUTS, "targets": TARGETS, **options}
     with pytest.raises((TypeError, ValueError), match=message):
@@ -230,7 +230,7 @@ def test_a_call_that_fails_takes_nothing(options, message):
         lambda count: [count],
     ],
 )
-def test_a_model_state_that_changes_its_kind_is_named(change):
+def test_a_model_state_that_changes_structure_or_dtype_raises(change):
     def apply(params, model_state, inputs):
         return params * inputs, change(*model_state)
 
@@ -248,7 +248,7 @@ def test_a_model_state_that_changes_its_kind_is_named(change):
         (optax.sgd(0.1, momentum=0.9), 5, r"\['hidden'\]\['bias'\] is missing, expected float32\[5\]"),
     ],
 )
-def test_an_optimizer_state_of_something_else_is_named(optimizer, hidden, message):
+def test_an_optimizer_state_that_does_not_match_the_parameters_raises(optimizer, hidden, message):
     other = create_train_state(Classifier(6, hidden, 3, rngs=nnx.Rngs(0)), optimizer)
     state = new_state().replace(opt_state=other.opt_state)
     with pytest.raises(ValueError, match=rf"opt_state must match params; opt_state.*mu{message}"):
@@ -256,7 +256,7 @@ def test_an_optimizer_state_of_something_else_is_named(optimizer, hidden, messag
     assert not any(array.is_deleted() for array in jax.tree.leaves(state))
 
 
-def test_parameters_of_another_model_are_named():
+def test_parameters_of_another_model_raise():
     other = create_train_state(LinearRegression(6, 3, rngs=nnx.Rngs(0)), optax.sgd(0.1))
     state = new_state(optax.sgd(0.1)).replace(params=other.params)
     with pytest.raises(ValueError, match=r"must match the model; got .*'linear'.* 'float32\[6, 3\]'"):
