@@ -294,6 +294,17 @@ def _info_nce(x, y):
     return jnp.mean(jax.nn.logsumexp(z, 1) - jnp.diag(z))
 
 
+def _clip(x, y):
+    z = _unit(x) @ _unit(y).T / 0.1
+    return jnp.mean(jax.nn.logsumexp(z, 1) + jax.nn.logsumexp(z, 0) - 2 * jnp.diag(z)) / 2
+
+
+def _optax_clip(optax, x, y):
+    z, own = 10 * jnp.dot(_unit(x), _unit(y).T, preferred_element_type=jnp.float32), jnp.arange(len(x))
+    losses = [optax.softmax_cross_entropy_with_integer_labels(logits, own) for logits in (z, z.T)]
+    return (losses[0].mean() + losses[1].mean()) / 2
+
+
 def _supervised(x, labels, temperature=0.1):
     itself = jnp.eye(len(x), dtype=bool)
     z = jnp.where(itself, -jnp.inf, _unit(x) @ _unit(x).T / temperature)
@@ -312,7 +323,8 @@ add(
     _views,
     PAIRS,
     ours=functools.partial(jaxloss.clip_loss, logit_scale=10.0, normalize=True),
-    line=lambda x, y: (_info_nce(x, y) + _info_nce(y, x)) / 2,
+    line=_clip,
+    optax=_optax_clip,
     moved=(0, 1),
 )
 add("nt_xent_loss", _views, PAIRS, line=_nt_xent, moved=(0, 1))

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.benchmarks import compiling
 from tests.benchmarks.case import BOXES, ELEMENTS, Case, Loss
+from tests.benchmarks.cases_beyond import PAIRS
 from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import with_module
 
@@ -42,6 +43,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is n
     **dict.fromkeys(("coral_loss", "corn_loss"), ((2**21, 9),)),
     **dict.fromkeys(LISTS, ((64, 4096),)),
     "cox_loss": ((2**20,),),
+    **{case.loss: ((32_768, 768),) for case in CASES if case.sizes is PAIRS},
 }
 ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
     "dino_loss": ((10, 64, 65_536), (2, 64, 65_536)),
@@ -222,14 +224,19 @@ def smallest(case: Case) -> tuple[np.ndarray, ...]:
 
 
 def measure(target: str, loss: str, size: str, dtype: str, has_peers: bool = True) -> Record:
-    """Returns the figures of a loss and, if wanted, of its plain forms, compiled for a TPU or a GPU."""
+    """Returns the figures of a loss and, if wanted, of the plain forms that fit, compiled for a target."""
     program = next(program for program in programs([loss], target) if program.size == size)
-    found = {}
+    found, left_out = {}, {}
     for name, side in program.sides().items():
         if has_peers or name == "jaxloss":
             with program.placed(name, side, dtype, target) as (loss_there, arguments):
                 function = jax.value_and_grad(loss_there, program.case.moved)
-                found[name] = compiling.figures(target, function, arguments)
+                try:
+                    found[name] = compiling.figures(target, function, arguments)
+                except jax.errors.JaxRuntimeError as error:
+                    if name == "jaxloss" or "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    left_out[name] = str(error).splitlines()[0]
     return {
         "target": target,
         "loss": loss,
@@ -239,6 +246,7 @@ def measure(target: str, loss: str, size: str, dtype: str, has_peers: bool = Tru
         "fewest": program.fewest(dtype),
         "jaxloss": found.pop("jaxloss"),
         "peers": found,
+        **({"left_out": left_out} if left_out else {}),
     }
 
 
