@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.benchmarks import compiling, measuring, programs, report
+from tests.benchmarks import compiling, measuring, pictures, programs, records, report
 from tests.benchmarks.catalogue import CASES, publics
 
 ROOT = Path(__file__).parent.parent
@@ -26,15 +28,15 @@ def test_a_quick_run_appends_a_line_for_the_value_and_one_for_the_gradient(tmp_p
     command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--output", str(output)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(record["loss"], record["what"]) for record in records] == [
+    measured = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(record["loss"], record["what"]) for record in measured] == [
         (loss, what) for loss in ("mse_loss", "cross_entropy") for what in measuring.WHATS
     ]
-    for record in records:
+    for record in measured:
         assert record["seconds"].keys() == {"jaxloss", "jax", "optax", "floor"}
         assert record["versions"]["jax"]
         assert record["device"]
-        assert report.line(record) in done.stdout
+        assert records.line(record) in done.stdout
 
 
 def test_peers_that_are_not_installed_are_left_out_and_said_to_be(monkeypatch):
@@ -66,13 +68,6 @@ def test_a_peer_that_is_wrong_is_left_out_and_said_to_be():
     }
     calls, wrong = measuring._agreeing(sides, "forward", (np.float64(2), np.float32([3, 1])))
     assert [*calls] == ["jaxloss", "steep"]
-
-
-def test_readme_shows_what_was_measured():
-    readme = report.README.read_text(encoding="utf-8")
-    records = report.read()
-    assert report.written(readme, report.table(records)) == readme
-    assert readme.count("\n| `cross_entropy` | 4096, 1000 |") == len({*map(report.setting, records)})
 
 
 def test_every_public_loss_is_compiled():
@@ -198,22 +193,22 @@ def test_what_a_compiler_really_writes_is_read():
 
 
 def test_what_exceeds_a_limit_is_named():
-    ours = {"bytes": 8e8, "accessed": 8e8, "temporaries": 100 * 2**20, "cycles": 3e6, "seconds": 1}
+    ours = {"bytes": 8e8, "accessed": 8e8, "temporaries": 100e6, "cycles": 3e6, "seconds": 1}
     peer = {"bytes": 7e8, "accessed": 8e8, "cycles": 2e6, "seconds": 2}
     record = {"loss": "cross_entropy", "size": "8 x 9", "dtype": "bfloat16", "fewest": 4e8, "input": 2e8}
     record |= {"jaxloss": ours, "peers": {"optax": peer, "one-hot": peer}}
-    assert report.misses({**record, "target": "tpu"}) == [
+    assert records.misses({**record, "target": "tpu"}) == [
         "cross_entropy 8 x 9 bfloat16: MB of temporaries 100.00 (at most 64)",
         "cross_entropy 8 x 9 bfloat16: bytes / best plain 1.14 (at most 1.05)",
         "cross_entropy 8 x 9 bfloat16: cycles / best plain 1.50 (at most 1.1)",
     ]
-    assert [line.split(": ")[1] for line in report.misses({**record, "target": "gpu"})] == [
+    assert [line.split(": ")[1] for line in records.misses({**record, "target": "gpu"})] == [
         "MB of temporaries 100.00 (at most 64)"
     ]
     record |= {"loss": "mse_loss", "target": "gpu", "peers": {}}
-    assert [line.split(": ")[1] for line in report.misses(record)] == [
+    assert [line.split(": ")[1] for line in records.misses(record)] == [
         "bytes / fewest 2.00 (at most 1.1)",
-        "temporaries / input 0.52 (at most 0.02)",
+        "temporaries / input 0.50 (at most 0.02)",
     ]
 
 
@@ -230,14 +225,61 @@ def test_the_time_to_compile_is_appended_and_printed(tmp_path: Path):
     command = [sys.executable, "-m", "tests.benchmarks", "--compile", "cpu", "--losses", "mse_loss"]
     done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (record,) = report.read_compiled(output)
+    (record,) = records.read_compiled(output)
     assert record["seconds"].keys() == {"jaxloss", "plain"}
-    assert report.compiled_line(record) in done.stdout
-    assert f"geometric mean over 1 cases: {report.build_ratio(record):.2f} times" in done.stdout
+    assert records.compiled_line(record) in done.stdout
+    assert f"geometric mean over 1 cases: {records.build_ratio(record):.2f} times" in done.stdout
 
 
-def test_the_readme_of_the_benchmarks_shows_what_was_compiled():
-    readme = report.COMPILED_README.read_text(encoding="utf-8")
-    records = report.read_compiled()
-    assert report.written(readme, report.compiled_table(records)) == readme
-    assert {record["target"] for record in records} == {"tpu", "gpu", "cpu"}
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [(report.README, report.readme_blocks), (report.OWN_README, report.own_blocks)],
+    ids=["root", "benchmarks"],
+)
+def test_a_readme_shows_the_records(path: Path, made: Callable[..., dict[str, str]]):
+    readme = path.read_text(encoding="utf-8")
+    assert report.written(readme, made(records.read(), records.read_compiled())) == readme
+
+
+def test_the_tables_have_every_record():
+    results, compiled = records.read(), records.read_compiled()
+    blocks = report.own_blocks(results, compiled)
+    gradients = [record for record in results if record["what"] == "gradient"]
+    assert blocks["timed"].count("\n| `") == len(gradients)
+    for target in report.TARGETS:
+        here = [record for record in compiled if record["target"] == target]
+        assert blocks[target].count("\n| `") == len(here) > 0
+
+
+def test_the_picture_shows_the_records():
+    shown = []
+    for (loss, size), devices in pictures.bars(records.read_compiled()).items():
+        shown += [loss, size]
+        for device, sides in devices.items():
+            shown.append(device)
+            for title, figures in sides.items():
+                shown += [title, *(records.amount(figures[name]) for name in ("temporaries", "bytes"))]
+    # Matplotlib writes each text as a comment before its outline.
+    texts = re.findall("<!-- (.*) -->", pictures.MEMORY.read_text(encoding="utf-8"))
+    assert texts[-len(shown) - 1 : -1] == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.29, "3.4 times faster"),
+        (1.3, "1.3 times slower"),
+        (0.95, "1.05 times faster"),
+        (1.004, "same time"),
+    ],
+)
+def test_a_ratio_of_times_is_said_in_words(share: float, words: str):
+    assert records.speed(share) == words
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(3e5, "under 1 MB"), (8.27e6, "8.3 MB"), (139.7e6, "140 MB"), (999.7e6, "1.0 GB"), (10.51e9, "11 GB")],
+)
+def test_a_number_of_bytes_has_its_unit(size: float, words: str):
+    assert records.amount(size) == words

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from tests.benchmarks import compiling, programs, report
+from tests.benchmarks import compiling, programs, records, report
 from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import PEERS, measure
 
@@ -43,14 +43,14 @@ def _time(options: argparse.Namespace) -> None:
             if case.loss not in options.losses or (options.sizes and size not in options.sizes):
                 continue
             try:
-                records = _in_child(measure, case.loss, size, options.peers, threads, options.seconds)
+                measured = _in_child(measure, case.loss, size, options.peers, threads, options.seconds)
             except Exception as error:
                 failed.append(f"{case.loss} {size}: {type(error).__name__}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            _append(options.output or report.RESULTS, *({**record, **about} for record in records))
-            for record in records:
-                print(report.line(record), flush=True)
+            _append(options.output or records.RESULTS, *({**record, **about} for record in measured))
+            for record in measured:
+                print(records.line(record), flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} cases failed")
 
@@ -59,24 +59,24 @@ def _compile(options: argparse.Namespace) -> None:
     """Compiles the losses for a target; a check records only where --output says to."""
     os.environ.update(compiling.environment(options.compile))
     about = {"versions": _versions(COMPILERS), "commit": _commit()}
-    output = options.output or (None if options.check else report.COMPILED)
-    failed, records = [], []
+    output = options.output or (None if options.check else records.COMPILED)
+    failed, found = [], []
     for title, result in _built(options) if options.compile == "cpu" else _compiled(options):
         if isinstance(result, Exception):
             failed.append(f"{title}: {type(result).__name__}: {str(result).strip():.200}")
             print(failed[-1], flush=True)
             continue
-        records.append(result)
-        print(report.compiled_line(result), flush=True)
+        found.append(result)
+        print(records.compiled_line(result), flush=True)
         if output is not None:
             _append(output, {**result, **about})
-    if options.compile == "cpu" and records:
-        mean = statistics.geometric_mean(map(report.build_ratio, records))
-        print(f"geometric mean over {len(records)} cases: {mean:.2f} times the plain form")
+    if options.compile == "cpu" and found:
+        mean = statistics.geometric_mean(map(records.build_ratio, found))
+        print(f"geometric mean over {len(found)} cases: {mean:.2f} times the plain form")
         if options.check and mean > programs.BUILD_LIMIT:
             failed.append(f"compile time: {mean:.2f} times the plain form (at most {programs.BUILD_LIMIT})")
     elif options.check:
-        failed += [miss for record in records for miss in report.misses(record)]
+        failed += [miss for record in found for miss in records.misses(record)]
     if failed:
         raise SystemExit("\n".join(["missed or failed:", *failed]))
 
@@ -117,9 +117,9 @@ def _outcome(future: Future[Any]) -> Any:
         return error
 
 
-def _append(path: Path, *records: dict[str, Any]) -> None:
+def _append(path: Path, *lines: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def _options() -> argparse.Namespace:

@@ -32,6 +32,7 @@ class Case(NamedTuple):
 CASES: list[Case] = []
 ELEMENTS = {"small": (1_000,), "cached": (1_000_000,), "large": (16_000_000,)}
 BOXES = {"small": (1_000, 4), "cached": (100_000, 4), "large": (2_000_000, 4)}
+PAIRS = {"small": (64, 64), "cached": (1024, 128), "large": (8192, 128)}
 CLASSES = {"small": (64, 10), "cached": (4096, 1000), "large": (2048, 32_000)}
 
 

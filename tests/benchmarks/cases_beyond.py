@@ -12,6 +12,7 @@ import jaxloss
 from tests.benchmarks.case import (
     CLASSES,
     ELEMENTS,
+    PAIRS,
     add,
     apart,
     labelled,
@@ -273,8 +274,6 @@ add(
 
 
 # Pairs.
-
-PAIRS = {"small": (64, 64), "cached": (1024, 128), "large": (8192, 128)}
 
 
 def _unit(x):
