@@ -28,12 +28,12 @@ SHOWN = (  # loss, size and dtype of the README's picture, the size in words, an
 )
 MEASURES = {  # figure to the head of its column and the line below
     "temporaries": ("Extra memory", "beyond inputs and gradients"),
-    "bytes": ("Bytes moved", "to and from the device's memory"),
+    "bytes": ("Bytes moved", "to and from memory"),
 }
 
 
-WIDTH, ROW, BAR = 600, 19, 135  # points
-COLUMNS = {"temporaries": 165, "bytes": 388}  # where the bars begin
+WIDTH, ROW, BAR = 520, 17.5, 108  # points
+COLUMNS = {"temporaries": 158, "bytes": 346}  # where the bars begin
 INK, MUTED, OURS, OTHERS = "#1f2328", "#59636e", "#0969da", "#b1bac4"
 
 
@@ -64,18 +64,18 @@ def _draw_memory(compiled: list[Record]) -> Any:
     """Draws memory and bytes of three losses; the coordinates are points from the top left."""
     groups = bars(compiled)
     rows = sum(len(sides) for devices in groups.values() for sides in devices.values())
-    height = 132 + rows * ROW + 46 * len(groups)
+    height = 129 + rows * ROW + 41 * len(groups)
     figure, text, bar = _canvas(height)
-    text(14, 24, "Large logits are never stored", size=18, weight="bold")
-    text(14, 47, "What value and gradient take: jaxloss in blue, plain forms in gray", size=13.5)
+    text(14, 24, "No copy of the logits", size=18, weight="bold")
+    text(14, 46, "What value and gradient take: jaxloss in blue, plain forms in gray", size=13)
     for name, (head, below) in MEASURES.items():
-        text(COLUMNS[name], 82, head, size=15, weight="bold")
-        text(COLUMNS[name], 99, below, size=12, color=MUTED)
-    top = 127
+        text(COLUMNS[name], 78, head, size=15, weight="bold")
+        text(COLUMNS[name], 95, below, size=12, color=MUTED)
+    top = 122
     for (loss, words), devices in groups.items():
-        text(14, top, loss, size=14.5, weight="bold")
-        text(WIDTH - 14, top, words, size=12, color=MUTED, ha="right")
-        top += 22
+        text(14, top, loss, size=14, weight="bold")
+        text(WIDTH - 14, top, words, size=11, color=MUTED, ha="right")
+        top += 21
         most = {name: max(s[name] for sides in devices.values() for s in sides.values()) for name in MEASURES}
         for device, sides in devices.items():
             text(14, top, device, size=13)
@@ -88,9 +88,9 @@ def _draw_memory(compiled: list[Record]) -> Any:
                     text(left + length + 5, top, amount(figures[name]), size=13, color=color)
                 top += ROW
             top += 4
-        top += 16
+        top += 12
     note = "Read off the compiled programs, not run. Shorter is better. Each loss has its own scale."
-    text(14, height - 16, note, size=12, color=MUTED)
+    text(14, height - 14, note, size=11, color=MUTED)
     return figure
 
 
