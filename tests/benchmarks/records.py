@@ -117,7 +117,7 @@ def amount(size: float) -> str:
 def speed(share: float) -> str:
     """Returns a time as a share of another's in words: '3.4 times faster'."""
     factor = max(share, 1 / share)
-    shown = f"{factor:.2f}" if factor < 1.095 else f"{factor:.2g}"
+    shown = f"{factor:.{2 if factor < 1.095 else 1 if factor < 9.95 else 0}f}"
     return "same time" if shown == "1.00" else f"{shown} times {'faster' if share < 1 else 'slower'}"
 
 

@@ -3,7 +3,8 @@
 import statistics
 from pathlib import Path
 
-from tests.benchmarks import pictures
+from tests.benchmarks import pictures, programs
+from tests.benchmarks.catalogue import publics
 from tests.benchmarks.records import (
     MAIN,
     NAMES,
@@ -31,6 +32,7 @@ COLUMNS = {  # of the timed table: title to the peers of which the fastest is sh
     "the one-line form": ("jax",),
 }
 TELLING = (("tpu", "linear_cross_entropy"), ("gpu", "clip_loss"), ("tpu", "cross_entropy"))  # of the picture
+SLOW = 1.5
 SOURCES = """\
 Measured is CPU time of one thread. Compiled are figures that are read off the compiled program, which was not
 run: memory as allocated; cycles as the TPU's compiler estimates them; for the H100 the time that its bytes,
@@ -69,7 +71,8 @@ def own_blocks(results: list[Record], compiled: list[Record]) -> dict[str, str]:
     return {
         "timed": timed_table(results),
         "vocabulary": vocabulary_table(compiled),
-        **{target: compiled_table(compiled, target) for target in TARGETS},
+        "slower": slower_table(compiled),
+        **{target: compiled_table(compiled, target) + missing(compiled, target) for target in TARGETS},
         "build": build(compiled),
     }
 
@@ -140,6 +143,21 @@ def vocabulary_table(compiled: list[Record]) -> str:
     return _markdown(["", "positions x features x classes", "time", "memory, Optax", "memory", "share"], rows)
 
 
+def slower_table(compiled: list[Record]) -> str:
+    """Returns the programs that are at least SLOW times slower than a plain form, the slowest first."""
+    found = []
+    for record in compiled:
+        best = best_plain(record) if record["target"] in TARGETS else None
+        if best is not None and ratio(record, best) >= SLOW:
+            found.append((ratio(record, best), best, record))
+    rows = []
+    for share, best, record in sorted(found, key=lambda each: -each[0]):
+        cells = [f"`{record['loss']}`", grouped(record["size"]), record["dtype"], TARGETS[record["target"]]]
+        memory = [amount(side["temporaries"]) for side in (record["jaxloss"], record["peers"][best])]
+        rows.append([*cells, f"{speed(share)} than {NAMES.get(best, best)}", *memory])
+    return _markdown(["", "", "dtype", "compiled for", "jaxloss is", "memory", "its memory"], rows)
+
+
 def compiled_table(compiled: list[Record], target: str) -> str:
     """Returns the programs that were compiled for a target."""
     here = [record for record in compiled if record["target"] == target]
@@ -147,6 +165,18 @@ def compiled_table(compiled: list[Record], target: str) -> str:
     head = [TARGETS[target], "", "dtype", *counts, "temporaries, MB", *["kernels"] * (target == "gpu")]
     head += [MAIN[target][2], "/ best plain form", "its temporaries, MB"]
     return _markdown(head, [_compiled_cells(record) for record in here])
+
+
+def missing(compiled: list[Record], target: str) -> str:
+    """Returns a sentence that names the losses with a program that has no record."""
+    recorded = {tuple(record[name] for name in ("target", "loss", "size", "dtype")) for record in compiled}
+    losses = dict.fromkeys(
+        f"`{program.case.loss}`"
+        for program in programs.programs(publics(), target)
+        for dtype in program.dtypes
+        if (target, program.case.loss, program.size, dtype) not in recorded
+    )
+    return f"\nWithout a record: {', '.join(losses)}.\n" if losses else ""
 
 
 def _compiled_cells(record: Record) -> list[str]:
