@@ -35,7 +35,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, if other than
     "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
     "multilabel_margin_loss": ((512, 100),),
     **{case.loss: ((2**22, 4),) for case in CASES if case.sizes is BOXES},
-    "ssim_loss": ((16, 512, 512, 3),),
+    "ssim_loss": ((8, 512, 512, 3), (16, 512, 512, 3)),
     **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)) | {"lovasz_softmax_loss": ((4, 256, 256, 21),)},
     "lovasz_hinge_loss": ((8, 512, 512),),
     "crps_ensemble_loss": ((262_144, 64),),

@@ -168,15 +168,15 @@ def compiled_table(compiled: list[Record], target: str) -> str:
 
 
 def missing(compiled: list[Record], target: str) -> str:
-    """Returns a sentence that names the losses with a program that has no record."""
+    """Returns a sentence that names the programs without a record."""
     recorded = {tuple(record[name] for name in ("target", "loss", "size", "dtype")) for record in compiled}
-    losses = dict.fromkeys(
-        f"`{program.case.loss}`"
+    names = dict.fromkeys(
+        f"`{program.case.loss}` {grouped(program.size)}"
         for program in programs.programs(publics(), target)
         for dtype in program.dtypes
         if (target, program.case.loss, program.size, dtype) not in recorded
     )
-    return f"\nWithout a record: {', '.join(losses)}.\n" if losses else ""
+    return f"\nWithout a record: {', '.join(names)}.\n" if names else ""
 
 
 def _compiled_cells(record: Record) -> list[str]:
