@@ -198,7 +198,7 @@ def build(compiled: list[Record]) -> str:
     ratios = {f"`{r['loss']}` {r['size']}": build_ratio(r) for r in compiled if r["target"] == "cpu"}
     mean, worst = statistics.geometric_mean(ratios.values()), max(ratios, key=ratios.__getitem__)
     return (
-        f"Value and gradient of the {len(ratios)} cases compile on a CPU in {mean:.2f} times the time of "
+        f"Value and gradient of the {len(ratios)} recorded cases compile on a CPU in {mean:.2f} times the time of "
         f"their plain forms (geometric mean), at most {ratios[worst]:.2f} times ({worst}).\n"
     )
 
