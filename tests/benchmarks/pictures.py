@@ -30,11 +30,10 @@ MEASURES = {  # figure to the head of its column and the line below
     "temporaries": ("Extra memory", "beyond inputs and gradients"),
     "bytes": ("Bytes moved", "to and from memory"),
 }
-
-
 WIDTH, ROW, BAR = 520, 17.5, 108  # points
 COLUMNS = {"temporaries": 158, "bytes": 346}  # where the bars begin
 INK, MUTED, OURS, OTHERS = "#1f2328", "#59636e", "#0969da", "#b1bac4"
+Sides = dict[str, dict[str, float]]  # figures by the title of a bar
 
 
 def draw(results: list[Record], compiled: list[Record]) -> None:
@@ -48,9 +47,9 @@ def draw(results: list[Record], compiled: list[Record]) -> None:
         _draw_compiled(compiled).savefig(COMPILED, metadata={"Date": None})
 
 
-def bars(compiled: list[Record]) -> dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]]:
-    """Returns the README's picture: by loss and size, by device and by bar, the figures."""
-    found = {}
+def bars(compiled: list[Record]) -> dict[tuple[str, str], dict[str, Sides]]:
+    """Returns the bars of the README's picture by loss and size, then by device."""
+    found: dict[tuple[str, str], dict[str, Sides]] = {}
     for (loss, size, dtype), words, names in SHOWN:
         for target, device in TARGETS.items():
             record = find(compiled, target=target, loss=loss, size=size, dtype=dtype)
