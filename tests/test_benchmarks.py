@@ -212,6 +212,26 @@ def test_figures_over_a_limit_are_named():
     ]
 
 
+def test_plain_forms_that_exceed_the_memory_are_left_out_and_named(monkeypatch):
+    reason = "RESOURCE_EXHAUSTED: 17 GB exceed 16 GB"
+    ours = {"cycles": 1e6, "bytes": 6e8, "accessed": 6e8, "temporaries": 2e6}
+    outcomes = iter([ours, jax.errors.JaxRuntimeError(f"{reason}\nand more")])
+
+    def figures(*arguments: object) -> dict[str, float]:
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(compiling, "chip", lambda target: None)
+    monkeypatch.setattr(compiling, "figures", figures)
+    record = programs.measure("tpu", "nt_xent_loss", "32768 x 768", "float32")
+    assert record["jaxloss"] == ours
+    assert record["peers"] == {}
+    assert record["left_out"] == {"one line": reason}
+    assert "| one line exceeds the memory |" in report.compiled_table([record], "tpu")
+
+
 def test_missing_compilers_are_named_with_the_install_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"tpu lacks libtpu, optax: pip install 'jax\[tpu\]' optax"):

@@ -155,8 +155,8 @@ def slower_table(compiled: list[Record]) -> str:
     for share, best, record in sorted(found, key=lambda each: -each[0]):
         cells = [f"`{record['loss']}`", grouped(record["size"]), record["dtype"], TARGETS[record["target"]]]
         memory = [amount(side["temporaries"]) for side in (record["jaxloss"], record["peers"][best])]
-        rows.append([*cells, f"{speed(share)} than {NAMES.get(best, best)}", *memory])
-    return _markdown(["", "", "dtype", "compiled for", "jaxloss is", "memory", "its memory"], rows)
+        rows.append([*cells, speed(share), NAMES.get(best, best), *memory])
+    return _markdown(["", "", "dtype", "compiled for", "jaxloss is", "than", "memory", "its memory"], rows)
 
 
 def compiled_table(compiled: list[Record], target: str) -> str:
