@@ -1,9 +1,11 @@
-"""The benchmarks run, leave out who is absent or wrong, and both READMEs show what they measured."""
+"""Tests of the benchmarks: runs, peers that are left out, compiled figures, READMEs and pictures."""
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,40 +13,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.benchmarks import compiling, measuring, programs, report
+from tests.benchmarks import compiling, measuring, pictures, programs, records, report
 from tests.benchmarks.catalogue import CASES, publics
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_public_loss_is_timed():
+def test_every_public_loss_has_a_case():
     assert {case.loss for case in CASES} == publics()
 
 
-def test_a_quick_run_appends_a_line_for_the_value_and_one_for_the_gradient(tmp_path: Path):
+def test_quick_run_appends_value_and_gradient_records(tmp_path: Path):
     output = tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--output", str(output)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(record["loss"], record["what"]) for record in records] == [
+    measured = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(record["loss"], record["what"]) for record in measured] == [
         (loss, what) for loss in ("mse_loss", "cross_entropy") for what in measuring.WHATS
     ]
-    for record in records:
+    for record in measured:
         assert record["seconds"].keys() == {"jaxloss", "jax", "optax", "floor"}
         assert record["versions"]["jax"]
         assert record["device"]
-        assert report.line(record) in done.stdout
+        assert records.line(record) in done.stdout
 
 
-def test_peers_that_are_not_installed_are_left_out_and_said_to_be(monkeypatch):
+def test_missing_peers_are_left_out_and_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for record in measuring.measure("mse_loss", "small", measuring.PEERS, 1, 0):
         assert record["seconds"].keys() == {"jaxloss", "jax", "floor"}
         assert record["left_out"] == dict.fromkeys({*measuring.PEERS} - {"jax"}, "not installed")
 
 
-def test_a_peer_that_is_wrong_is_left_out_and_said_to_be():
+def test_wrong_peers_are_left_out_and_named():
     def side(value: float, slope: float) -> measuring.Side:
         return measuring.Side(lambda: value, lambda: (value, [np.float32([slope, 1])]), lambda result: result)
 
@@ -68,25 +70,18 @@ def test_a_peer_that_is_wrong_is_left_out_and_said_to_be():
     assert [*calls] == ["jaxloss", "steep"]
 
 
-def test_readme_shows_what_was_measured():
-    readme = report.README.read_text(encoding="utf-8")
-    records = report.read()
-    assert report.written(readme, report.table(records)) == readme
-    assert readme.count("\n| `cross_entropy` | 4096, 1000 |") == len({*map(report.setting, records)})
-
-
-def test_every_public_loss_is_compiled():
+def test_every_public_loss_has_a_program():
     assert {program.case.loss for program in programs.programs(publics(), "tpu")} == publics()
 
 
-def test_the_fewest_bytes_are_inputs_and_gradients():
+def test_fewest_bytes_are_those_of_inputs_and_gradients():
     mse, *_ = programs.programs(["mse_loss"], "tpu")
     assert mse.fewest("bfloat16") == 3 * 2 * 4096**2
     cosine, *_ = programs.programs(["cosine_embedding_loss"], "tpu")
     assert cosine.fewest("float32") == 4 * (6 * 4096**2 + 2 * 4096)
 
 
-def test_every_plain_form_accepts_the_arguments():
+def test_plain_forms_accept_the_arguments():
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         for program in programs.programs(publics(), "tpu"):
             for side in program.sides().values():
@@ -142,7 +137,7 @@ ENTRY %main (a: f32[10,256]) -> f32[10,256] {
     ("known", "trips"),
     [("", 10), (', backend_config={"known_trip_count":{"n":"6"}}', 6)],
 )
-def test_a_loop_counts_as_often_as_it_runs_and_a_slice_or_an_update_only_itself(known: str, trips: int):
+def test_loops_count_by_trips_and_slices_by_their_own_size(known: str, trips: int):
     module = compiling.parse(LOOP.replace("<KNOWN>", known))
     index, row = 4, 256 * 4
     counted = compiling.tally(module, module.entry, compiling.on_tpu)
@@ -176,7 +171,7 @@ ENTRY %main (a: bf16[64,32], b: bf16[32,16], p: pred[]) -> (f32[64,16], bf16[64,
 """
 
 
-def test_products_and_branches_and_copies_are_counted_and_on_chip_memory_is_not():
+def test_products_branches_and_copies_are_counted_without_on_chip_memory():
     module = compiling.parse(STRAIGHT)
     a, b, c = 64 * 32 * 2, 32 * 16 * 2, 64 * 16 * 4
     counted = compiling.tally(module, module.entry, compiling.on_tpu)
@@ -188,7 +183,7 @@ def test_products_and_branches_and_copies_are_counted_and_on_chip_memory_is_not(
     )
 
 
-def test_what_a_compiler_really_writes_is_read():
+def test_text_of_a_real_compiler_is_parsed():
     def loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
         return jnp.mean((predictions - targets) ** 2)
 
@@ -197,27 +192,47 @@ def test_what_a_compiler_really_writes_is_read():
     assert compiling.tally(module, module.entry, compiling.on_gpu)["bytes"] == pytest.approx(12e6, rel=0.01)
 
 
-def test_what_exceeds_a_limit_is_named():
-    ours = {"bytes": 8e8, "accessed": 8e8, "temporaries": 100 * 2**20, "cycles": 3e6, "seconds": 1}
+def test_figures_over_a_limit_are_named():
+    ours = {"bytes": 8e8, "accessed": 8e8, "temporaries": 100e6, "cycles": 3e6, "seconds": 1}
     peer = {"bytes": 7e8, "accessed": 8e8, "cycles": 2e6, "seconds": 2}
     record = {"loss": "cross_entropy", "size": "8 x 9", "dtype": "bfloat16", "fewest": 4e8, "input": 2e8}
     record |= {"jaxloss": ours, "peers": {"optax": peer, "one-hot": peer}}
-    assert report.misses({**record, "target": "tpu"}) == [
+    assert records.misses({**record, "target": "tpu"}) == [
         "cross_entropy 8 x 9 bfloat16: MB of temporaries 100.00 (at most 64)",
         "cross_entropy 8 x 9 bfloat16: bytes / best plain 1.14 (at most 1.05)",
         "cross_entropy 8 x 9 bfloat16: cycles / best plain 1.50 (at most 1.1)",
     ]
-    assert [line.split(": ")[1] for line in report.misses({**record, "target": "gpu"})] == [
+    assert [line.split(": ")[1] for line in records.misses({**record, "target": "gpu"})] == [
         "MB of temporaries 100.00 (at most 64)"
     ]
     record |= {"loss": "mse_loss", "target": "gpu", "peers": {}}
-    assert [line.split(": ")[1] for line in report.misses(record)] == [
+    assert [line.split(": ")[1] for line in records.misses(record)] == [
         "bytes / fewest 2.00 (at most 1.1)",
-        "temporaries / input 0.52 (at most 0.02)",
+        "temporaries / input 0.50 (at most 0.02)",
     ]
 
 
-def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch):
+def test_plain_forms_that_exceed_the_memory_are_left_out_and_named(monkeypatch):
+    reason = "RESOURCE_EXHAUSTED: 17 GB exceed 16 GB"
+    ours = {"cycles": 1e6, "bytes": 6e8, "accessed": 6e8, "temporaries": 2e6}
+    outcomes = iter([ours, jax.errors.JaxRuntimeError(f"{reason}\nand more")])
+
+    def figures(*arguments: object) -> dict[str, float]:
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(compiling, "chip", lambda target: None)
+    monkeypatch.setattr(compiling, "figures", figures)
+    record = programs.measure("tpu", "nt_xent_loss", "32768 x 768", "float32")
+    assert record["jaxloss"] == ours
+    assert record["peers"] == {}
+    assert record["left_out"] == {"one line": reason}
+    assert "| one line exceeds the memory |" in report.compiled_table([record], "tpu")
+
+
+def test_missing_compilers_are_named_with_the_install_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"tpu lacks libtpu, optax: pip install 'jax\[tpu\]' optax"):
         compiling.environment("tpu")
@@ -225,19 +240,67 @@ def test_a_missing_compiler_is_named_with_what_to_install(monkeypatch):
         compiling.environment("gpu")
 
 
-def test_the_time_to_compile_is_appended_and_printed(tmp_path: Path):
+def test_compile_times_are_appended_and_printed(tmp_path: Path):
     output = tmp_path / "compiled.jsonl"
     command = [sys.executable, "-m", "tests.benchmarks", "--compile", "cpu", "--losses", "mse_loss"]
     done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (record,) = report.read_compiled(output)
+    (record,) = records.read_compiled(output)
     assert record["seconds"].keys() == {"jaxloss", "plain"}
-    assert report.compiled_line(record) in done.stdout
-    assert f"geometric mean over 1 cases: {report.build_ratio(record):.2f} times" in done.stdout
+    assert records.compiled_line(record) in done.stdout
+    assert f"geometric mean over 1 cases: {records.build_ratio(record):.2f} times" in done.stdout
 
 
-def test_the_readme_of_the_benchmarks_shows_what_was_compiled():
-    readme = report.COMPILED_README.read_text(encoding="utf-8")
-    records = report.read_compiled()
-    assert report.written(readme, report.compiled_table(records)) == readme
-    assert {record["target"] for record in records} == {"tpu", "gpu", "cpu"}
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [(report.README, report.readme_blocks), (report.OWN_README, report.own_blocks)],
+    ids=["root", "benchmarks"],
+)
+def test_readme_shows_the_records(path: Path, made: Callable[..., dict[str, str]]):
+    readme = path.read_text(encoding="utf-8")
+    assert report.written(readme, made(records.read(), records.read_compiled())) == readme
+
+
+def test_tables_have_every_record():
+    results, compiled = records.read(), records.read_compiled()
+    blocks = report.own_blocks(results, compiled)
+    gradients = [record for record in results if record["what"] == "gradient"]
+    assert blocks["timed"].count("\n| `") == len(gradients)
+    for target in report.TARGETS:
+        here = [record for record in compiled if record["target"] == target]
+        assert blocks[target].count("\n| `") == len(here) > 0
+
+
+def test_picture_shows_the_records():
+    shown = []
+    for (loss, size), devices in pictures.bars(records.read_compiled()).items():
+        shown += [loss, size]
+        for device, sides in devices.items():
+            shown.append(device)
+            for title, figures in sides.items():
+                shown += [title, *(records.amount(figures[name]) for name in ("temporaries", "bytes"))]
+    # Matplotlib writes each text as a comment before its outline.
+    texts = re.findall("<!-- (.*) -->", pictures.MEMORY.read_text(encoding="utf-8"))
+    assert texts[-len(shown) - 1 : -1] == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.29, "3.4 times faster"),
+        (1.3, "1.3 times slower"),
+        (0.95, "1.05 times faster"),
+        (1.004, "same time"),
+        (281.6, "282 times slower"),
+    ],
+)
+def test_speed_in_words(share: float, words: str):
+    assert records.speed(share) == words
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(3e5, "under 1 MB"), (8.27e6, "8.3 MB"), (139.7e6, "140 MB"), (999.7e6, "1.0 GB"), (10.51e9, "11 GB")],
+)
+def test_amount_of_bytes_in_words(size: float, words: str):
+    assert records.amount(size) == words

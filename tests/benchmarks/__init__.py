@@ -1,1 +1,1 @@
-"""How fast each loss is beside PyTorch, Optax and the one-line JAX form: `python -m tests.benchmarks`."""
+"""Benchmarks of every loss against PyTorch, Optax and the one-line JAX form: `python -m tests.benchmarks`."""

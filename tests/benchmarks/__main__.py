@@ -1,4 +1,4 @@
-"""Times or compiles the losses and appends to the results: `python -m tests.benchmarks`, see `--help`."""
+"""The command line of the benchmarks: `python -m tests.benchmarks --help`."""
 
 import argparse
 import importlib.metadata
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from tests.benchmarks import compiling, programs, report
+from tests.benchmarks import compiling, programs, records, report
 from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import PEERS, measure
 
@@ -24,7 +24,7 @@ COMPILERS = ("jax", "jaxlib", "optax", "libtpu", "jax-cuda12-plugin")
 
 
 def main() -> None:
-    """Times each case in a child process of its own, compiles the losses, or draws what was measured."""
+    """Times the losses, compiles them, or writes the report."""
     options = _options()
     if options.report:
         report.write()
@@ -35,6 +35,7 @@ def main() -> None:
 
 
 def _time(options: argparse.Namespace) -> None:
+    """Times each case in its own process and appends the records."""
     threads = _settle(options.threads)
     about = {"versions": _versions(PACKAGES), "commit": _commit()}
     failed = []
@@ -43,47 +44,47 @@ def _time(options: argparse.Namespace) -> None:
             if case.loss not in options.losses or (options.sizes and size not in options.sizes):
                 continue
             try:
-                records = _in_child(measure, case.loss, size, options.peers, threads, options.seconds)
+                measured = _in_child(measure, case.loss, size, options.peers, threads, options.seconds)
             except Exception as error:
                 failed.append(f"{case.loss} {size}: {type(error).__name__}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            _append(options.output or report.RESULTS, *({**record, **about} for record in records))
-            for record in records:
-                print(report.line(record), flush=True)
+            _append(options.output or records.RESULTS, *({**record, **about} for record in measured))
+            for record in measured:
+                print(records.line(record), flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} cases failed")
 
 
 def _compile(options: argparse.Namespace) -> None:
-    """Compiles the losses for a target; a check records only where --output says to."""
+    """Compiles the losses for a target; `--check` records nothing unless `--output` names a file."""
     os.environ.update(compiling.environment(options.compile))
     about = {"versions": _versions(COMPILERS), "commit": _commit()}
-    output = options.output or (None if options.check else report.COMPILED)
-    failed, records = [], []
+    output = options.output or (None if options.check else records.COMPILED)
+    failed, found = [], []
     for title, result in _built(options) if options.compile == "cpu" else _compiled(options):
         if isinstance(result, Exception):
             failed.append(f"{title}: {type(result).__name__}: {str(result).strip():.200}")
             print(failed[-1], flush=True)
             continue
-        records.append(result)
-        print(report.compiled_line(result), flush=True)
+        found.append(result)
+        print(records.compiled_line(result), flush=True)
         if output is not None:
             _append(output, {**result, **about})
-    if options.compile == "cpu" and records:
-        mean = statistics.geometric_mean(map(report.build_ratio, records))
-        print(f"geometric mean over {len(records)} cases: {mean:.2f} times the plain form")
+    if options.compile == "cpu" and found:
+        mean = statistics.geometric_mean(map(records.build_ratio, found))
+        print(f"geometric mean over {len(found)} cases: {mean:.2f} times the plain form")
         if options.check and mean > programs.BUILD_LIMIT:
             failed.append(f"compile time: {mean:.2f} times the plain form (at most {programs.BUILD_LIMIT})")
     elif options.check:
-        failed += [miss for record in records for miss in report.misses(record)]
+        failed += [miss for record in found for miss in records.misses(record)]
     if failed:
         raise SystemExit("\n".join(["missed or failed:", *failed]))
 
 
 def _compiled(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Yields a record or an error for each program and dtype; each loss has a process of its own."""
-    # A check without a record leaves out what has no limit, and the plain forms that no limit refers to.
+    """Yields a record or an error for each program and dtype; each loss runs in its own process."""
+    # A check that records nothing skips losses without limits, and plain forms to which no limit refers.
     is_check = options.check and options.output is None
     for loss in [loss for loss in options.losses if loss in programs.LIMITED or not is_check]:
         has_peers = loss in programs.COMPARED or not is_check
@@ -91,7 +92,7 @@ def _compiled(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
             for program in programs.programs([loss], options.compile):
                 if is_check and not program.is_main:
                     continue
-                # Of elementwise losses a check has the last dtype, bfloat16, which asks for more.
+                # A check compiles elementwise losses in bfloat16 only, the harder of the two dtypes.
                 is_one = is_check and loss in programs.ELEMENTWISE
                 for dtype in program.dtypes[-1:] if is_one else program.dtypes:
                     what = loss, program.size, dtype
@@ -110,22 +111,22 @@ def _built(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def _outcome(future: Future[Any]) -> Any:
-    """Returns the result, or the error, which must not end the run."""
+    """Returns the result or the error, so that one failure does not end the run."""
     try:
         return future.result()
     except Exception as error:
         return error
 
 
-def _append(path: Path, *records: dict[str, Any]) -> None:
+def _append(path: Path, *lines: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
-        description="Times or compiles every loss, and PyTorch, Optax and the one-line JAX form with it.",
+        description="Times or compiles every loss together with PyTorch, Optax and the one-line JAX form.",
     )
     losses = list(dict.fromkeys(case.loss for case in CASES))
     sizes = list(dict.fromkeys(size for case in CASES for size in case.sizes))
@@ -133,16 +134,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=sizes, help="default: all")
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: all that are installed")
     parser.add_argument(
-        "--threads", type=int, default=1, help="of a CPU, 1 unless said, whose own time is taken"
+        "--threads", type=int, default=1, help="CPU threads; default: 1, for which CPU time is measured"
     )
-    parser.add_argument("--seconds", type=float, default=2, help="for a record, about; default: 2")
-    parser.add_argument("--quick", action="store_true", help="two losses, small, without PyTorch")
-    parser.add_argument("--output", type=Path, help="where to append")
-    parser.add_argument("--report", action="store_true", help="only write tables and pictures")
+    parser.add_argument("--seconds", type=float, default=2, help="approximate time for a record; default: 2")
+    parser.add_argument("--quick", action="store_true", help="two losses on small arrays, without PyTorch")
+    parser.add_argument("--output", type=Path, help="file to append to")
+    parser.add_argument("--report", action="store_true", help="only write the tables and pictures")
     parser.add_argument(
         "--compile",
         choices=("tpu", "gpu", "cpu"),
-        help="compile only: for a TPU v5e or an H100, without one; on a CPU, to time the compilation",
+        help="only compile: for a TPU v5e or an H100, neither of which is needed, or on a CPU, timed",
     )
     parser.add_argument(
         "--check", action="store_true", help="with --compile: exit 1 if a figure exceeds its limit"
@@ -161,13 +162,13 @@ def _options() -> argparse.Namespace:
 
 
 def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    # A process for each case: what the allocator of one has been through does not change the next one's time.
+    # A process for each case, so that the state of the allocator does not carry over to the next case.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def _settle(threads: int) -> int:
-    """Sets what the children inherit, and returns the number of threads."""
+    """Sets environment and affinity of the child processes, and returns the number of threads."""
     os.environ["MALLOC_ARENA_MAX"] = "1"
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     if _in_child(jax.default_backend) == "cpu" and hasattr(os, "sched_setaffinity"):
@@ -185,7 +186,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             if packages is PACKAGES:
-                print(f"without {package}, which is not installed")
+                print(f"{package} is not installed and is left out")
     return {"python": platform.python_version(), **installed}
 
 

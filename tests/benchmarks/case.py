@@ -1,7 +1,7 @@
-"""What is timed: every loss, on small, in-cache and large arrays, with its twins in other libraries.
+"""A benchmark case: a loss on arrays of several sizes, with its counterparts in other libraries.
 
-A twin takes the same arrays in the same order and returns a scalar. The one-line form, `line`, is what a JAX
-user would write by hand where no loss is at hand: no checks, no masks, no care for infinities or ties.
+A counterpart takes the same arrays in the same order and returns a scalar. The one-line form, `line`, is the
+formula as a JAX user would write it by hand: no checks, no masks, no special treatment of infinities or ties.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,22 @@ Loss = Callable[..., Any]
 
 
 class Case(NamedTuple):
-    """One loss in one situation, at several sizes."""
+    """One loss with one set of options, at several sizes."""
 
     loss: str
-    make: Callable[..., tuple[np.ndarray, ...]]  # from a RandomState and the numbers of a size
+    make: Callable[..., tuple[np.ndarray, ...]]  # takes a RandomState and the numbers of a size
     sizes: dict[str, tuple[int, ...]]
     jaxloss: Loss
     line: Loss | None
     torch: Loss  # its first argument is the module torch
     optax: Loss | None  # its first argument is the module optax
-    moved: tuple[int, ...]  # the arrays that are differentiated
+    moved: tuple[int, ...]  # the positions of the arrays that are differentiated
 
 
 CASES: list[Case] = []
 ELEMENTS = {"small": (1_000,), "cached": (1_000_000,), "large": (16_000_000,)}
 BOXES = {"small": (1_000, 4), "cached": (100_000, 4), "large": (2_000_000, 4)}
+PAIRS = {"small": (64, 64), "cached": (1024, 128), "large": (8192, 128)}
 CLASSES = {"small": (64, 10), "cached": (4096, 1000), "large": (2048, 32_000)}
 
 
@@ -46,7 +47,7 @@ def add(
     optax: Loss | None = None,
     moved: tuple[int, ...] = (0,),
 ) -> None:
-    """Adds a loss; where it is not said otherwise PyTorch's twin has its name and takes its arguments."""
+    """Adds a case; by default PyTorch's counterpart has the same name and takes the same arguments."""
 
     def namesake(torch: Any, *arrays: Any) -> Any:
         return getattr(torch.nn.functional, loss)(*arrays)
@@ -76,21 +77,21 @@ def signs(rng: np.random.RandomState, *shape: int) -> np.ndarray:
 
 
 def normals(count: int) -> Callable[..., tuple[np.ndarray, ...]]:
-    """Returns what makes so many arrays of normal numbers."""
+    """Returns a function that makes `count` arrays of standard normal numbers."""
     return lambda rng, *shape: tuple(normal(rng, *shape) for _ in range(count))
 
 
 def apart(rng: np.random.RandomState, *shape: int) -> tuple[np.ndarray, ...]:
-    """Returns two arrays that are nowhere equal, for losses whose one-line form has a wrong slope there."""
+    """Returns two arrays without equal elements, where some one-line forms have a wrong derivative."""
     first = normal(rng, *shape)
     return first, first + (0.01 + np.abs(normal(rng, *shape))) * signs(rng, *shape)
 
 
 def labelled(rng: np.random.RandomState, *shape: int, axis: int = -1) -> tuple[np.ndarray, ...]:
-    """Returns scores and, for each position, a class."""
+    """Returns scores and class labels."""
     return normal(rng, *shape), rng.randint(0, shape[axis], np.delete(shape, axis)).astype(np.int32)
 
 
 def softplus(x: Any) -> Any:
-    """Returns log(1 + exp(x)) in the form that XLA compiles best."""
+    """Returns log(1 + exp(x)) without overflow."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))

@@ -1,4 +1,4 @@
-"""What is timed of PyTorch's losses."""
+"""Cases of the losses that PyTorch has."""
 
 import functools
 import math
@@ -152,7 +152,7 @@ add(
 )
 
 
-# Yes or no.
+# Binary targets.
 
 
 def _yes_or_no(rng: np.random.RandomState, *shape: int) -> tuple[np.ndarray, ...]:
@@ -277,7 +277,7 @@ add(
 )
 
 
-# Sequences and vocabularies. Behind log_softmax, as PyTorch's gradient of ctc_loss is right nowhere else.
+# Sequences and vocabularies. PyTorch's gradient of ctc_loss is right only after log_softmax.
 
 
 def _sequences(

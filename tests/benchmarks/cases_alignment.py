@@ -1,4 +1,4 @@
-"""What is timed of losses of preferences, policies, lists, sparse probabilities, orders and adversaries."""
+"""Cases of preference, policy, ranking, sparse, adversarial, ordinal and survival losses."""
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def _sparsemax(x, y):
 add("sparsemax_loss", labelled, CLASSES, line=_sparsemax)
 add("entmax15_loss", labelled, CLASSES, line=None)
 
-# Lists.
+# Ranking.
 
 
 def _relevant(rng, *shape):
@@ -124,7 +124,7 @@ add("listmle_loss", _relevant, _LISTS, line=_listmle)
 add("pairwise_logistic_loss", _relevant, _LISTS, line=_pairwise)
 add("approx_ndcg_loss", _relevant, _LISTS, line=_ndcg)
 
-# Two networks in turn, and classes that have an order.
+# Adversarial and ordinal losses.
 
 add(
     "discriminator_loss",
@@ -156,13 +156,13 @@ add("coral_loss", _ordered, _ORDERED, line=_coral)
 add("corn_loss", _ordered, _ORDERED, line=_corn)
 
 
-# Times until an event.
+# Survival.
 
 
 def _cox(s, times, events):
     order = jnp.argsort(-times)
     gaps = jax.lax.cumlogsumexp(s[order]) - s[order]
-    return jnp.sum(jnp.where(events[order], gaps, 0)) / jnp.sum(events)  # if no two times are equal
+    return jnp.sum(jnp.where(events[order], gaps, 0)) / jnp.sum(events)  # no two times are equal
 
 
 add(

@@ -1,4 +1,4 @@
-"""What is timed of the losses of boxes and images."""
+"""Cases of the losses of boxes and images."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ def _boxes(rng: np.random.RandomState, *shape: int) -> tuple[np.ndarray, ...]:
 
 
 def _iou(p: Any, t: Any) -> tuple[Any, Any]:
-    """Returns the quotient, and the area of the union."""
+    """Returns the intersection over union, and the area of the union."""
     sides = jnp.maximum(jnp.minimum(p[..., 2:], t[..., 2:]) - jnp.maximum(p[..., :2], t[..., :2]), 0)
     areas = [(b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (p, t)]
     overlap = sides[..., 0] * sides[..., 1]

@@ -1,7 +1,7 @@
-"""Compiles a loss for a described device, and counts what the compiled text says it will do.
+"""Compiles a loss for a device that need not be present, and reads figures off the compiled program.
 
-`jax.experimental.topologies` describes a TPU v5e or an H100 to the real compilers. No device is needed, and
-without a clock the figures have no noise:
+`jax.experimental.topologies` describes a TPU v5e or an H100 to the real compilers. Nothing runs, so the
+figures have no noise:
 
 - **bytes** moved to and from the device's memory: the operands and results of each instruction, loops times
   their trip counts. If an array is only sliced or updated in place, the slice or the update counts. Arrays in
@@ -11,7 +11,8 @@ without a clock the figures have no noise:
 - **temporaries**: bytes allocated in addition to arguments and results.
 - **cycles** (TPU): the compiler's own `estimated_cycles`, loops times their trip counts.
 - **kernels** and **seconds** (GPU): launches, and a roofline: bytes at the bandwidth of the memory, matrix
-  products at the tensor cores' rate for the dtype of their operands, and 2 µs for each launch.
+  products at the tensor cores' rate for the dtype of their operands, and 2 µs for each launch. Elementwise
+  arithmetic is not counted.
 """
 
 import collections
@@ -41,7 +42,7 @@ INSTALL = {
 }
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"}
 SLICES = {"slice", "dynamic-slice", "gather"}
-UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # to the operand that is written
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # the position of the operand that is written
 HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) +\(.*\{\s*$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]+[a-z\d]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
@@ -66,14 +67,14 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def environment(target: str) -> dict[str, str]:
-    """Returns the variables to set before a process that compiles for a target imports JAX."""
+    """Returns the environment of a process that compiles for a target, to be set before it imports JAX."""
     shared = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
     missing = [module for module in NEEDED[target] if not _is_installed(module)]
     if missing:
         raise SystemExit(f"--compile {target} lacks {', '.join(missing)}: {INSTALL[target]}")
     if target == "tpu":
         pod = {"TPU_ACCELERATOR_TYPE": "v5litepod-256", "TPU_WORKER_HOSTNAMES": "localhost"}
-        # Nothing opens a device, so another process with libtpu, or a lock that one has left, is no obstacle.
+        # Nothing opens a device, so the lock of another process that uses libtpu does not matter.
         pod |= {"TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         return shared | pod | {"TPU_SKIP_MDS_QUERY": "1"}
     if target == "gpu":
@@ -90,7 +91,7 @@ def _is_installed(module: str) -> bool:
 
 @functools.cache
 def chip(target: str) -> SingleDeviceSharding:
-    """Returns one TPU v5e or one H100, for arguments to be on."""
+    """Returns the sharding that places arguments on one TPU v5e or one H100."""
     if target == "tpu":
         described = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     else:
@@ -99,15 +100,15 @@ def chip(target: str) -> SingleDeviceSharding:
 
 
 def pod() -> np.ndarray:
-    """Returns 256 TPU v5e."""
+    """Returns the 256 devices of a TPU v5e pod."""
     return np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5e:16x16").devices)
 
 
-# What is measured.
+# Figures.
 
 
 def figures(target: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, float]:
-    """Returns what the compiler for a target makes of a function."""
+    """Returns the figures of a function compiled for a target."""
     compiled = jax.jit(function).lower(*arguments).compile()
     module = parse(compiled.as_text())
     temporaries = {"temporaries": compiled.memory_analysis().temp_size_in_bytes}
@@ -120,7 +121,7 @@ def figures(target: str, function: Callable[..., Any], arguments: tuple[Any, ...
 
 
 def seconds(counted: collections.Counter[str]) -> float:
-    """Returns the roofline of an H100."""
+    """Returns the roofline time on an H100."""
     products = sum(counted[dtype] / rate for dtype, rate in RATES.items())
     return counted["bytes"] / BANDWIDTH + counted["kernels"] * LAUNCH + products
 
@@ -129,7 +130,7 @@ def seconds(counted: collections.Counter[str]) -> float:
 
 
 class Instruction(NamedTuple):
-    """One line of it."""
+    """One instruction of a compiled program."""
 
     shape: str
     op: str
@@ -137,7 +138,7 @@ class Instruction(NamedTuple):
     text: str
 
     def called(self, *keys: str) -> list[str]:
-        """Returns the computations that the instruction names."""
+        """Returns the names of the computations under these keys."""
         found = re.findall(rf"\b(?:{'|'.join(keys)})=(?:\{{([^}}]*)\}}|(%?[\w.\-]+))", self.text)
         return re.findall(r"[\w.\-]+", " ".join(several or one for several, one in found))
 
@@ -156,7 +157,7 @@ Cost = Callable[[Module, Computation, Instruction], collections.Counter[str]]
 
 
 def parse(text: str) -> Module:
-    """Returns the computations of a compiled text."""
+    """Returns the computations in the text of a compiled program."""
     computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -170,7 +171,7 @@ def parse(text: str) -> Module:
 
 
 def tally(module: Module, name: str, cost: Cost) -> collections.Counter[str]:
-    """Returns the sum over all instructions: loops times their trip counts, branches by the costliest."""
+    """Returns the sum over all instructions: loops times their trip counts, the costliest of branches."""
     total: collections.Counter[str] = collections.Counter()
     for instruction in module.computations[name].values():
         if instruction.op == "while":
@@ -188,7 +189,7 @@ def tally(module: Module, name: str, cost: Cost) -> collections.Counter[str]:
 
 
 def trips(module: Module, loop: Instruction) -> int:
-    """Returns how often a loop runs: as the compiler says, or the greatest constant in its condition."""
+    """Returns the trip count of a loop: the compiler's, or the greatest constant in the loop's condition."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
         return int(known.group(1))
     (condition,) = loop.called("condition")
@@ -204,7 +205,7 @@ def on_tpu(module: Module, scope: Computation, instruction: Instruction) -> coll
 
 
 def on_gpu(module: Module, scope: Computation, instruction: Instruction) -> collections.Counter[str]:
-    """Returns the bytes, the launch and the operations in products of an instruction, by dtype."""
+    """Returns the bytes, the launch and, by dtype, the operations in matrix products of an instruction."""
     found = collections.Counter(bytes=traffic(module, scope, instruction), kernels=1)
     for dtype, operations in _products(module, scope, instruction):
         found[dtype] += operations
@@ -225,13 +226,13 @@ def _products(module: Module, scope: Computation, instruction: Instruction) -> I
 def traffic(module: Module, scope: Computation, instruction: Instruction) -> int:
     """Returns the bytes that an instruction reads from and writes to the device's memory."""
     if instruction.op.endswith("-start"):
-        return sum(sizes(instruction.shape))  # of what is copied and of the copy
+        return sum(sizes(instruction.shape))  # of the source and of the copy
     if '"AllocateBuffer"' in instruction.text:
         return 0
     outer = inner = instruction.operands
     if instruction.op == "fusion":
         inside, inner = _fused(module, instruction)
-    else:  # a fusion of one
+    else:  # treated as a fusion of one
         inside = {name: scope[name]._replace(operands=[]) for name in outer} | {"result": instruction}
     reads = dict(zip(inner, (sum(sizes(scope[name].shape)) for name in outer), strict=True))
     read = sum(min(whole, _read(module, inside, name)) for name, whole in reads.items())
@@ -239,7 +240,7 @@ def traffic(module: Module, scope: Computation, instruction: Instruction) -> int
 
 
 def _fused(module: Module, fusion: Instruction) -> tuple[Computation, list[str]]:
-    """Returns what a fusion computes, and the names of its operands in there."""
+    """Returns the computation of a fusion, and the names of its parameters."""
     inside = module.computations[fusion.called("calls")[0]]
     numbers = {name: re.search(r" parameter\((\d+)\)", each.text) for name, each in inside.items()}
     found = {int(number.group(1)): name for name, number in numbers.items() if number}
@@ -249,7 +250,7 @@ def _fused(module: Module, fusion: Instruction) -> tuple[Computation, list[str]]
 def _read(module: Module, scope: Computation, name: str) -> int:
     """Returns the bytes that are read of an array: all of it, or the slices that its users take."""
     whole, found = sum(sizes(scope[name].shape, anywhere=True)), 0
-    reached = [name]  # and what has an element for each of its
+    reached = [name]  # and arrays that correspond to it element by element
     for current in reached:
         uses = {use: each for use, each in scope.items() if current in each.operands}
         for use, each in uses.items():

@@ -1,6 +1,6 @@
-"""Measures one case: every side must agree with the truth, and then they take turns on the clock.
+"""Times one case: every library's result is compared with the float64 result, then they are timed in turns.
 
-Runs in a process of its own, whose threads and memory settings its parent has fixed.
+Runs in a child process, whose threads and memory settings the parent process has fixed.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from tests.benchmarks.catalogue import CASES
 
 WHATS = ("forward", "gradient")
 PEERS = ("jax", "optax", "torch", "torch.compile", "torch.compile(grad)")
-TURN = 2e-3  # seconds that a side is on the clock, at the least, before the next one is
+TURN = 2e-3  # least number of seconds for which one side is timed before the next
 
 
 class Side(NamedTuple):
@@ -31,25 +31,25 @@ class Side(NamedTuple):
 
     forward: Callable[[], Any] | None  # returns the value
     gradient: Callable[[], Any]  # returns the value and a sequence of gradients
-    wait: Callable[[Any], Any]  # until what a call returned is there
+    wait: Callable[[Any], Any]  # blocks until the result of a call is ready
 
 
 def measure(
     loss: str, size: str, peers: tuple[str, ...], threads: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Returns a record of the value alone, and one of value and gradient.
+    """Returns two records: of the value alone, and of value and gradient.
 
     Args:
         loss: The loss.
         size: The name of its size.
-        peers: Who is timed beside jaxloss, of `PEERS`.
-        threads: How many threads PyTorch may use; JAX uses as many as the process has cores.
-        seconds: How long to measure, about, for each record.
+        peers: The names in `PEERS` to time in addition to jaxloss.
+        threads: Number of threads of PyTorch; JAX uses as many as the process has cores.
+        seconds: Approximate time to spend on each record.
     """
     case = next(case for case in CASES if case.loss == loss and size in case.sizes)
     arrays = case.make(np.random.RandomState(0), *case.sizes[size])
     backend = jax.default_backend()
-    # On one thread of a CPU its own time is what others on the machine disturb least.
+    # On one CPU thread, CPU time is the clock that other processes disturb least.
     clock = time.process_time if backend == "cpu" and threads == 1 else time.perf_counter
     truth = _truth(case, arrays)
     sides, left_out = _sides(case, arrays, peers, threads)
@@ -81,7 +81,7 @@ def measure(
 
 
 def _truth(case: Case, arrays: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
-    """Returns value and gradients of jaxloss in float64, which the tests compare with PyTorch's."""
+    """Returns value and gradients of jaxloss in float64, which the tests compare with PyTorch."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = [array.astype(np.float64) if array.dtype.kind == "f" else array for array in arrays]
         value, gradients = jax.jit(jax.value_and_grad(case.jaxloss, case.moved))(*wide)
@@ -91,7 +91,7 @@ def _truth(case: Case, arrays: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
 def _sides(
     case: Case, arrays: tuple[np.ndarray, ...], peers: tuple[str, ...], threads: int
 ) -> tuple[dict[str, Side], dict[str, str]]:
-    """Returns who takes part, and why the others do not."""
+    """Returns the sides that take part, and why the other peers do not."""
     on_device = [jax.device_put(array) for array in arrays]
     sides, left_out = {"jaxloss": _jax_side(case.jaxloss, on_device, case.moved)}, {}
     if "jax" in peers and case.line is not None:
@@ -110,7 +110,7 @@ def _sides(
 
 
 def with_module(loss: Loss, name: str) -> Loss:
-    """Returns a twin that is bound to the module it takes first."""
+    """Returns a counterpart with its first argument, the module, bound."""
     module = importlib.import_module(name)
     return lambda *arrays: loss(module, *arrays)
 
@@ -149,7 +149,7 @@ def _torch_sides(case: Case, arrays: tuple[np.ndarray, ...], threads: int) -> It
 
     yield "torch", side(loss)
     yield "torch.compile", side(torch.compile(loss))
-    # One compiled kernel of value and gradient: the hardest peer.
+    # One compiled kernel for value and gradient: the fastest peer.
     grad_and_value = torch.compile(torch.func.grad_and_value(loss, case.moved))
     yield "torch.compile(grad)", Side(None, fused, wait)
 
@@ -157,7 +157,7 @@ def _torch_sides(case: Case, arrays: tuple[np.ndarray, ...], threads: int) -> It
 def _agreeing(
     sides: dict[str, Side], what: str, truth: tuple[Any, ...]
 ) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
-    """Returns the calls whose value, and gradients, are right, and what is wrong with the others."""
+    """Returns the calls with the right value and gradients, and the errors of the others."""
     calls, wrong = {}, {}
     for name, side in sides.items():
         call = getattr(side, what)
@@ -165,7 +165,7 @@ def _agreeing(
             continue
         try:
             result = call()
-        except Exception as error:  # what a compiler cannot do is no reason to stop
+        except Exception as error:  # a peer that does not compile is left out
             if name == "jaxloss":
                 raise
             wrong[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.80}"
@@ -174,7 +174,7 @@ def _agreeing(
         off = [_difference(ours, theirs) for ours, theirs in zip((value, *gradients), truth, strict=False)]
         if off[0] > 1e-4:
             wrong[name] = f"wrong value, {float(value):.6g} for {float(truth[0]):.6g}"
-        elif max(off) > 1e-2:  # float32 alone is off by half of that, in PyTorch's ctc_loss over 1000 frames
+        elif max(off) > 1e-2:  # PyTorch's ctc_loss over 1000 frames is off by half of that in float32
             wrong[name] = f"wrong gradient, off by {max(off):.2g} of its greatest"
         else:
             calls[name] = call, side.wait
@@ -184,14 +184,14 @@ def _agreeing(
 
 
 def _difference(result: Any, truth: np.ndarray) -> float:
-    """Returns the greatest difference as a share of the greatest number."""
+    """Returns the largest difference relative to the largest absolute value."""
     there = np.asarray(result.cpu() if hasattr(result, "cpu") else result)
     difference = float(np.max(np.abs(there - truth))) / float(np.max(np.abs(truth)))
     return difference if math.isfinite(difference) else math.inf
 
 
 def _floor(arrays: tuple[np.ndarray, ...], moved: tuple[int, ...]) -> tuple[Any, Any]:
-    """Returns a call that only reads and writes, in place, as many bytes as the loss at least must."""
+    """Returns a call that only reads and writes, in place, the fewest bytes that the loss can."""
     traffic = sum(array.nbytes for array in arrays) + sum(arrays[i].nbytes for i in moved)
     step = jax.jit(jnp.negative, donate_argnums=0)
     buffer = [jnp.ones(max(1, traffic // 8), jnp.float32)]  # each float32 is read and written
@@ -206,11 +206,11 @@ def _floor(arrays: tuple[np.ndarray, ...], moved: tuple[int, ...]) -> tuple[Any,
 def _take_turns(
     calls: dict[str, tuple[Any, Any]], clock: Callable[[], float], seconds: float
 ) -> dict[str, list[float]]:
-    """Returns, for each side, the seconds that a call took in each of its turns."""
+    """Returns the seconds per call of each side in each of its turns."""
 
     def turn(name: str, count: int) -> float:
         call, wait = calls[name]
-        wait(call())  # brings into the cache what the others have driven out
+        wait(call())  # warms the cache, which the other sides have filled
         start = clock()
         for _ in range(count):
             result = call()

@@ -1,8 +1,8 @@
-"""The programs that are compiled: every loss at accelerator sizes, its plain forms, and the limits to meet.
+"""The programs to compile: every loss at accelerator sizes, its plain forms, and the limits of its figures.
 
-The **fewest bytes** that value and gradient can move: an elementwise loss reads its inputs once and writes
-its gradients once. A loss whose gradient needs a sum over a row reads its inputs twice. `nll_loss` reads one
-element of each row; 5 % of its input are allowed for that.
+The **fewest bytes** for value and gradient: an elementwise loss reads its inputs once and writes its
+gradients once. A loss whose gradient needs a sum over a row reads its inputs twice. `nll_loss` reads one
+element of each row, for which 5 % of its input are allowed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.benchmarks import compiling
-from tests.benchmarks.case import BOXES, ELEMENTS, Case, Loss
+from tests.benchmarks.case import BOXES, ELEMENTS, PAIRS, Case, Loss
 from tests.benchmarks.catalogue import CASES
 from tests.benchmarks.measuring import with_module
 
@@ -31,19 +31,20 @@ DTYPES = ("float32", "bfloat16")
 SQUARE = (4096, 4096)
 REGIONS = ("dice_loss", "tversky_loss", "generalized_dice_loss", "lovasz_softmax_loss")
 LISTS = ("softmax_ranking_loss", "listmle_loss", "pairwise_logistic_loss", "approx_ndcg_loss")
-SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, where it is not the square
+SHAPES: dict[str, tuple[Shape, ...]] = {  # of the first argument, if other than SQUARE
     "cross_entropy": (SQUARE, (8192, 32_000), (8192, 128_256), (8, 512, 512, 21)),
     "multilabel_margin_loss": ((512, 100),),
     **{case.loss: ((2**22, 4),) for case in CASES if case.sizes is BOXES},
-    "ssim_loss": ((16, 512, 512, 3),),
+    "ssim_loss": ((8, 512, 512, 3), (16, 512, 512, 3)),
     **dict.fromkeys(REGIONS, ((8, 512, 512, 21),)) | {"lovasz_softmax_loss": ((4, 256, 256, 21),)},
     "lovasz_hinge_loss": ((8, 512, 512),),
     "crps_ensemble_loss": ((262_144, 64),),
     **dict.fromkeys(("coral_loss", "corn_loss"), ((2**21, 9),)),
     **dict.fromkeys(LISTS, ((64, 4096),)),
     "cox_loss": ((2**20,),),
+    **{case.loss: ((32_768, 768),) for case in CASES if case.sizes is PAIRS},
 }
-ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, where they do not follow from the first
+ARGUMENTS: dict[str, tuple[Shape, ...]] = {  # of all arguments, if they do not follow from the first
     "dino_loss": ((10, 64, 65_536), (2, 64, 65_536)),
     "ctc_loss": ((1000, 32, 80), (32, 100), (32,), (32,)),
     **dict.fromkeys(("arcface_loss", "cosface_loss"), ((4096, 512), (512, 250_000), (4096,))),
@@ -66,15 +67,15 @@ ROWS = {
 
 
 class Layout(NamedTuple):
-    """How a head lies on 256 chips: positions over the first axis of the mesh, classes over the second."""
+    """The sharding of a head over 256 chips: positions on the first mesh axis, classes on the second."""
 
     mesh: tuple[int, int]
-    kind: str  # of the mesh axes; for "shard_map" the loss is told the axis of the classes
-    features: str | None = None  # the mesh axis that splits the kernel's features, too
+    kind: str  # of the mesh axes, or "shard_map", for which the loss gets `axis_name`
+    features: str | None = None  # the mesh axis that also splits the features of the kernel
 
     @property
     def specs(self) -> tuple[P, ...]:
-        """How hidden, kernel and labels are split."""
+        """The partition of hidden, kernel and labels."""
         return P("data", None), P(self.features, "model"), P("data")
 
     def __str__(self) -> str:
@@ -90,28 +91,28 @@ LAYOUTS = tuple(
 
 
 class Program(NamedTuple):
-    """One loss on arguments of certain shapes."""
+    """One loss on arguments of given shapes."""
 
     case: Case
-    option: str  # the name of the case among those of its loss; the first has none
+    option: str  # the name of the case, empty for the first case of a loss
     shapes: tuple[Shape, ...]
-    kinds: str  # of the arguments: f is floating, i is integer
+    kinds: str  # of the arguments: f for floating, i for integer
     layout: Layout | None = None
 
     @property
     def size(self) -> str:
-        """The shape of the first argument and the option, which distinguish the programs of a loss."""
+        """The shape of the first argument and the option: the key of a program among those of its loss."""
         shape = (*self.shapes[0], *(self.shapes[1][1:] if self.case.loss == "linear_cross_entropy" else ()))
         return " ".join(filter(None, [" x ".join(map(str, shape)), self.option, str(self.layout or "")]))
 
     @property
     def is_main(self) -> bool:
-        """Whether a check without a record compiles it."""
+        """Whether a check that records nothing compiles it."""
         return not self.option and (self.layout is None or self.layout.kind == "Auto")
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The dtypes of the floating arguments in which it is compiled."""
+        """The dtypes of the floating arguments."""
         return DTYPES[1:] if self.case.loss == "linear_cross_entropy" else DTYPES
 
     def arguments(self, dtype: str, sharding: Any = None) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -124,12 +125,12 @@ class Program(NamedTuple):
     def placed(
         self, name: str, side: Loss, dtype: str, target: str
     ) -> Iterator[tuple[Loss, tuple[Any, ...]]]:
-        """Yields a side and its arguments, in the context of their mesh if they lie on one."""
+        """Yields a side and its arguments, in the context of their mesh if there is one."""
         if self.layout is None:
             yield side, self.arguments(dtype, compiling.chip(target))
             return
         shape, kind, _ = self.layout
-        # What is no loss of ours chooses the compiler's own way.
+        # The plain form leaves the sharding to the compiler.
         axes = AxisType.Explicit if kind == "Explicit" and name == "jaxloss" else AxisType.Auto
         mesh = Mesh(compiling.pod().reshape(shape), ("data", "model"), axis_types=(axes, axes))
         specs = self.layout.specs
@@ -143,7 +144,7 @@ class Program(NamedTuple):
             yield side, arguments
 
     def fewest(self, dtype: str) -> float:
-        """Returns the fewest bytes that value and gradient can move on each device."""
+        """Returns the fewest bytes for value and gradient on each device."""
         each = [array.size * array.dtype.itemsize for array in self.arguments(dtype)]
         if self.layout is not None:
             sizes = dict(zip(("data", "model"), self.layout.mesh, strict=True))
@@ -154,17 +155,17 @@ class Program(NamedTuple):
         return read + sum(each[i] for i in self.case.moved)
 
     def sides(self) -> dict[str, Loss]:
-        """Returns the loss and its plain forms, under their names."""
+        """Returns the loss and its plain forms by name."""
         case = self.case
         found = {"jaxloss": case.jaxloss, "one line": case.line}
         if case.optax is not None and importlib.util.find_spec("optax") is not None:
             found["optax"] = with_module(case.optax, "optax")
         if case.loss == "linear_cross_entropy":
-            del found["one line"]  # its logits would be bfloat16
+            del found["one line"]  # its logits would be in bfloat16
             found["optax"] = _plain_head
         if case.loss == "cross_entropy" and self.kinds == "fi" and not self.option:
             found["one-hot"] = _one_hot
-        if case.loss == "ctc_loss":  # a plain recursion in bfloat16 would be something else
+        if case.loss == "ctc_loss":  # the plain recursion in bfloat16 would be too inexact to compare
             return {name: _widened(side) for name, side in found.items() if side is not None}
         return {name: side for name, side in found.items() if side is not None}
 
@@ -195,10 +196,10 @@ def _widened(loss: Loss) -> Loss:
 
 
 def programs(losses: Iterable[str], target: str) -> Iterator[Program]:
-    """Yields what is compiled of some losses for a TPU or a GPU."""
+    """Yields the programs of some losses for a TPU or a GPU."""
     seen: set[str] = set()
     for case in CASES:
-        if case.loss not in losses or "image" in case.sizes:  # it is among the shapes, its classes last
+        if case.loss not in losses or "image" in case.sizes:  # SHAPES has images, with the classes last
             continue
         arrays = smallest(case)
         option = next(iter(case.sizes)) if case.loss in seen else ""
@@ -217,19 +218,24 @@ def programs(losses: Iterable[str], target: str) -> Iterator[Program]:
 
 
 def smallest(case: Case) -> tuple[np.ndarray, ...]:
-    """Returns the arguments in the first of a case's sizes."""
+    """Returns the arguments of the first size of a case."""
     return case.make(np.random.RandomState(0), *next(iter(case.sizes.values())))
 
 
 def measure(target: str, loss: str, size: str, dtype: str, has_peers: bool = True) -> Record:
-    """Returns the figures of a loss and, if wanted, of its plain forms, compiled for a TPU or a GPU."""
+    """Returns the figures of a loss and, with `has_peers`, of those plain forms that fit into the memory."""
     program = next(program for program in programs([loss], target) if program.size == size)
-    found = {}
+    found, left_out = {}, {}
     for name, side in program.sides().items():
         if has_peers or name == "jaxloss":
             with program.placed(name, side, dtype, target) as (loss_there, arguments):
                 function = jax.value_and_grad(loss_there, program.case.moved)
-                found[name] = compiling.figures(target, function, arguments)
+                try:
+                    found[name] = compiling.figures(target, function, arguments)
+                except jax.errors.JaxRuntimeError as error:
+                    if name == "jaxloss" or "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    left_out[name] = str(error).splitlines()[0]
     return {
         "target": target,
         "loss": loss,
@@ -239,11 +245,12 @@ def measure(target: str, loss: str, size: str, dtype: str, has_peers: bool = Tru
         "fewest": program.fewest(dtype),
         "jaxloss": found.pop("jaxloss"),
         "peers": found,
+        **({"left_out": left_out} if left_out else {}),
     }
 
 
 def measure_build(index: int) -> Record | None:
-    """Returns the seconds to compile a case and its plain form on a CPU, None if it has no plain form."""
+    """Returns the seconds to compile a case and its plain form on a CPU, or None without a plain form."""
     case = CASES[index]
     plain = case.line or (case.optax and with_module(case.optax, "optax"))
     if plain is None:
@@ -258,7 +265,7 @@ def measure_build(index: int) -> Record | None:
 
 
 def _build_seconds(functions: dict[str, Loss], arguments: tuple[Any, ...]) -> dict[str, float]:
-    """Returns for each function the seconds to trace, lower and compile it, the least of three in turns."""
+    """Returns the seconds to trace, lower and compile each function, the least of three turns."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(3):
         for name, function in functions.items():
@@ -270,7 +277,7 @@ def _build_seconds(functions: dict[str, Loss], arguments: tuple[Any, ...]) -> di
 
 
 def limits(record: Record) -> dict[str, tuple[float, float]]:
-    """Returns the main figures of a record, each with its limit; without limits there are none."""
+    """Returns the figures of a record that have a limit, each with its limit."""
     loss, ours, peers = record["loss"], record["jaxloss"], record["peers"]
     is_tpu = record["target"] == "tpu"
     most_bytes = dict.fromkeys(ELEMENTWISE, 1.1) | dict.fromkeys(ROWS, 1.2 if is_tpu else 1.35)
@@ -280,7 +287,7 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     if loss == "linear_cross_entropy":
         peer, is_pod = peers["optax"], " on " in record["size"]
         name, most = ("cycles", 1.3) if is_tpu else ("seconds", 1.0)
-        if is_pod or record["size"].endswith("50257"):  # which no block size divides
+        if is_pod or record["size"].endswith("50257"):  # no block size divides this number of classes
             most += 0.1
         found[f"{name} / optax"] = ours[name] / peer[name], most
         found["temporaries / optax"] = ours["temporaries"] / peer["temporaries"], 0.6 if is_pod else 0.16
@@ -291,17 +298,17 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     if loss in ELEMENTWISE:
         found["temporaries / input"] = ours["temporaries"] / record["input"], 0.02
     if loss in ("cross_entropy", "ctc_loss"):
-        found["MB of temporaries"] = ours["temporaries"] / 2**20, 64
+        found["MB of temporaries"] = ours["temporaries"] / 1e6, 64
     if loss == "ctc_loss" and not is_tpu:
         found["kernels"] = ours["kernels"], 6000
     if loss == "rnnt_loss":
         found["temporaries / input"] = ours["temporaries"] / record["input"], 0.15
-        if not is_tpu:  # of 600 diagonals, there and back
+        if not is_tpu:  # 600 diagonals, forward and backward
             found["kernels"] = ours["kernels"], 3000
-    if loss == "cross_entropy" and record["size"][-1].isdigit():  # not with an option
+    if loss == "cross_entropy" and record["size"][-1].isdigit():  # without an option
         rivals = [peers[name] for name in ("optax", "one-hot") if name in peers]
         if is_tpu:
-            if record["size"].count("x") == 1:  # an image's 21 classes are padded to 128 lanes
+            if record["size"].count("x") == 1:  # the 21 classes of an image are padded to 128 lanes
                 found["bytes / best plain"] = ours["bytes"] / min(rival["bytes"] for rival in rivals), 1.05
             found["cycles / best plain"] = ours["cycles"] / min(rival["cycles"] for rival in rivals), 1.1
         else:
@@ -309,6 +316,6 @@ def limits(record: Record) -> dict[str, tuple[float, float]]:
     return found
 
 
-COMPARED = {"cross_entropy", "linear_cross_entropy"}  # whose limits refer to the plain forms
+COMPARED = {"cross_entropy", "linear_cross_entropy"}  # their limits refer to plain forms
 LIMITED = {*ELEMENTWISE, *ROWS, *COMPARED, "nll_loss", "ctc_loss", "rnnt_loss"}
 BUILD_LIMIT = 1.6  # times the plain form, as the geometric mean over all cases

@@ -1,247 +1,209 @@
-"""Draws what was measured: the tables of both READMEs, and pictures of everything."""
+"""Writes the tables of both READMEs, and the pictures, from the records."""
 
-import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks import programs
-
-RESULTS = Path(__file__).with_name("results.jsonl")
-PICTURE = Path(__file__).with_name("results.svg")
-README = Path(__file__).parents[2] / "README.md"
-COMPILED = Path(__file__).with_name("compiled.jsonl")
-COMPILED_PICTURE = Path(__file__).with_name("compiled.svg")
-COMPILED_README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- speed: written by python -m tests.benchmarks --report -->\n", "<!-- /speed -->\n"
-
-COLUMNS = {  # of the table: title to the peers of which the fastest is shown
-    "PyTorch": ("torch",),
-    "compiled": ("torch.compile", "torch.compile(grad)"),
-    "Optax": ("optax",),
-    "one line": ("jax",),
-    "floor": ("floor",),
-}
-TELLING = (  # rows of the table
-    ("cross_entropy", "small"),
-    ("cross_entropy", "cached"),
-    ("cross_entropy", "large"),
-    ("cross_entropy", "vocabulary"),
-    ("cross_entropy", "image"),
-    ("binary_cross_entropy", "cached"),
-    ("binary_cross_entropy_with_logits", "cached"),
-    ("mse_loss", "cached"),
-    ("huber_loss", "cached"),
-    ("huber_loss", "large"),
-    ("kl_div", "cached"),
-    ("gaussian_nll_loss", "cached"),
-    ("multi_margin_loss", "cached"),
-    ("cosine_embedding_loss", "large"),
-    ("triplet_margin_loss", "large"),
-    ("ctc_loss", "cached"),
+from tests.benchmarks import pictures, programs
+from tests.benchmarks.catalogue import publics
+from tests.benchmarks.records import (
+    MAIN,
+    NAMES,
+    TARGETS,
+    Record,
+    amount,
+    best_plain,
+    build_ratio,
+    find,
+    grouped,
+    ratio,
+    read,
+    read_compiled,
+    setting,
+    speed,
+    traffic,
 )
-TARGETS = {"tpu": "TPU v5e", "gpu": "H100"}
-MAIN = {"tpu": ("cycles", 1e6, "million cycles"), "gpu": ("seconds", 1e-3, "ms")}
-Record = dict[str, Any]
+
+README = Path(__file__).parents[2] / "README.md"
+OWN_README = Path(__file__).with_name("README.md")
+COLUMNS = {  # of the timed table: title to the peers of which the fastest is shown
+    "PyTorch": ("torch",),
+    "torch.compile": ("torch.compile", "torch.compile(grad)"),
+    "Optax": ("optax",),
+    "the one-line form": ("jax",),
+}
+# Rows of the root README: programs of the picture, and one that was timed.
+TELLING = (("tpu", "linear_cross_entropy"), ("gpu", "clip_loss"), ("tpu", "cross_entropy"))
+TIMED = ("cross_entropy", "large")
+SLOW = 1.5  # times the fastest plain form: a known miss
+SOURCES = """\
+Measured is CPU time of one thread. Compiled are figures that are read off the compiled program, which was not
+run: memory as allocated; cycles as the TPU's compiler estimates them; for the H100 the time that its bytes,
+products and launches take at peak rates. Times on a TPU or a GPU, and on several threads, are not known.
+"""
 
 
-def read(path: Path = RESULTS) -> list[Record]:
-    """Returns the last record of each measurement, in the order of the first."""
-    return _latest(path, ("device", "threads", "loss", "size", "what"))
+def write() -> None:
+    """Writes the tables of both READMEs and the pictures."""
+    results, compiled = read(), read_compiled()
+    for path, made in ((README, readme_blocks), (OWN_README, own_blocks)):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(written(text, made(results, compiled)), encoding="utf-8")
+    pictures.draw(results, compiled)
 
 
-def read_compiled(path: Path = COMPILED) -> list[Record]:
-    """Returns the last record of each program, in the order of the first."""
-    return _latest(path, ("target", "loss", "size", "dtype"))
+def written(text: str, blocks: dict[str, str]) -> str:
+    """Returns a README with each block between its markers."""
+    for name, block in blocks.items():
+        begin = f"<!-- {name}: written by python -m tests.benchmarks --report -->\n"
+        end = f"<!-- /{name} -->\n"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = before + begin + block + end + after
+    return text
 
 
-def _latest(path: Path, key: Sequence[str]) -> list[Record]:
-    latest = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(text)
-        latest[tuple(record[name] for name in key)] = record
-    return [*latest.values()]
+def readme_blocks(results: list[Record], compiled: list[Record]) -> dict[str, str]:
+    """Returns the block of the root README."""
+    return {"speed": speed_table(results, compiled)}
 
 
-def line(record: Record) -> str:
-    """Returns one measurement in a line: jaxloss's time, and its ratio to each other's."""
-    ratios = "  ".join(f"{name} {ratio:.2f}" for name, ratio in record["ratios"].items())
-    left_out = "".join(f"  ({name}: {why})" for name, why in record["left_out"].items())
-    title = f"{record['loss']} {record['size']} {record['what']}"
-    return f"{title:<50} {record['seconds']['jaxloss'] * 1e3:9.3f} ms  {ratios}{left_out}"
+def own_blocks(results: list[Record], compiled: list[Record]) -> dict[str, str]:
+    """Returns the blocks of the README of the benchmarks."""
+    return {
+        "timed": timed_table(results),
+        "vocabulary": vocabulary_table(compiled),
+        "slower": slower_table(compiled),
+        **{target: compiled_table(compiled, target) + missing(compiled, target) for target in TARGETS},
+        "build": build(compiled),
+    }
 
 
-def compiled_line(record: Record) -> str:
-    """Returns one program in a line: its figures, and its ratio to each plain form's."""
-    title = f"{record['loss']} {record['size']} {record['dtype']}"
-    if record["target"] == "cpu":
-        took = record["seconds"]
-        return f"{title:<58} {took['jaxloss']:.3f} s / {took['plain']:.3f} s = {build_ratio(record):.2f}"
-    figure, scale, unit = MAIN[record["target"]]
-    ours = record["jaxloss"]
-    counts = "  ".join(f"{name} / fewest {ratio:.2f}" for name, ratio in traffic(record).items())
-    if "kernels" in ours:
-        counts += f"  kernels {ours['kernels']}"
-    ratios = "  ".join(f"{name} {ours[figure] / peer[figure]:.2f}" for name, peer in record["peers"].items())
-    temporaries = f"temporaries {ours['temporaries'] / 2**20:.1f} MB"
-    return f"{title:<58} {counts}  {temporaries}  {ours[figure] / scale:.3g} {unit}  {ratios}".rstrip()
+def speed_table(results: list[Record], compiled: list[Record]) -> str:
+    """Returns the few rows of the root README."""
+    rows = []
+    shown = {loss: (size, dtype, words) for (loss, size, dtype), words, _ in pictures.SHOWN}
+    for target, loss in TELLING:
+        size, dtype, words = shown[loss]
+        record = find(compiled, target=target, loss=loss, size=size, dtype=dtype)
+        verdict = f"{speed(ratio(record, 'optax'))} than Optax, {_memory(record, 'optax')}"
+        rows.append([f"`{loss}`, {words}", f"compiled for one {TARGETS[target]}", verdict])
+    loss, size = TIMED
+    record = find(results, loss=loss, size=size, what="gradient", threads=1)
+    shares = {name: _share(record, peers) for name, peers in COLUMNS.items()}
+    verdict = ", ".join(f"{speed(share)} than {name}" for name, share in shares.items() if share)
+    rows.append([f"`{loss}`, {_shape(record)}, float32", f"measured on a CPU, {setting(record)}", verdict])
+    return _markdown(["value and gradient", "compiled or measured", "jaxloss is"], rows) + "\n" + SOURCES
 
 
-def traffic(record: Record) -> dict[str, float]:
-    """Returns the counts of bytes of a compiled loss as multiples of the fewest."""
-    names = [name for name in ("bytes", "accessed") if name in record["jaxloss"]]
-    return {name: record["jaxloss"][name] / record["fewest"] for name in names}
+def _memory(record: Record, peer: str) -> str:
+    """Returns the temporaries beside those of a plain form in words."""
+    ours, theirs = (amount(side["temporaries"]) for side in (record["jaxloss"], record["peers"][peer]))
+    if ours == theirs:
+        return f"both with {ours} of extra memory"
+    return f"with {ours} of extra memory instead of {theirs}"
 
 
-def best_plain(record: Record) -> tuple[str, float] | None:
-    """Returns which plain form is the fastest, and the loss's cycles or time as a multiple of its."""
-    figure = MAIN[record["target"]][0]
-    if not record["peers"]:
-        return None
-    best = min(record["peers"], key=lambda name: record["peers"][name][figure])
-    return best, record["jaxloss"][figure] / record["peers"][best][figure]
+def _shape(record: Record) -> str:
+    """Returns the shape of the first argument, and which case of the loss it is."""
+    option = "" if record["size"] in ("small", "cached", "large") else f", {record['size']}"
+    return grouped(" x ".join(map(str, record["shape"]))) + option
 
 
-def build_ratio(record: Record) -> float:
-    """Returns the compile time on a CPU as a multiple of the plain form's."""
-    return record["seconds"]["jaxloss"] / record["seconds"]["plain"]
-
-
-def misses(record: Record) -> list[str]:
-    """Returns a line for each figure that exceeds its limit."""
-    title = f"{record['loss']} {record['size']} {record['dtype']}"
-    compared = programs.limits(record).items()
-    return [f"{title}: {name} {got:.2f} (at most {most})" for name, (got, most) in compared if got > most]
-
-
-def setting(record: Record) -> str:
-    """Returns where a record was measured."""
-    threads = record["threads"]
-    return record["device"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
-
-
-def table(records: list[Record]) -> str:
-    """Returns the most telling measurements in Markdown, a table for each device and number of threads."""
+def timed_table(results: list[Record]) -> str:
+    """Returns value and gradient of every loss and size on each device."""
     parts = []
-    for where in dict.fromkeys(map(setting, records)):
-        gradients = {
-            (record["loss"], record["size"]): record
-            for record in records
-            if setting(record) == where and record["what"] == "gradient"
-        }
-        rows = [_row(gradients[key]) for key in TELLING if key in gradients]
-        head = ["", where, "ms", *COLUMNS]
-        parts.append("\n".join(["| " + " | ".join(head) + " |", "| --- " * len(head) + "|", *rows]) + "\n")
+    for where in dict.fromkeys(map(setting, results)):
+        rows = []
+        for record in results:
+            if setting(record) == where and record["what"] == "gradient":
+                shares = [_share(record, peers) for peers in COLUMNS.values()]
+                cells = [f"`{record['loss']}`", _shape(record), f"{record['seconds']['jaxloss'] * 1e3:.3g}"]
+                floor = f"{record['ratios']['floor']:.2g}"
+                rows.append([*cells, *(speed(share) if share else "" for share in shares), floor])
+        head = [where, "first argument", "ms", *(f"than {name}" for name in COLUMNS), "times the floor"]
+        parts.append(_markdown(head, rows))
     return "\n".join(parts)
 
 
-def _row(record: Record) -> str:
-    ratios = [
-        [record["ratios"][peer] for peer in peers if peer in record["ratios"]] for peers in COLUMNS.values()
-    ]
-    shown = [f"{max(ratio):.2f}" if ratio else "" for ratio in ratios]
-    shape = ", ".join(map(str, record["shape"]))
-    cells = [f"`{record['loss']}`", shape, f"{record['seconds']['jaxloss'] * 1e3:.3g}", *shown]
-    return "| " + " | ".join(cells) + " |"
+def _share(record: Record, peers: tuple[str, ...]) -> float | None:
+    """Returns the time of jaxloss as a share of the fastest peer's, None if none took part."""
+    return max((record["ratios"][peer] for peer in peers if peer in record["ratios"]), default=None)
 
 
-def compiled_table(records: list[Record]) -> str:
-    """Returns the compiled programs in Markdown: a table for each target, and the compile time on a CPU."""
-    parts = []
-    for target, title in TARGETS.items():
-        here = [record for record in records if record["target"] == target]
-        if here:
-            head = [title, "", "dtype", *(f"{name} / fewest" for name in traffic(here[0])), "temporaries, MB"]
-            head += ["kernels"] * (target == "gpu") + [MAIN[target][2], "/ best plain form"]
-            rows = ["| " + " | ".join(_compiled_cells(record)) + " |" for record in here]
-            parts.append("\n".join(["| " + " | ".join(head) + " |", "| --- " * len(head) + "|", *rows, ""]))
-    ratios = {f"`{r['loss']}` {r['size']}": build_ratio(r) for r in records if r["target"] == "cpu"}
-    if ratios:
-        mean, worst = statistics.geometric_mean(ratios.values()), max(ratios, key=ratios.__getitem__)
-        parts.append(
-            f"Value and gradient of the {len(ratios)} cases compile on a CPU in {mean:.2f} times the time of "
-            f"their plain forms (geometric mean), at most {ratios[worst]:.2f} times ({worst}).\n"
-        )
-    return "\n".join(parts)
+def vocabulary_table(compiled: list[Record]) -> str:
+    """Returns time and memory of linear_cross_entropy on one and on 256 devices."""
+    rows = []
+    for record in compiled:
+        if record["loss"] == "linear_cross_entropy" and record["target"] in TARGETS:
+            size, _, layout = record["size"].partition(" on ")
+            chip = TARGETS[record["target"]]
+            device = f"256 {chip}, {layout}" if layout else f"one {chip}"
+            ours, theirs = record["jaxloss"]["temporaries"], record["peers"]["optax"]["temporaries"]
+            cells = [device, grouped(size), speed(ratio(record, "optax"))]
+            rows.append([*cells, amount(theirs), amount(ours), f"{100 * ours / theirs:.0f} %"])
+    return _markdown(["", "positions x features x classes", "time", "memory, Optax", "memory", "share"], rows)
+
+
+def slower_table(compiled: list[Record]) -> str:
+    """Returns the programs that are at least SLOW times slower than a plain form, the slowest first."""
+    found = []
+    for record in compiled:
+        best = best_plain(record) if record["target"] in TARGETS else None
+        if best is not None and ratio(record, best) >= SLOW:
+            found.append((ratio(record, best), best, record))
+    rows = []
+    for share, best, record in sorted(found, key=lambda each: -each[0]):
+        cells = [f"`{record['loss']}`", grouped(record["size"]), record["dtype"], TARGETS[record["target"]]]
+        memory = [amount(side["temporaries"]) for side in (record["jaxloss"], record["peers"][best])]
+        rows.append([*cells, speed(share), NAMES.get(best, best), *memory])
+    return _markdown(["", "", "dtype", "compiled for", "jaxloss is", "than", "memory", "its memory"], rows)
+
+
+def compiled_table(compiled: list[Record], target: str) -> str:
+    """Returns the programs that were compiled for a target."""
+    here = [record for record in compiled if record["target"] == target]
+    counts = [f"{name} / fewest" for name in traffic(here[0])]
+    head = [TARGETS[target], "", "dtype", *counts, "temporaries, MB", *["kernels"] * (target == "gpu")]
+    head += [MAIN[target][2], "/ best plain form", "its temporaries, MB"]
+    return _markdown(head, [_compiled_cells(record) for record in here])
+
+
+def missing(compiled: list[Record], target: str) -> str:
+    """Returns a sentence that names the programs without a record."""
+    recorded = {tuple(record[name] for name in ("target", "loss", "size", "dtype")) for record in compiled}
+    names = dict.fromkeys(
+        f"`{program.case.loss}` {grouped(program.size)}"
+        for program in programs.programs(publics(), target)
+        for dtype in program.dtypes
+        if (target, program.case.loss, program.size, dtype) not in recorded
+    )
+    return f"\nWithout a record: {', '.join(names)}.\n" if names else ""
 
 
 def _compiled_cells(record: Record) -> list[str]:
     ours, best = record["jaxloss"], best_plain(record)
     figure, scale, _ = MAIN[record["target"]]
-    cells = [f"`{record['loss']}`", record["size"], record["dtype"]]
-    cells += [f"{ratio:.2f}" for ratio in traffic(record).values()]
-    cells += [f"{ours['temporaries'] / 2**20:.1f}", *([f"{ours['kernels']}"] if "kernels" in ours else [])]
-    return [*cells, f"{ours[figure] / scale:.3g}", f"{best[1]:.2f} ({best[0]})" if best else ""]
+    cells = [f"`{record['loss']}`", grouped(record["size"]), record["dtype"]]
+    cells += [f"{share:.2f}" for share in traffic(record).values()]
+    cells += [f"{ours['temporaries'] / 1e6:.1f}", *([f"{ours['kernels']}"] if "kernels" in ours else [])]
+    cells.append(f"{ours[figure] / scale:.3g}")
+    if best is None:
+        left_out = [f"{NAMES.get(name, name)} exceeds the memory" for name in record.get("left_out", {})]
+        return [*cells, ", ".join(left_out), ""]
+    theirs = record["peers"][best]["temporaries"]
+    return [*cells, f"{ratio(record, best):.2f} ({NAMES.get(best, best)})", f"{theirs / 1e6:.1f}"]
 
 
-def written(readme: str, block: str) -> str:
-    """Returns README with the block in its place."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + block + END + after
+def build(compiled: list[Record]) -> str:
+    """Returns a sentence on the time to compile on a CPU."""
+    ratios = {f"`{r['loss']}` {r['size']}": build_ratio(r) for r in compiled if r["target"] == "cpu"}
+    mean, worst = statistics.geometric_mean(ratios.values()), max(ratios, key=ratios.__getitem__)
+    return (
+        f"Value and gradient of the {len(ratios)} recorded cases compile on a CPU in {mean:.2f} times the "
+        f"time of their plain forms (geometric mean), at most {ratios[worst]:.2f} times ({worst}).\n"
+    )
 
 
-def write() -> None:
-    """Writes the tables of both READMEs and the pictures."""
-    records, compiled = read(), read_compiled()
-    for path, block in ((README, table(records)), (COMPILED_README, compiled_table(compiled))):
-        path.write_text(written(path.read_text(encoding="utf-8"), block), encoding="utf-8")
-    _draw(records)
-    _draw_compiled(compiled)
-
-
-def _draw(records: list[Record]) -> None:
-    """Draws jaxloss's time as a share of each peer's, a panel for each setting and for what was measured."""
-    panels = list(dict.fromkeys((setting(record), record["what"]) for record in records))
-    rows = list(dict.fromkeys(f"{record['loss']} {record['size']}" for record in records))
-    figure, axes = _panels(len(panels), rows)
-    peers = list(dict.fromkeys(peer for record in records for peer in record["ratios"] if peer != "floor"))
-    for panel, (where, what) in zip(axes, panels, strict=True):
-        here = [record for record in records if (setting(record), record["what"]) == (where, what)]
-        for peer, marker in zip(peers, "osD^v", strict=False):
-            points = [(r["ratios"][peer], f"{r['loss']} {r['size']}") for r in here if peer in r["ratios"]]
-            at = [rows.index(row) for _, row in points]
-            panel.plot([ratio for ratio, _ in points], at, marker, markersize=4, label=peer)
-        panel.axvline(1, color="black", linewidth=0.8)
-        panel.set(xscale="log", title=f"{what}\n{where}", xlabel="time of jaxloss / time of the other")
-        panel.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
-    figure.savefig(PICTURE, metadata={"Date": None})
-
-
-def _draw_compiled(records: list[Record]) -> None:
-    """Draws bytes / fewest and cycles or time / best plain form, a panel for each target."""
-    targets = [target for target in TARGETS if any(record["target"] == target for record in records)]
-    records = [record for record in records if record["target"] in targets]
-    rows = list(dict.fromkeys(f"{record['loss']} {record['size']}" for record in records))
-    figure, axes = _panels(len(targets), rows)
-    for panel, target in zip(axes, targets, strict=True):
-        for dtype, color in zip(programs.DTYPES, ("C0", "C1"), strict=True):
-            here = [record for record in records if (record["target"], record["dtype"]) == (target, dtype)]
-            plain = [(record, best_plain(record)) for record in here]
-            timed = [(record, best[1]) for record, best in plain if best]
-            moved = [(record, traffic(record)["bytes"]) for record in here]
-            named = (f"{MAIN[target][0]} / best plain", timed, "o"), ("bytes / fewest", moved, "|")
-            for label, points, marker in named:
-                at = [rows.index(f"{record['loss']} {record['size']}") for record, _ in points]
-                ratios = [ratio for _, ratio in points]
-                panel.plot(ratios, at, marker, color=color, markersize=6, label=f"{label}, {dtype}")
-        panel.axvline(1, color="black", linewidth=0.8)
-        panel.set(xscale="log", title=TARGETS[target])
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
-    figure.savefig(COMPILED_PICTURE, metadata={"Date": None})
-
-
-def _panels(count: int, rows: list[str]) -> tuple[Any, Any]:
-    """Returns a figure and its panels side by side, which share a row for each title."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams.update({"svg.hashsalt": "jaxloss", "svg.fonttype": "none"})
-    figure = Figure(figsize=(4 + 4 * count, 1 + 0.2 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    axes[0].set_yticks(range(len(rows)), rows, fontsize="small")
-    axes[0].invert_yaxis()
-    return figure, axes
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
