@@ -27,7 +27,11 @@ PUBLIC = {name: value for name, value in vars(jaxloss).items() if inspect.isfunc
 SECTIONS = ["Args", "Returns", "Raises", "Example", "Differences from PyTorch"]
 SECTIONS += ["Differences from other libraries", "Source"]
 # A row of the README's tables of losses: names, inputs, names in PyTorch or of the reference.
-ROWS = re.findall(r"^\| (`.*?) \| [^|]* \| ([^|]*) \|$", README[README.index("## Losses") : README.index("## Masks")], re.MULTILINE)
+ROWS = re.findall(
+    r"^\| (`.*?) \| [^|]* \| ([^|]*) \|$",
+    README[README.index("## Losses") : README.index("## Masks")],
+    re.MULTILINE,
+)
 
 every_public_function = pytest.mark.parametrize("name", PUBLIC)
 

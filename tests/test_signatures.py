@@ -39,16 +39,14 @@ CLASS_OPTIONS_ELSEWHERE = {
     "dim": "named axis, -1 by default",
     "out_features": "linear_cross_entropy takes the layer's kernel",
 }
-# The README's tables: losses with PyTorch's classes in the same order, and losses beyond PyTorch.
+# The README's tables: in each row PyTorch's losses, with their classes in the same order, then the others.
 LOSS_OF: dict[str, str] = {}
 BEYOND: set[str] = set()
 for _names, _references in ROWS:
     _losses = re.findall(r"`(\w+)`", _names.partition(" (also ")[0])
     _classes = re.findall(r"`nn\.(\w+)`", _references)
-    if _classes:
-        LOSS_OF |= dict(zip(_classes, _losses, strict=True))
-    else:
-        BEYOND |= {*_losses}
+    LOSS_OF |= dict(zip(_classes, _losses, strict=False))
+    BEYOND |= {*_losses[len(_classes) :]}
 
 
 def defaults(function: Any) -> dict[str, Any]:
