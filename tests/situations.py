@@ -134,7 +134,7 @@ row(
             -INF,
             0.0,
             above=("targets",),
-            documented="A target of probability 0 has loss 0, even if its log-probability is -inf",
+            documented="A target of probability 0 has loss 0, even if `log_probs` is -inf",
             convention={"value": 0, "HVP": [0.5, 0]},
         ),
         at(-1.0, -INF, documented="A negative target probability also has gradient NaN"),
@@ -307,7 +307,7 @@ def _distances(loss: str, options: dict[str, Any], *, exact: bool) -> None:
     )
     alike: dict[str, Any] = {"convention": {"HVP": 0}} if exact else {}
     if exact and not triple:
-        alike["documented"] = "for equal vectors the second derivatives are, too"
+        alike["documented"] = "for equal vectors, second derivatives are 0, too"
     ties: str | list[Point] = [fill([1.0, 1.0, 0.0], _ZEROS)] if exact else "none: eps shifts them"
     if exact and triple:  # distances of 5 and 6, which differ by the margin
         ties = [at([1.0, 1.0, 0.0], _ZEROS, _Z), at(_ZEROS, [3.0, 4.0, 0.0], [-6.0, 0.0, 0.0])]

@@ -97,7 +97,7 @@ add("grpo_loss", "sequences", _tokens("old_log_probs"), level="sequence", epsilo
 add("grpo_loss", "cispo", _tokens("old_log_probs"), kind="cispo", aggregate="token")
 
 _IMPOSSIBLE = {
-    "documented": "both are -∞ the ratio is 1, with gradient 0",
+    "documented": "both are -∞, the ratio is 1 with gradient 0",
     "convention": {"gradient": [0, -1, 0], "jvp": 0.5, "HVP": 0},
 }
 _NO_ADVANTAGE = {"documented": "A clipped ratio has gradient 0", "convention": {"gradient": 0}}

@@ -105,7 +105,7 @@ add(
 )
 
 _BOTH_IMPOSSIBLE = {
-    "documented": "both have probability 0 their difference is 0, with gradient 0",
+    "documented": "both models have probability 0, the difference is 0 with gradient 0",
     "convention": {"gradient": 0, "HVP": 0},
 }
 _NOTHING = [at(-INF, -1.0, -INF, -3.0, **_BOTH_IMPOSSIBLE)]
@@ -132,7 +132,7 @@ row("simpo_loss", "chosen rejected", "chosen rejected", far=[(-1e200, 0.0), (0.0
 _TWO["zeros"] = [
     at(
         *(0.0, 0.0),
-        documented="both are 0 the ratio of the odds is 1, with gradient 0",
+        documented="both are 0, the odds ratio is 1 with gradient 0",
         convention={"value": 0.1 * np.log(2), "gradient": [-1.0, 0.0], "jvp": -1.0, "HVP": 0},
     ),
     (0.0, -1.0),
