@@ -120,7 +120,8 @@ def batches(data: Any, batch_size: int, steps: range, seed: int) -> Iterator[Any
     """
     count = len(jax.tree.leaves(data)[0])
     for step in steps:
-        rows = np.random.default_rng((seed, step)).choice(count, batch_size, replace=False)
+        # NumPy pads seeds with zeros: (seed, 0) would be the seed of other random data, `seed`.
+        rows = np.random.default_rng((seed, step + 1)).choice(count, batch_size, replace=False)
         yield jax.tree.map(operator.itemgetter(rows), data)
 
 
@@ -152,6 +153,13 @@ class Result(NamedTuple):
 def print_end(arguments: argparse.Namespace, suggestion: str) -> None:
     """Prints the time since the arguments were parsed, and what to try next."""
     print(f"Took {time.perf_counter() - arguments.started:.1f} s. Next: {suggestion}")
+
+
+def bins_from_zero(values: np.ndarray) -> list[float]:
+    """Returns edges of about forty bins of a histogram, with an edge at zero."""
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    width = (high - low) / 40 or 1
+    return [width * edge for edge in range(int(low // width), int(high // width) + 2)]
 
 
 def save_figure(figure: Figure, file: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
-from examples._common import Result, open_checkpoints, parse_arguments, print_end, save_figure
+from examples._common import Result, bins_from_zero, open_checkpoints, parse_arguments, print_end, save_figure
 from jaxloss import binary_cross_entropy_with_logits
 from jaxloss.models import BinaryClassifier
 from jaxloss.training import create_train_state, evaluate, train_epoch, train_step
@@ -100,8 +100,7 @@ def draw(targets: np.ndarray, logits: np.ndarray, result: Result) -> Figure:
     """Returns a figure with the logits of both classes."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    limit = np.abs(logits).max()
-    bins = np.linspace(-limit, limit, 61).tolist()
+    bins = bins_from_zero(logits)
     for name, target, color in (("malignant", 0, "tab:orange"), ("benign", 1, "tab:blue")):
         axes.hist(logits[targets == target], bins, color=color, alpha=0.7, label=name)
     axes.axvline(0, color="black", linewidth=1)

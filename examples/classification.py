@@ -105,10 +105,10 @@ def draw(labels: np.ndarray, predictions: np.ndarray, result: Result) -> Figure:
     """Returns a figure with the number of errors for each pair of digits."""
     errors = confusion_matrix(labels, predictions, labels=range(10))
     np.fill_diagonal(errors, 0)
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("lightgray")
-    axes.imshow(np.ma.masked_array(errors, np.eye(10)), cmap="Blues")
+    axes.imshow(np.ma.masked_array(errors, np.eye(10, dtype=bool)), cmap="Blues")
     for row, column in np.argwhere(errors):
         color = "white" if 2 * errors[row, column] > errors.max() else "black"
         axes.text(column, row, str(errors[row, column]), ha="center", va="center", color=color)

@@ -141,7 +141,7 @@ def draw(vectors: dict[str, np.ndarray], labels: np.ndarray, accuracies: dict[st
             chosen = labels == label
             axes.scatter(x[chosen], y[chosen], s=8, color=f"C{label}", label=str(label))
         axes.set(title=f"{name}: {accuracies[name]:.1%} right", xticks=[], yticks=[])
-        axes.set(xlabel="first principal component", ylabel="second")
+        axes.set(xlabel="first principal component", ylabel="second principal component")
     handles = panels[0].get_legend_handles_labels()
     figure.legend(
         *handles, loc="outside lower center", ncols=10, title="held-out digit", markerscale=2, columnspacing=1

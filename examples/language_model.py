@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
     if arguments.plot:
         inputs, targets = inputs[:8], targets[:8]
         losses = criterion(state.apply_fn(state.params, inputs), targets, reduction="none")
-        save_figure(draw(alphabet[targets], losses), arguments.plot)
+        save_figure(draw(alphabet[targets], np.asarray(losses)), arguments.plot)
     print_end(arguments, "--steps 4000 lowers the loss; python -m examples.preference tunes this model.")
     return result
 
@@ -193,7 +193,7 @@ def cost(loss: Callable[[Outputs, ArrayLike], jax.Array], positions: int, classe
     return f"{megabytes:.1f} MB, {1e3 * min(times):.1f} ms"
 
 
-def draw(characters: np.ndarray, losses: jax.Array) -> Figure:
+def draw(characters: np.ndarray, losses: np.ndarray) -> Figure:
     """Returns a figure of passages whose characters are colored by their loss."""
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     axes = figure.subplots()
@@ -201,11 +201,15 @@ def draw(characters: np.ndarray, losses: jax.Array) -> Figure:
     figure.colorbar(image, label="loss (nats)")
     for (row, column), character in np.ndenumerate(characters):
         text = "↵" if character == "\n" else character
-        axes.text(column, row, text, ha="center", va="center", family="monospace", parse_math=False)
+        color = "white" if losses[row, column] > 4 else "black"
+        axes.text(
+            column, row, text, color=color, ha="center", va="center", family="monospace", parse_math=False
+        )
     axes.set(
-        title="Which characters of held-out passages surprise the model",
-        xlabel="characters seen before in the passage",
+        title="Loss of each character of held-out passages",
+        xlabel="position in the passage (characters)",
         ylabel="passage",
+        yticks=range(len(characters)),
     )
     return figure
 

@@ -21,7 +21,15 @@ from jax import lax
 from matplotlib.figure import Figure
 
 import jaxloss
-from examples._common import Result, batches, open_checkpoints, parse_arguments, print_end, save_figure
+from examples._common import (
+    Result,
+    batches,
+    bins_from_zero,
+    open_checkpoints,
+    parse_arguments,
+    print_end,
+    save_figure,
+)
 from examples.language_model import WIDTH, CharacterModel, Outputs, encode, read_text, split, train
 from jaxloss import dpo_loss, linear_log_probs
 from jaxloss.training import TrainState, create_train_state, evaluate, train_epoch
@@ -97,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
     if arguments.plot:
         found = margins(state.apply_fn(state.params, test_data[0]), test_data[1])
         save_figure(draw(np.asarray(found)), arguments.plot)
-    print_end(arguments, """pass kind="hinge" to dpo_loss, or a larger BETA.""")
+    print_end(arguments, "pass kind='hinge' to dpo_loss, or a larger BETA.")
     return result
 
 
@@ -170,8 +178,7 @@ def draw(margins: np.ndarray) -> Figure:
     """Returns a histogram of the margins of the held-out pairs."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    limit = np.abs(margins).max()
-    axes.hist(margins, np.linspace(-limit, limit, 41).tolist())
+    axes.hist(margins, bins_from_zero(margins))
     axes.axvline(0, color="black", linewidth=1)
     axes.set(
         title=f"DPO: {np.mean(margins > 0):.1%} of the held-out pairs are in the right order",
