@@ -50,17 +50,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def print_summary(results: dict[str, tuple[Result, float]]) -> None:
     """Prints a table of the results, their baselines and the times."""
-    print("\nSummary\n-------")
-    rows = [("example", "", "result", "", "baseline", "seconds")]
+    rows = [("example", "quantity", "result", "baseline", "", "seconds")]
     for name, (result, seconds) in results.items():
-        value, baseline_value = format(result.value, result.form), format(result.baseline_value, result.form)
+        value, baseline_value = (
+            format(number, result.form) for number in (result.value, result.baseline_value)
+        )
         rows.append((name, result.quantity, value, result.baseline, baseline_value, f"{seconds:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print("\nSummary\n-------")
     for row in rows:
-        cells = [
-            cell.rjust(width) if column in (2, 4, 5) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, "<<><>>", widths, strict=True)]
         print("  ".join(cells))
     print(f"All examples: {time.perf_counter() - STARTED:.1f} s, with imports")
 
