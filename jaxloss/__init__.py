@@ -86,6 +86,8 @@ Differences from PyTorch
 * `where`, "sum_and_weight" and `axis_name` are additions. `size_average` and `reduce` are left out.
 """
 
+__version__ = "0.1.0"
+
 from jaxloss._core.reduction import reduce as reduce
 from jaxloss.losses.adaptive import adaptive_log_probs as adaptive_log_probs
 from jaxloss.losses.adaptive import adaptive_log_softmax as adaptive_log_softmax

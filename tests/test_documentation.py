@@ -1,6 +1,7 @@
-"""Docstrings and README say all that they promise to say, and what they show is run."""
+"""Docstrings and documents are complete, their links resolve, and their code runs and prints what it says."""
 
 import doctest
+import importlib.metadata
 import inspect
 import pydoc
 import re
@@ -16,14 +17,17 @@ from tests.case import public_losses
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PORTING = (ROOT / "examples" / "porting.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "examples" / "guide.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("tests/**/*.md")]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 PUBLIC = {name: value for name, value in vars(jaxloss).items() if inspect.isfunction(value)}
 SECTIONS = ["Args", "Returns", "Raises", "Example", "Differences from PyTorch"]
 SECTIONS += ["Differences from other libraries", "Source"]
-# The README's table of losses beyond PyTorch: name, what it takes, reference.
-BEYOND = re.findall(r"^\| `(\w+)` \| [^|]* \| [^|]* \|$", README, re.MULTILINE)
+# A row of the README's tables of losses: names, inputs, names in PyTorch or of the reference.
+ROWS = re.findall(r"^\| (`.*?) \| [^|]* \| ([^|]*) \|$", README[README.index("## Losses") :], re.MULTILINE)
 
 every_public_function = pytest.mark.parametrize("name", PUBLIC)
 
@@ -84,11 +88,12 @@ def test_example_is_run(name: str, pytestconfig: pytest.Config):
     "code",
     [
         pytest.param(code, id=title)
-        for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+        for page in (README, GUIDE, PORTING)
+        for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
         for code in blocks("python", text)
     ],
 )
-def test_readme_code_runs_and_prints_what_it_says(code: str, capsys: pytest.CaptureFixture[str]):
+def test_code_runs_and_prints_what_it_says(code: str, capsys: pytest.CaptureFixture[str]):
     run_and_compare(code, capsys)
 
 
@@ -101,19 +106,68 @@ def test_readme_has_two_complete_commands():
         assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 
-def test_readme_table_names_every_loss_and_no_other():
-    table = re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \| (?:`(\w+)`|—) \|$", README, re.MULTILINE)
-    named = [*(loss for loss, *_ in table), *BEYOND]
+def test_readme_fits_its_reader():
+    assert len(README.splitlines()) <= 250
+
+
+def test_readme_tables_name_every_loss_once():
+    named = [name for names, _ in ROWS for name in re.findall(r"`(\w+)`", names)]
     assert len({*named}) == len(named)
     assert public_losses() <= {*named} <= PUBLIC.keys()
     assert all(re.search(rf"`(jaxloss\.)?{name}`", README) for name in PUBLIC)
-    if torch_oracle.IS_INSTALLED:
-        from torch import nn
 
-        for _, criterion, function in table:
-            assert hasattr(nn, criterion)
-            assert not function or hasattr(nn.functional, function)
+
+def test_readme_counts_the_losses_beyond_pytorch():
+    ported = re.findall(r"^\| `(\w+)` \| [^|]* \| `\w+` \| [^|]* \|$", PORTING, re.MULTILINE)
+    assert "sixty more" in README
+    assert len(public_losses() - {*ported}) // 10 == 6
+
+
+@pytest.mark.skipif(not torch_oracle.IS_INSTALLED, reason="PyTorch is not installed")
+def test_the_names_in_pytorch_exist():
+    from torch import nn
+
+    table = re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \| (?:`(\w+)`|—) \|$", PORTING, re.MULTILINE)
+    assert all(hasattr(nn, criterion) for _, criterion, _ in table)
+    assert all(name == function and hasattr(nn.functional, name) for name, _, function in table if function)
+    in_readme = {
+        name: criterion
+        for names, criteria in ROWS
+        for name, criterion in zip(
+            re.findall(r"`(\w+)`", names), re.findall(r"`nn\.(\w+)`", criteria), strict=False
+        )
+    }
+    assert in_readme == {name: criterion for name, criterion, _ in table}
+
+
+def slug(heading: str) -> str:
+    """Returns the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_inside_the_repository_resolve(page: Path):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text):
+        target, _, anchor = "".join(link).partition("#")
+        if not target.startswith(("https://", "http://")):
+            file = page.parent / target if target else page
+            assert file.exists(), link
+            headings = (
+                re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+            )
+            assert not anchor or anchor in map(slug, headings), link
+
+
+def test_badges_and_citation_agree_with_the_project():
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    (jax,) = PROJECT["dependencies"]
+    assert f"Python-{oldest}_to_" in README
+    assert f"JAX-{jax.removeprefix('jax>=')}_to_" in README
+    assert f"License-{PROJECT['license'].replace('-', '_')}-" in README
+    assert f"version = {{{jaxloss.__version__}}}" in README
 
 
 def test_changelog_has_this_version():
-    assert f"## [{PROJECT['version']}]" in CHANGELOG
+    assert f"## [{jaxloss.__version__}]" in CHANGELOG
+    assert importlib.metadata.version("jaxloss") == jaxloss.__version__
