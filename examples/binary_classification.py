@@ -38,15 +38,17 @@ def main(argv: Sequence[str] | None = None) -> Result:
     print(result)
     if arguments.plot:
         save_figure(draw(targets, logits, result), arguments.plot)
-    print_end(arguments, "replace the loss by jaxloss.sigmoid_focal_loss, for which hard samples count more.")
+    print_end(
+        arguments, "replace the loss by jaxloss.sigmoid_focal_loss, which gives hard samples more weight."
+    )
     return result
 
 
 def step_on_random_data(rngs: nnx.Rngs) -> None:
     """Takes one optimizer step, and prints the loss before and after it."""
     print(
-        "One step on random data, in PyTorch: Linear(20, 16), ReLU(), Linear(16, 1), BCEWithLogitsLoss(), "
-        "SGD(lr=0.005), batch of 16"
+        "One step on random data. In PyTorch: Linear(20, 16), ReLU(), Linear(16, 1), "
+        "BCEWithLogitsLoss(), SGD(lr=0.005), batch of 16"
     )
     inputs = jax.random.normal(rngs(), (16, 20))
     targets = jax.random.bernoulli(rngs(), shape=(16, 1)).astype(jnp.float32)

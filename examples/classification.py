@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> Result:
 def step_on_random_data(rngs: nnx.Rngs) -> None:
     """Takes one optimizer step, and prints the loss before and after it."""
     print(
-        "One step on random data, in PyTorch: Linear(784, 128), ReLU(), Linear(128, 10), CrossEntropyLoss(), "
-        "Adam(lr=0.001), batch of 64"
+        "One step on random data. In PyTorch: Linear(784, 128), ReLU(), Linear(128, 10), "
+        "CrossEntropyLoss(), Adam(lr=0.001), batch of 64"
     )
     inputs = jax.random.normal(rngs(), (64, 784))
     targets = jax.random.randint(rngs(), (64,), 0, 10)

@@ -182,7 +182,7 @@ def draw(margins: np.ndarray) -> Figure:
     axes.axvline(0, color="black", linewidth=1)
     axes.set(
         title=f"DPO: {np.mean(margins > 0):.1%} of the held-out pairs are in the right order",
-        xlabel=f"reward of the chosen answer minus that of the rejected one ({BETA} nats)",
+        xlabel=f"reward of the chosen answer minus that of the rejected one, β = {BETA}",
         ylabel="number of pairs",
     )
     return figure

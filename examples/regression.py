@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
 
 def step_on_random_data(rngs: nnx.Rngs) -> None:
     """Takes one optimizer step, and prints the loss before and after it."""
-    print("One step on random data, in PyTorch: Linear(10, 1), MSELoss(), SGD(lr=0.01), batch of 32")
+    print("One step on random data. In PyTorch: Linear(10, 1), MSELoss(), SGD(lr=0.01), batch of 32")
     inputs = jax.random.normal(rngs(), (32, 10))
     targets = jax.random.normal(rngs(), (32, 1))
     model = LinearRegression(rngs=rngs)

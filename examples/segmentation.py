@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
     print(*results, sep="\n")
     if arguments.plot:
         save_figure(draw(test_images, test_labels, predictions), arguments.plot)
-    print_end(arguments, "add cross_entropy and jaxloss.lovasz_softmax_loss of the probabilities in LOSSES.")
+    print_end(arguments, "add jaxloss.lovasz_softmax_loss of the probabilities to LOSSES.")
     return results[-1]
 
 

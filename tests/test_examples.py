@@ -1,4 +1,4 @@
-"""The examples: their first step, their results beside baselines, their checkpoints and their command line."""
+"""The examples: their first step, their results beside baselines, their checkpoints, their command line."""
 
 import os
 import pathlib
@@ -31,11 +31,34 @@ from examples import (
 from examples._common import batches, bins_from_zero
 from jaxloss.training import Checkpoints, create_train_state, evaluate, train_step
 
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 EXAMPLES = [regression, classification, binary_classification]
 OTHERS = [quantile_regression, segmentation, contrastive, language_model, preference]
 LOSSES = re.compile(
     r"^Initial Loss: (\d+\.\d{4})\nLoss after one optimization step: (\d+\.\d{4})\n", re.MULTILINE
 )
+
+
+def agrees_with_readme(example, result):
+    """Compares a result with its row in the README's summary; the last digits depend on the CPU."""
+    name = example.__name__.removeprefix("examples.")
+    columns = (rf"{re.escape(result.quantity)} +(\S+)", rf"{re.escape(result.baseline)} +(\S+)")
+    [numbers] = re.findall(rf"^{name} +{'  '.join(columns)} +\S+$", README, re.MULTILINE)
+    found = (float(number.rstrip("%")) / (100 if number.endswith("%") else 1) for number in numbers)
+    np.testing.assert_allclose(list(found), (result.value, result.baseline_value), rtol=0.1, atol=0.02)
+
+
+def test_readme_has_a_command_a_summary_row_and_a_small_picture_of_every_example():
+    names = [example.__name__ for example in __main__.EXAMPLES]
+    commands = re.findall(r"^\| \[`python -m (\S+)`\]", README, re.MULTILINE)
+    assert commands == [*names, data_parallel.__name__]
+    names = [name.removeprefix("examples.") for name in names]
+    summary = re.search(r"^example +quantity .*?^All examples", README, re.MULTILINE | re.DOTALL)
+    assert [row.split()[0] for row in summary[0].splitlines()[1:-1]] == names
+    pictures = [ROOT / "examples" / "gallery" / f"plot_{name}.png" for name in names]
+    assert re.findall(r"\]\((gallery/\S+)\)", README) == [f"gallery/{picture.name}" for picture in pictures]
+    assert sum(picture.stat().st_size for picture in pictures) < 600_000
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -46,7 +69,7 @@ def test_one_step_lowers_the_loss(example, seed, capsys):
     [(before, after)] = LOSSES.findall(output)
     assert float(after) < float(before)
     assert np.isfinite(result.value)
-    assert output.startswith("One step on random data, in PyTorch: ")
+    assert output.startswith("One step on random data. In PyTorch: ")
     assert re.search(r"^Took \d+\.\d s\. Next: .*\.\n\Z", output, re.MULTILINE)
 
 
@@ -59,6 +82,7 @@ def test_default_steps_suffice(example, least, baseline, capsys):
     result = example.main([])
     assert result.value > least
     np.testing.assert_allclose(result.baseline_value, baseline, atol=5e-4)
+    agrees_with_readme(example, result)
     assert f"\n{result}\n" in capsys.readouterr().out
 
 
@@ -92,6 +116,7 @@ def test_eight_of_ten_patients_are_in_their_intervals_which_are_narrower_than_a_
     [covered] = re.findall(r"^Held-out patients .*: (0\.\d+) \(", capsys.readouterr().out, re.MULTILINE)
     assert 0.75 < float(covered) < 0.85
     assert width.value < 0.8 * width.baseline_value
+    agrees_with_readme(quantile_regression, width)
 
 
 def values(pattern, output):
@@ -107,6 +132,7 @@ def test_every_loss_finds_the_digits_among_the_pixels(capsys):
     assert min(found.values()) > 0.4
     assert result.baseline_value < 0.1
     assert found["sum"] == round(result.value, 3)
+    agrees_with_readme(segmentation, result)
 
 
 def test_faint_pixels_of_digits_are_ignored_by_every_loss_and_by_the_metric():
@@ -143,6 +169,7 @@ def test_embeddings_find_digits_that_pixels_miss_and_more_with_labels(capsys):
     assert found["NT-Xent"] > found["pixels"] + 0.08
     assert found["supervised"] > found["NT-Xent"] + 0.04
     assert (round(result.value, 3), round(result.baseline_value, 3)) == (found["supervised"], found["pixels"])
+    agrees_with_readme(contrastive, result)
 
 
 def test_only_the_supervised_loss_reads_the_labels():
@@ -191,13 +218,14 @@ def test_the_language_model_predicts_better_than_character_frequencies_on_any_de
     result = language_model.main([])
     output = capsys.readouterr().out
     assert result.value < 0.6 * result.baseline_value
+    agrees_with_readme(language_model, result)
     cost = r"(\d+\.\d) MB, \d+\.\d ms"
     [(ours, plain)] = re.findall(rf"32000 classes: {cost}; plain: {cost}$", output, re.MULTILINE)
     assert float(ours) < float(plain) / 20
 
     on_eight = subprocess.run(
         [sys.executable, "-m", "examples.language_model", "--steps", "1"],
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=ROOT,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
         capture_output=True,
         text=True,
@@ -228,6 +256,7 @@ def test_the_language_model_learns_to_write_upper_case_letters(capsys):
     result = preference.main([])
     assert result.baseline_value < 0.04
     assert result.value > 3 * result.baseline_value
+    agrees_with_readme(preference, result)
     found = values("(Loss on held-out pairs|Held-out pairs in the right order)", capsys.readouterr().out)
     assert found["Loss on held-out pairs"] < 0.55  # log 2, 0.69, before the tuning
     assert found["Held-out pairs in the right order"] > 0.7
@@ -293,7 +322,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("example", "steps", "kill_at"),
-    [(regression, 40, 5), pytest.param(preference, 110, 3, marks=pytest.mark.slow)],
+    [(regression, 40, 5), pytest.param(contrastive, 110, 3, marks=pytest.mark.slow)],
 )
 def test_a_killed_run_that_is_started_again_ends_with_the_same_bits(
     example, steps, kill_at, tmp_path, monkeypatch, capsys
@@ -375,7 +404,7 @@ def test_the_data_parallel_example_prints_the_same_losses_wherever_it_runs(capsy
 def start_data_parallel(environment, *options):
     return subprocess.Popen(
         [sys.executable, "-m", "examples.data_parallel", "--steps", "6", *options],
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -412,7 +441,7 @@ def test_help(example, capsys):
 def test_help_of_all_in_a_process_of_its_own():
     answer = subprocess.run(
         [sys.executable, "-m", "examples", "--help"],
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         check=True,
         text=True,
