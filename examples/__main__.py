@@ -1,4 +1,4 @@
-"""All examples on one device, in turn. Each also runs alone, as in `python -m examples.regression`."""
+"""All examples but data_parallel, in turn. Each also runs alone, as in `python -m examples.regression`."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Data-parallel training: the same command and the same losses on one device, on several, and in processes.
+"""Data-parallel training: the same command and the same losses on one device, several, and several processes.
 
     python -m examples.data_parallel
 

@@ -176,7 +176,7 @@ def train(model: CharacterModel, codes: np.ndarray, arguments: argparse.Namespac
             )
             if step == 0:
                 print(f"  Step {1:3}/{arguments.steps}  Loss: {losses[0]:.3f}")
-            print(f"  Step {state.step:3}/{arguments.steps}  Loss: {losses[-1]:.3f}", flush=True)
+            print(f"  Step {state.step:3}/{arguments.steps}  Loss: {losses.mean():.3f}", flush=True)
             checkpoints.save(state)
     return state
 

@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
             state = checkpoints.restore(state)
             while (step := int(state.step)) < arguments.steps:
                 steps = range(step, min(step + 100, arguments.steps))
+                # In batches, as XLA's convolutions on a CPU are slow in the compiled loop that takes arrays.
                 state, losses = train_epoch(state, batches(data, 16, steps, arguments.seed), loss=loss)
                 print(f"  Step {state.step:3}/{arguments.steps}  Loss: {losses.mean():.4f}", flush=True)
                 checkpoints.save(state)

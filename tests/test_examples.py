@@ -111,7 +111,7 @@ def test_all_run_in_turn_draw_a_plot_each_and_end_with_a_table(tmp_path, capsys)
         assert (tmp_path / f"plot_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_eight_of_ten_patients_are_in_their_intervals_which_are_narrower_than_a_constant_one(capsys):
+def test_intervals_cover_80_percent_and_are_narrower_than_constant_ones(capsys):
     width = quantile_regression.main([])
     [covered] = re.findall(r"^Held-out patients .*: (0\.\d+) \(", capsys.readouterr().out, re.MULTILINE)
     assert 0.75 < float(covered) < 0.85
@@ -125,7 +125,7 @@ def values(pattern, output):
 
 
 @pytest.mark.slow
-def test_every_loss_finds_the_digits_among_the_pixels(capsys):
+def test_every_loss_segments_the_digits(capsys):
     result = segmentation.main([])
     found = values(r"Mean IoU on held-out images, (.*)", capsys.readouterr().out)
     assert found.keys() == segmentation.LOSSES.keys()
@@ -162,7 +162,7 @@ def test_mean_iou_is_that_of_scikit_learn_over_all_images():
 
 
 @pytest.mark.slow
-def test_embeddings_find_digits_that_pixels_miss_and_more_with_labels(capsys):
+def test_embeddings_are_better_than_pixels_and_best_with_labels(capsys):
     result = contrastive.main([])
     found = values(r"Nearest neighbour of held-out digits, (.*)", capsys.readouterr().out)
     assert found["untrained"] < found["pixels"] < 0.75
@@ -179,7 +179,7 @@ def test_only_the_supervised_loss_reads_the_labels():
     assert contrastive.of_labels(embeddings, alone) != contrastive.of_labels(embeddings, paired)
 
 
-def test_a_moved_digit_is_whole_and_never_the_same_twice():
+def test_moved_digits_are_complete_and_distinct():
     digit, rng = np.full((1, 64), 16.0), np.random.default_rng(0)
     views = np.concatenate([contrastive.moved(digit, rng) for _ in range(20)])
     assert views.shape == (20, contrastive.SIZE**2)
@@ -252,7 +252,7 @@ def test_the_language_model_learns_its_last_kernel_and_sees_sixteen_characters(t
 
 
 @pytest.mark.slow
-def test_the_language_model_learns_to_write_upper_case_letters(capsys):
+def test_tuning_raises_the_share_of_upper_case_letters(capsys):
     result = preference.main([])
     assert result.baseline_value < 0.04
     assert result.value > 3 * result.baseline_value
@@ -271,7 +271,7 @@ def test_answers_with_more_upper_case_letters_are_preferred_whatever_the_prompt(
     np.testing.assert_array_equal(first, [pairs[0, ::-1], pairs[2]])
 
 
-def test_an_answer_has_the_probability_of_its_characters_but_not_of_its_prompt():
+def test_log_probs_are_of_the_characters_of_the_answer_without_the_prompt():
     random = np.random.default_rng(0)
     hidden, kernel = random.normal(size=(3, 2, 20, 4)), random.normal(size=(4, 5))
     characters = random.integers(0, 5, (3, 2, 20))
@@ -281,7 +281,7 @@ def test_an_answer_has_the_probability_of_its_characters_but_not_of_its_prompt()
     np.testing.assert_allclose(found, of_characters[..., preference.PROMPT - 1 :].sum(-1), rtol=1e-5)
 
 
-def test_dpo_begins_at_the_reference_model_and_one_step_prefers_the_chosen_answers():
+def test_dpo_starts_at_the_reference_and_one_step_prefers_the_chosen_answers():
     model = language_model.CharacterModel(5, 8, tied=True, rngs=nnx.Rngs(0))
     pairs = np.random.default_rng(0).integers(0, 5, (8, 2, preference.PROMPT + 8))
     inputs, targets = preference.with_reference(model, pairs)
@@ -297,7 +297,7 @@ def test_dpo_begins_at_the_reference_model_and_one_step_prefers_the_chosen_answe
     assert share == np.mean(preference.margins(state.apply_fn(state.params, inputs), targets) > 0)
 
 
-def test_samples_are_drawn_character_by_character():
+def test_samples_extend_prompts_character_by_character():
     class Successor(nnx.Module):
         def __call__(self, characters):
             return 100 * jnp.eye(7)[(characters + 1) % 7], jnp.eye(7)
@@ -310,7 +310,7 @@ def test_samples_are_drawn_character_by_character():
     np.testing.assert_array_equal(answers[:, 1:], (answers[:, :-1] + 1) % 7)
 
 
-def test_a_python_without_documentation_has_its_zen(monkeypatch, capsys):
+def test_without_documentation_the_text_is_the_zen_of_python(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     assert language_model.read_text().startswith("The Zen of Python")
     assert not capsys.readouterr().out
@@ -366,7 +366,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("example", [regression, quantile_regression])
 @pytest.mark.parametrize("steps", [1, 13, 22])
-def test_a_training_takes_as_many_optimizer_steps_as_it_is_told(example, steps, tmp_path):
+def test_steps_is_the_number_of_optimizer_steps_of_each_training(example, steps, tmp_path):
     example.main(["--steps", str(steps), "--checkpoint", str(tmp_path)])
     for fold in range(1, 6):
         with Checkpoints(tmp_path / f"fold_{fold}_seed_0") as checkpoints:
@@ -374,7 +374,7 @@ def test_a_training_takes_as_many_optimizer_steps_as_it_is_told(example, steps, 
 
 
 @pytest.mark.slow
-def test_the_data_parallel_example_prints_the_same_losses_wherever_it_runs(capsys):
+def test_data_parallel_prints_the_same_losses_on_any_devices_and_processes(capsys):
     data_parallel.main(["--steps", "6"])
     head, *expected = capsys.readouterr().out.splitlines()
     assert (head, len(expected)) == ("1 device(s), 1 process(es)", 6)
@@ -425,7 +425,7 @@ def start_data_parallel(environment, *options):
         (["--plot", "loss.txt"], "argument --plot: 'loss.txt' must end in a format, such as .png"),
     ],
 )
-def test_a_wrong_option_is_named(example, options, message, capsys):
+def test_invalid_options_are_named(example, options, message, capsys):
     with pytest.raises(SystemExit):
         example.main(options)
     assert message in capsys.readouterr().err
