@@ -1,4 +1,4 @@
-"""The examples: their first step, their results beside baselines, their checkpoints, their command line."""
+"""The examples: their first step, their results beside baselines, and their checkpoints."""
 
 import os
 import pathlib
@@ -34,7 +34,6 @@ from jaxloss.training import Checkpoints, create_train_state, evaluate, train_st
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 EXAMPLES = [regression, classification, binary_classification]
-OTHERS = [quantile_regression, segmentation, contrastive, language_model, preference]
 LOSSES = re.compile(
     r"^Initial Loss: (\d+\.\d{4})\nLoss after one optimization step: (\d+\.\d{4})\n", re.MULTILINE
 )
@@ -410,50 +409,3 @@ def start_data_parallel(environment, *options):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@pytest.mark.parametrize("example", [*EXAMPLES, *OTHERS, __main__])
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--steps", "0"], "argument --steps: must be at least 1, got 0"),
-        (["--steps", "-5"], "argument --steps: must be at least 1, got -5"),
-        (["--steps", "many"], "argument --steps: invalid integer value: 'many'"),
-        (["--seed", "-1"], "argument --seed: must be at least 0, got -1"),
-        (["--plot", "no/such/loss.png"], "argument --plot: there is no folder no/such"),
-        (["--plot", "loss"], "argument --plot: 'loss' must end in a format, such as .png; there are eps, "),
-        (["--plot", "loss.txt"], "argument --plot: 'loss.txt' must end in a format, such as .png"),
-    ],
-)
-def test_invalid_options_are_named(example, options, message, capsys):
-    with pytest.raises(SystemExit):
-        example.main(options)
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("example", [*EXAMPLES, *OTHERS])
-def test_help(example, capsys):
-    with pytest.raises(SystemExit, match=r"^0$"):
-        example.main(["--help"])
-    assert is_help(capsys.readouterr().out, example.__name__)
-
-
-def test_help_of_all_in_a_process_of_its_own():
-    answer = subprocess.run(
-        [sys.executable, "-m", "examples", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=120,
-    )
-    assert is_help(answer.stdout, "examples")
-
-
-def is_help(text, module):
-    return text.startswith(f"usage: python -m {module} ") and {
-        "--steps",
-        "--seed",
-        "--plot",
-        "--checkpoint",
-    } <= set(text.split())
