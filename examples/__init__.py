@@ -1,1 +1,5 @@
-"""One file per example, each to be read from top to bottom; `python -m examples` runs those on one device."""
+"""Examples of training with jaxloss; `python -m examples` runs them all."""
+
+import time
+
+STARTED = time.perf_counter()  # before JAX is imported

@@ -1,8 +1,10 @@
-"""All examples on one device, in turn. Each also runs alone, as in `python -m examples.regression`."""
+"""All examples but data_parallel, in turn. Each also runs alone, as in `python -m examples.regression`."""
 
+import time
 from collections.abc import Sequence
 
 from examples import (
+    STARTED,
     binary_classification,
     classification,
     contrastive,
@@ -12,7 +14,7 @@ from examples import (
     regression,
     segmentation,
 )
-from examples._common import parse_arguments
+from examples._common import Result, parse_arguments
 
 EXAMPLES = (
     regression,
@@ -27,8 +29,9 @@ EXAMPLES = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs every example; a plot is saved once for each, with its name appended to that of the file."""
+    """Runs every example; with --plot, each appends its name to that of the file."""
     arguments = parse_arguments(argv, prog="python -m examples", description=__doc__, steps=None)
+    results: dict[str, tuple[Result, float]] = {}
     for example in EXAMPLES:
         name = example.__name__.removeprefix("examples.")
         options = ["--seed", str(arguments.seed)]
@@ -39,7 +42,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.plot:
             options += ["--plot", str(arguments.plot.with_stem(f"{arguments.plot.stem}_{name}"))]
         print(f"\n{name.replace('_', ' ').capitalize()}\n{'-' * len(name)}")
-        example.main(options)
+        started = time.perf_counter()
+        result = example.main(options)
+        results[name] = result, time.perf_counter() - started
+    print_summary(results)
+
+
+def print_summary(results: dict[str, tuple[Result, float]]) -> None:
+    """Prints a table of the results, their baselines and the times."""
+    rows = [("example", "quantity", "result", "baseline", "", "seconds")]
+    for name, (result, seconds) in results.items():
+        value, baseline_value = (
+            format(number, result.form) for number in (result.value, result.baseline_value)
+        )
+        rows.append((name, result.quantity, value, result.baseline, baseline_value, f"{seconds:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print("\nSummary\n-------")
+    for row in rows:
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, "<<><>>", widths, strict=True)]
+        print("  ".join(cells))
+    print(f"All examples: {time.perf_counter() - STARTED:.1f} s, with imports")
 
 
 if __name__ == "__main__":

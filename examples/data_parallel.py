@@ -1,8 +1,8 @@
-"""Data-parallel training: the same command and the same losses on one device, on eight, in several processes.
+"""Data-parallel training: the same command and the same losses on one device, several, and several processes.
 
     python -m examples.data_parallel
 
-The environment says where it runs. Eight devices on one CPU, to try it out:
+The environment determines the devices. To try it with eight virtual devices on one CPU:
 
     JAX_NUM_CPU_DEVICES=8 python -m examples.data_parallel
 
@@ -23,15 +23,12 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType
 from sklearn.datasets import load_digits
 
-from examples._common import at_least, enlarge_thread_pool
+from examples._common import at_least, batches, enlarge_thread_pool, mesh_of_all_devices
 from jaxloss import cross_entropy
 from jaxloss.models import Classifier
-from jaxloss.training import create_train_state, read_losses, shard_batch, shard_train_state, train_step
-
-BATCH_SIZE = 64
+from jaxloss.training import create_train_state, shard_batch, shard_train_state, train_epoch
 
 
 def main(argv: Sequence[str] | None = None) -> np.ndarray:
@@ -41,46 +38,41 @@ def main(argv: Sequence[str] | None = None) -> np.ndarray:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", type=at_least(1), default=100, help="training steps (default: 100)")
+    parser.add_argument("--steps", type=at_least(1), default=100, help="optimizer steps (default: 100)")
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="seed of weights and batches (default: 0)"
     )
     parser.add_argument(
-        "--fully-sharded", action="store_true", help="split parameters and optimizer state, too"
+        "--fully-sharded", action="store_true", help="also shard parameters and optimizer state"
     )
     arguments = parser.parse_args(argv)
     start_processes()
 
-    # One axis over all devices of all processes. All processes run the same program on the same numbers, and
-    # each device gets its part of them.
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    # One axis over all devices of all processes. All processes run the same program on the same data, and
+    # each device gets its shard.
+    mesh = mesh_of_all_devices()
     state = create_train_state(Classifier(64, 128, 10, rngs=nnx.Rngs(arguments.seed)), optax.adam(0.001))
     state = shard_train_state(state, mesh, "data" if arguments.fully_sharded else None)
-    inputs, targets = load_digits(return_X_y=True)
-    inputs = inputs.astype(np.float32) / 16
-
-    losses: list[jax.Array] = []
-    for step in range(arguments.steps):
-        random = np.random.default_rng((arguments.seed, step))
-        rows = random.choice(len(inputs), BATCH_SIZE, replace=False)
-        batch_inputs, batch_targets = shard_batch((inputs[rows], targets[rows]), mesh, "data")
-        state, value = train_step(state, batch_inputs, batch_targets, loss=cross_entropy)
-        losses.append(value)
-    values = read_losses(losses, state, loss=cross_entropy)
+    inputs, labels = load_digits(return_X_y=True)
+    data = inputs.astype(np.float32) / 16, labels
+    drawn = batches(data, 64, range(arguments.steps), arguments.seed)
+    state, losses = train_epoch(
+        state, (shard_batch(batch, mesh, "data") for batch in drawn), loss=cross_entropy
+    )
 
     if jax.process_index() == 0:
-        print(f"{jax.device_count()} devices, {jax.process_count()} processes")
+        print(f"{jax.device_count()} device(s), {jax.process_count()} process(es)")
         for step in range(0, arguments.steps, max(1, arguments.steps // 10)):
-            print(f"  Step {step + 1:5}/{arguments.steps}  Loss: {values[step]:.4f}")
-    return values
+            print(f"  Step {step + 1:5}/{arguments.steps}  Loss: {losses[step]:.4f}")
+    return np.asarray(losses)
 
 
 def start_processes() -> None:
-    """Joins the other processes, where the environment names them."""
+    """Connects to the other processes if the environment names them."""
     enlarge_thread_pool()
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         if missing := {"JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} - set(os.environ):
-            raise SystemExit(f"beside JAX_COORDINATOR_ADDRESS, set {' and '.join(sorted(missing))}")
+            raise SystemExit(f"JAX_COORDINATOR_ADDRESS is set: set also {' and '.join(sorted(missing))}")
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
         )

@@ -1,90 +1,120 @@
 """Quantile regression: a prediction interval for each of 442 diabetes patients.
 
-One linear model predicts the quantiles 0.1, 0.5 and 0.9 at once. Of the patients that were held out, about
-80 % should lie between the first and the last of them.
+One linear model predicts the quantiles 0.1, 0.5 and 0.9 at once. Of the held-out patients, about 80 % should
+lie between the first and the last of them. The baseline is the interval between the same quantiles of all
+patients, which is the same for everyone.
 """
 
+import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from sklearn.datasets import load_diabetes
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
 
-from examples._common import fit, folds, parse_arguments, standardize
+from examples._common import Result, open_checkpoints, parse_arguments, print_end, save_figure
 from jaxloss import quantile_loss
 from jaxloss.models import LinearRegression
+from jaxloss.training import create_train_state, train_epoch
 
 QUANTILES = np.array([0.1, 0.5, 0.9], np.float32)
 
 
-def main(argv: Sequence[str] | None = None) -> float:
-    """Runs the example and returns the share of the held-out patients within their intervals."""
+def main(argv: Sequence[str] | None = None) -> Result:
+    """Runs the example and returns the mean width of the intervals."""
     arguments = parse_arguments(
-        argv, prog="python -m examples.quantile_regression", description=__doc__, steps=500
+        argv, prog="python -m examples.quantile_regression", description=__doc__, steps=100
     )
-    rngs = nnx.Rngs(arguments.seed)
-    criterion = jax.tree_util.Partial(quantile_loss, quantiles=QUANTILES)
-    held_out, predicted, constant = [], [], []
-    for fold, (inputs, targets, test_inputs, test_targets) in enumerate(
-        folds(load_diabetes, arguments.seed), start=1
-    ):
-        inputs, test_inputs = standardize(inputs, test_inputs)
-        mean, deviation = targets.mean(), targets.std()
-        model = LinearRegression(10, len(QUANTILES), rngs=rngs)
-        fit(
-            model,
-            optax.adam(learning_rate=0.02),
-            (inputs, (targets - mean) / deviation, test_inputs, (test_targets - mean) / deviation),
-            loss=criterion,
-            metric=coverage,
-            batch_size=64,
-            arguments=arguments,
-            fold=fold,
-        )
-        held_out.append(test_targets)
-        predicted.append(mean + deviation * np.asarray(model(jnp.asarray(test_inputs))))
-        constant.append(np.tile(np.quantile(targets, QUANTILES), (len(test_targets), 1)))
-    targets, intervals, constants = map(np.concatenate, (held_out, predicted, constant))
-    for name, quantiles in (("Predicted", intervals), ("Constant", constants)):
-        width = np.mean(quantiles[:, 2] - quantiles[:, 0])
-        print(
-            f"{name} interval: covers {coverage(targets, quantiles):.3f} of the held-out patients, "
-            f"mean width {width:.0f}"
-        )
-    save_band(targets, intervals, arguments.plot)
-    return coverage(targets, intervals)
+    targets, predictions = cross_validate(arguments)
+    constants = np.tile(np.quantile(targets, QUANTILES), (len(targets), 1))
+    covered = Result(
+        "Held-out patients within their intervals",
+        coverage(targets, predictions),
+        "constant interval",
+        coverage(targets, constants),
+    )
+    width = Result(
+        "Mean width of the intervals",
+        mean_width(predictions),
+        "constant interval",
+        mean_width(constants),
+        ".0f",
+    )
+    print(covered, width, sep="\n")
+    if arguments.plot:
+        save_figure(draw(targets, predictions, covered), arguments.plot)
+    print_end(arguments, "predict more quantiles: add 0.25 and 0.75 to QUANTILES.")
+    return width
 
 
-def coverage(targets: np.ndarray, quantiles: jax.Array | np.ndarray) -> float:
+def cross_validate(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Trains five times, and returns targets and predicted quantiles of the patients that were held out."""
+    inputs, targets = map(np.asarray, load_diabetes(return_X_y=True))
+    predictions = np.empty((len(targets), len(QUANTILES)))
+    loss = jax.tree_util.Partial(quantile_loss, quantiles=QUANTILES)
+    optimizer = optax.adam(learning_rate=0.05)
+    rngs, key, batch_size = nnx.Rngs(arguments.seed), jax.random.key(arguments.seed), 64
+    print(f"Real data: {len(inputs)} patients, a fifth of them held out of each of five trainings")
+    folds = KFold(n_splits=5, shuffle=True, random_state=arguments.seed)
+    for fold, (train, test) in enumerate(folds.split(inputs), start=1):
+        scaled = StandardScaler().fit(inputs[train]).transform(inputs)
+        mean, deviation = targets[train].mean(), targets[train].std()
+        scaled_targets = (targets - mean) / deviation
+        state = create_train_state(LinearRegression(10, len(QUANTILES), rngs=rngs), optimizer)
+        with open_checkpoints(arguments, f"fold_{fold}") as checkpoints:
+            state = checkpoints.restore(state)
+            while (step := int(state.step)) < arguments.steps:
+                rows = train[: batch_size * (arguments.steps - step)]  # fewer only if steps end mid-epoch
+                state, _ = train_epoch(
+                    state,
+                    scaled[rows],
+                    scaled_targets[rows],
+                    loss=loss,
+                    batch_size=batch_size,
+                    key=jax.random.fold_in(key, step),
+                )
+                checkpoints.save(state)
+        predictions[test] = mean + deviation * np.asarray(state.apply_fn(state.params, scaled[test]))
+        print(f"  Fold {fold}: {coverage(targets[test], predictions[test]):.1%} are within their intervals")
+    return targets, predictions
+
+
+def coverage(targets: np.ndarray, quantiles: np.ndarray) -> float:
     """Returns the share of the targets between the first and the last quantile."""
-    low, high = np.asarray(quantiles)[:, 0], np.asarray(quantiles)[:, -1]
-    return float(np.mean((low <= targets) & (targets <= high)))
+    return float(np.mean((quantiles[:, 0] <= targets) & (targets <= quantiles[:, -1])))
 
 
-def save_band(targets: np.ndarray, quantiles: np.ndarray, file: Path | None) -> None:
-    """Draws the intervals of all patients, in the order of their medians, where a file is given."""
-    if file is None:
-        return
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes, order = figure.subplots(), np.argsort(quantiles[:, 1])
-    low, median, high = quantiles[order].T
-    patients = np.arange(len(order))
-    axes.fill_between(patients, low, high, color="tab:blue", alpha=0.25, label="quantiles 0.1 to 0.9")
-    axes.plot(patients, median, color="tab:blue", linewidth=2, label="quantile 0.5")
-    axes.plot(patients, targets[order], ".", color="tab:orange", label="patients, when held out")
+def mean_width(quantiles: np.ndarray) -> float:
+    """Returns the mean distance between the first and the last quantile."""
+    return float(np.mean(quantiles[:, -1] - quantiles[:, 0]))
+
+
+def draw(targets: np.ndarray, quantiles: np.ndarray, covered: Result) -> Figure:
+    """Returns a figure of the intervals of all patients, ordered by the predicted median."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes, order = figure.subplots(), np.argsort(quantiles[:, len(QUANTILES) // 2])
+    low, *_, high = quantiles[order].T
+    median = quantiles[order, len(QUANTILES) // 2]
+    patients = np.arange(1, len(order) + 1)
+    axes.vlines(patients, low, high, color="tab:blue", alpha=0.25, label="predicted quantiles 0.1 to 0.9")
+    axes.plot(patients, median, color="tab:blue", linewidth=2, label="predicted median")
+    inside = (low <= targets[order]) & (targets[order] <= high)
+    for name, chosen, color in (("inside", inside, "black"), ("outside", ~inside, "tab:orange")):
+        axes.plot(
+            patients[chosen], targets[order][chosen], ".", color=color, label=f"held-out patients {name}"
+        )
     axes.set(
-        title=f"Quantile regression: {coverage(targets, quantiles):.1%} of the patients in the band",
-        xlabel="patients, in the order of the predicted median",
-        ylabel="progression of the disease",
+        title=f"Prediction intervals: {covered.value:.1%} of the patients lie inside",
+        xlabel="patients, ordered by the predicted median",
+        ylabel="progression of diabetes after one year (score)",
     )
     axes.legend()
-    figure.savefig(file, dpi=150)
-    print(f"Intervals: {file}")
+    return figure
 
 
 if __name__ == "__main__":

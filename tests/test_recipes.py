@@ -13,8 +13,8 @@ from jaxloss import binary_cross_entropy_with_logits, mse_loss
 from jaxloss.training import evaluate, train_epoch, train_step
 from tests.test_documentation import ROOT, blocks, run_and_compare
 
-RECIPES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-SECTIONS = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", RECIPES, re.MULTILINE | re.DOTALL)
+_, RECIPES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8").split("\n## Recipes\n")
+SECTIONS = re.findall(r"^### (.*?)\n(.*?)(?=^### |\Z)", RECIPES, re.MULTILINE | re.DOTALL)
 BLOCKS = [pytest.param(title, code, id=title) for title, text in SECTIONS for code in blocks("python", text)]
 
 
