@@ -81,8 +81,8 @@ def train_epoch(
 
     Arrays are shuffled, and all steps run in one compiled call, without dispatch time between them. Samples
     left over after the last whole batch are not used in this epoch. On a mesh, the compiler decides how the
-    devices share the work of a step. XLA's convolutions for CPUs are slow inside this call, up to 30 times on a
-    small network: to train a convolutional network on a CPU, pass batches.
+    devices share the work of a step. On a CPU, XLA's convolutions are slow inside this call, up to 30 times:
+    pass batches to train a convolutional network there.
 
     An iterable of batches may be a PyTorch `DataLoader` of NumPy arrays, a grain loader or a generator. While
     a step runs, the next batch is loaded and transferred. On a mesh, pass

@@ -1,12 +1,14 @@
 """What MkDocs and Griffe call while they build the site; `mkdocs.yml` names it."""
 
 import importlib.resources
+import logging
 import re
 from typing import Any
 
 from griffe import Extension, Module, Object
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from tests.api_reference import docstring
 from tests.api_reference.pages import GUIDES, ROOT, START, from_repository, pages
@@ -17,6 +19,9 @@ _HOMES = tuple(home for page in _PAGES for home in page.members.values())
 _TARGETS = {member.rpartition(".")[2]: member for page in _PAGES for member in page.members}
 _TARGETS |= {member: member for member in _TARGETS.values()} | {page.module: page.module for page in _PAGES}
 del _TARGETS["reduce"]  # often PyTorch's argument; `jaxloss.reduce` is linked
+_TWINS = re.compile(
+    r"<table><tr><th>(.*?)</th><th>(.*?)</th></tr><tr><td>(.*?)</td><td>(.*?)</td></tr></table>", re.DOTALL
+)
 _CODE = re.compile(r"(?<!</td>\n<td>)<code>(?:help\()?([\w.]+)\)?</code>(?!</a>)")
 
 
@@ -48,8 +53,18 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     files.append(File.generated(config, font.name, content=font.read_bytes()))
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Links code to what it names."""
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Rewrites HTML whose Markdown MkDocs would not read: tables in `details`, and scripts in cells."""
+    markdown = re.sub(r"<details( open)?>", r'\n<details\1 markdown="1">', markdown)
+    return _TWINS.sub(
+        r"\n**\1:**\n\3\n**\2:**\n\4", re.sub(r"^<!-- .* -->$", "", markdown, flags=re.MULTILINE)
+    )
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Links code to what it names, and warns of tables that are still Markdown."""
+    if "| --- |" in re.sub(r"<pre.*?</pre>", "", html, flags=re.DOTALL):
+        logging.getLogger("mkdocs").warning("%s: a table is not rendered", page.file.src_uri)
 
     def link(found: re.Match[str]) -> str:
         target = _TARGETS.get(found[1])
