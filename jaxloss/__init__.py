@@ -3,7 +3,7 @@
 Every loss is a pure jitted function that works under `grad`, `jvp`, `hessian`, `vmap`, `scan` and
 `shard_map`. This page describes what all losses share; `help(jaxloss.huber_loss)` describes a single
 loss. The losses depend only on JAX. `jaxloss.models` also needs Flax, and `jaxloss.training` needs
-Flax, Optax and Orbax; `pip install "jaxloss[train]"` installs them.
+Flax, Optax and Orbax; the extra `train` installs them.
 
     >>> import jax, jaxloss
     >>> import jax.numpy as jnp

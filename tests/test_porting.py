@@ -34,19 +34,14 @@ def run_until_the_loop(code):
     return variables, compile(ast.Module(body[loop:], []), "porting.md", "exec")
 
 
-def numbered(code):
-    return dict(enumerate(code.splitlines()))
-
-
 @pytest.mark.parametrize(
     ("torch", "twin"), [(TORCH, TWIN), *TWINS.findall(README)], ids=["porting", "README"]
 )
-def test_the_two_scripts_correspond_line_by_line(torch, twin):
-    torch, twin = numbered(torch), numbered(twin)
-    assert torch.keys() == twin.keys()
-    (loop,) = [number for number in torch if torch[number].startswith("for ")]
-    assert twin[loop] == torch[loop]
-    assert twin[len(twin) - 1] == torch[len(torch) - 1]
+def test_the_two_scripts_have_the_same_loop_and_the_same_result(torch, twin):
+    torch, twin = torch.splitlines(), twin.splitlines()
+    (loop,) = [line for line in torch if line.startswith("for ")]
+    assert loop in twin
+    assert twin[-1] == torch[-1]
 
 
 @pytest.mark.skipif(not INSTALLED["torch"], reason="PyTorch is not installed")

@@ -33,7 +33,7 @@ A loss is any callable `(outputs, targets) -> scalar`. Bind options with `functo
 may have any byte order, and 64-bit integers keep their values: an out-of-range label never becomes a valid
 one. NumPy masked arrays raise a TypeError.
 
-This package needs Flax, Optax and Orbax: `pip install "jaxloss[train]"`.
+This package needs Flax, Optax and Orbax, which the extra `train` of jaxloss installs.
 """
 
 from jaxloss.training.checkpoints import Checkpoints as Checkpoints

@@ -36,9 +36,9 @@ TELLING = (("tpu", "linear_cross_entropy"), ("gpu", "clip_loss"), ("tpu", "cross
 TIMED = ("cross_entropy", "large")
 SLOW = 1.5  # times the fastest plain form: a known miss
 SOURCES = """\
-Measured is CPU time of one thread. Compiled are figures that are read off the compiled program, which was not
-run: memory as allocated; cycles as the TPU's compiler estimates them; for the H100 the time that its bytes,
-products and launches take at peak rates. Times on a TPU or a GPU, and on several threads, are not known.
+"Measured" means CPU time of one thread. "Compiled" means figures taken from the compiled program, which was
+not run: memory as allocated, cycles as the TPU's compiler estimates them and, for the H100, the time that its
+bytes, products and launches take at peak rates. Times on a TPU or a GPU, and on several threads, are unknown.
 """
 
 
