@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxloss._core.reduction import Reduction
@@ -19,6 +18,15 @@ from jaxloss.losses.adaptive import (
     adaptive_predict,
     init_adaptive_log_softmax,
 )
+
+try:
+    from flax import nnx
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "jaxloss.models needs Flax: pip install 'jaxloss[train]', or in a copy of the repository "
+        "pip install '.[train]'",
+        name=error.name,
+    ) from error
 
 __all__ = ["AdaptiveLogSoftmax", "BinaryClassifier", "Classifier", "LinearRegression"]
 

@@ -424,7 +424,9 @@ def test_invalid_calls_raise(case: Case):
         case({**arrays, first: None})
     with pytest.raises(TypeError, match=f"{first} must hold real numbers, got dtype complex64"):
         case({**arrays, first: arrays[first].astype(jnp.complex64)})
-    with pytest.raises(TypeError, match="where must be boolean, got dtype float32; for weights use jaxloss"):
+    with pytest.raises(
+        TypeError, match="where must be boolean, got dtype float32; pass `where != 0`, or for"
+    ):
         case(arrays, where=jnp.ones(()))
     with pytest.raises(ValueError, match=r"where must broadcast to shape \(.*\), got shape \(9, 9, 9\)"):
         case(arrays, where=jnp.ones((9, 9, 9), bool))

@@ -1,6 +1,8 @@
 """The layers of the package: which module may import which, and what an import loads."""
 
 import ast
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +73,28 @@ def test_importing_the_package_loads_no_optional_dependency():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert printed.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("file", "package", "remedy"),
+    [
+        ("jaxloss/models.py", "flax", "jaxloss.models needs Flax: pip install 'jaxloss[train]'"),
+        *(
+            (
+                "jaxloss/training/__init__.py",
+                package,
+                "jaxloss.training needs Flax, Optax and Orbax: pip install",
+            )
+            for package in ("flax", "optax", "orbax.checkpoint")
+        ),
+        ("examples/__init__.py", "sklearn", "the examples need sklearn: pip install '.[examples]'"),
+    ],
+)
+def test_a_missing_optional_dependency_raises_with_a_remedy(file, package, remedy, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # makes its import fail
+    with pytest.raises(ModuleNotFoundError, match=re.escape(remedy)) as error:
+        runpy.run_path(str(PACKAGE.parent / file))
+    assert file.startswith("examples") or package in str(error.value.__cause__)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -72,7 +72,8 @@ def agree(**arrays: Any) -> list[jax.Array]:
     """Returns the named arguments as real arrays of equal shape and sharding."""
     converted = [as_array(name, array) for name, array in arrays.items()]
     if len({array.shape for array in converted}) > 1:
-        raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}")
+        hint = extra_axis_hint(min((array.shape for array in converted), key=len), arrays, converted)
+        raise ValueError(f"{_and(arrays)} must have the same shape, got {_and(arrays, converted)}{hint}")
     return with_common_sharding(converted)
 
 
@@ -83,9 +84,16 @@ def agree_except_last_axis(**arrays: Any) -> list[jax.Array]:
         name, *names = arrays
         raise ValueError(
             f"{_and(names)} must have the shape of {name} without its last axis, "
-            f"got {_and(arrays, [first, *others])}"
+            f"got {_and(arrays, [first, *others])}{extra_axis_hint(first.shape[:-1], names, others)}"
         )
     return with_common_sharding([first, *(jnp.expand_dims(other, -1) for other in others)])
+
+
+def extra_axis_hint(shape: tuple[int, ...], names: Iterable[str], arrays: Sequence[jax.Array]) -> str:
+    """Returns the remedy if arrays have only an extra last axis of size 1, or an empty string."""
+    extra = [f"{name}[..., 0]" for name, array in zip(names, arrays, strict=True) if array.shape != shape]
+    fit = all(array.shape in (shape, (*shape, 1)) for array in arrays)
+    return f"; pass {_and(extra)}" if extra and fit else ""
 
 
 def with_common_sharding(arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -134,12 +142,12 @@ def index_array(name: str, indices: jax.Array) -> jax.Array:
     return indices.astype(limits.dtype)
 
 
-def sample_lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...]) -> jax.Array:
-    """Returns the lengths, one for each sample, in the dtype of indices."""
+def sample_lengths(name: str, lengths: ArrayLike, samples: tuple[int, ...], hint: str = "") -> jax.Array:
+    """Returns the lengths, one for each sample, in the dtype of indices; `hint` ends the error message."""
     converted = index_array(name, as_array(name, lengths))
     if converted.shape != samples:
         raise ValueError(
-            f"{name} must have one length for each sample, shape {samples}, got {converted.shape}"
+            f"{name} must have one length for each sample, shape {samples}, got {converted.shape}{hint}"
         )
     return converted
 
@@ -170,7 +178,8 @@ def broadcastable(name: str, array: jax.Array, like: jax.Array, without: Sequenc
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} must broadcast to shape {shape}, got shape {array.shape}")
+        hint = extra_axis_hint(shape, [name], [array])
+        raise ValueError(f"{name} must broadcast to shape {shape}, got shape {array.shape}{hint}")
     return sharded_like(like, array.reshape((1,) * (len(shape) - array.ndim) + array.shape), without)
 
 
@@ -181,7 +190,8 @@ def mask(where: ArrayLike | None, like: jax.Array, without: Sequence[int] = ()) 
     converted = as_array("where", where)
     if converted.dtype != bool:
         raise TypeError(
-            f"where must be boolean, got dtype {converted.dtype}; for weights use jaxloss.reduce(weight=...)"
+            f"where must be boolean, got dtype {converted.dtype}; pass `where != 0`, or for weights use "
+            "jaxloss.reduce(weight=...)"
         )
     return broadcastable("where", converted, like, without)
 

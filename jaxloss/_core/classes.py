@@ -17,6 +17,7 @@ from jaxloss._core.arguments import (
     as_array,
     broadcastable,
     canonical_axis,
+    extra_axis_hint,
     fill_masked,
     index_array,
     integer,
@@ -291,11 +292,12 @@ def is_not_ignored(targets: jax.Array, ignore_index: int) -> jax.Array:
 
 def _check_shape_of_labels(targets: jax.Array, name: str, scores: jax.Array, classes: ClassAxis) -> None:
     if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise TypeError(f"targets must be integer class indices, got dtype {targets.dtype}")
+        hint = _swapped_hint(name, scores)
+        raise TypeError(f"targets must be integer class indices, got dtype {targets.dtype}{hint}")
     shape, expected = scores.shape, classes.drop(scores.shape)
     if targets.shape == expected:
         return
-    which, chosen, hint = "its last axis", "", ""
+    which, chosen, hint = "its last axis", "", extra_axis_hint(expected, ["targets"], [targets])
     if name not in ("hidden", "embeddings"):
         axis = -1 if classes.position == len(shape) - 1 else classes.position
         which, chosen = "the class axis", f" with axis={axis}"
@@ -311,6 +313,13 @@ def _check_shape_of_labels(targets: jax.Array, name: str, scores: jax.Array, cla
     )
 
 
+def _swapped_hint(name: str, scores: jax.Array) -> str:
+    """Returns a question if the scores called `name` are integers, as labels are, or an empty string."""
+    if not jnp.issubdtype(scores.dtype, jnp.integer):
+        return ""
+    return f"; the first argument, {name}, has dtype {scores.dtype}: are the arguments swapped?"
+
+
 def refuse_misfit_of_probabilities(targets: jax.Array, logits: jax.Array, ignore_index: int) -> None:
     """Raises if probabilities do not have the shape of the logits, or `ignore_index` names a class."""
     refuse_ignored_probabilities(ignore_index, targets)
@@ -318,6 +327,7 @@ def refuse_misfit_of_probabilities(targets: jax.Array, logits: jax.Array, ignore
         raise ValueError(
             "floating targets are class probabilities and must have the shape of logits, got "
             f"targets {targets.shape} and logits {logits.shape}; class indices must be integers"
+            f"{_swapped_hint('logits', logits)}"
         )
 
 

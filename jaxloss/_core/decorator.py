@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxloss._core.arguments import as_array, from_host, tree_from_host
 from jaxloss._core.checks import checked, one_or_nan
@@ -141,9 +142,12 @@ def _refuse_misfit(
             try:
                 hash(value)
             except TypeError:
+                found, remedy = type(value).__name__, "bind it with functools.partial"
+                if isinstance(value, Tracer):
+                    found, remedy = "a traced value", f"pass a Python number ({remedy} outside of jit)"
                 raise TypeError(
-                    f"{function.__name__}: {option} is static and must be a hashable Python value, got "
-                    f"{type(value).__name__}; bind it with functools.partial"
+                    f"{function.__name__}: {option} is static and must be a hashable Python value, "
+                    f"got {found}; {remedy}"
                 ) from None
         else:
             for path, leaf in jax.tree.leaves_with_path(value):

@@ -82,8 +82,10 @@ def ctc_loss(
     """
     log_probs, targets = _log_probs(log_probs, blank), index_array("targets", as_array("targets", targets))
     samples = log_probs.shape[1:-1]
-    input_lengths = sample_lengths("input_lengths", input_lengths, samples)
-    target_lengths = sample_lengths("target_lengths", target_lengths, samples)
+    axes = "(time, sample, class)" if samples else "(time, class)"
+    hint = f"; log_probs has axes {axes}, got shape {log_probs.shape}"
+    input_lengths = sample_lengths("input_lengths", input_lengths, samples, hint)
+    target_lengths = sample_lengths("target_lengths", target_lengths, samples, hint)
     if samples and targets.ndim == 2:
         log_probs, targets, input_lengths, target_lengths = sharded_alike(
             [log_probs, targets, input_lengths, target_lengths], [1, 0, 0, 0]

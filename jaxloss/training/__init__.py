@@ -36,6 +36,19 @@ one. NumPy masked arrays raise a TypeError.
 This package needs Flax, Optax and Orbax, which the extra `train` of jaxloss installs.
 """
 
+try:  # only for the error message
+    import flax
+    import optax
+    import orbax.checkpoint as checkpoint
+
+    del flax, optax, checkpoint
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "jaxloss.training needs Flax, Optax and Orbax: pip install 'jaxloss[train]', or in a copy of the "
+        "repository pip install '.[train]'",
+        name=error.name,
+    ) from error
+
 from jaxloss.training.checkpoints import Checkpoints as Checkpoints
 from jaxloss.training.epochs import NonFiniteLossError as NonFiniteLossError
 from jaxloss.training.epochs import read_losses as read_losses

@@ -147,6 +147,11 @@ def train_epoch(
         check_no_options(batch_size=batch_size, key=key)
         state, losses, measured = _train_on(state, read_batches(inputs), *options)
     else:
+        if batch_size is None or key is None:
+            raise TypeError(
+                "arrays need batch_size and key, as in batch_size=32, key=jax.random.key(0); got "
+                f"batch_size={batch_size}, key={reprlib.repr(key)}"
+            )
         if not _is_key(key):
             raise TypeError(f"key must be one PRNG key, such as jax.random.key(0); got {reprlib.repr(key)}")
         size = integer("batch_size", batch_size)

@@ -73,9 +73,56 @@ def test_masks_must_be_boolean():
     assert arguments.mask(np.array([True]), jnp.ones((2, 3))).shape == (1, 1)
     assert arguments.mask(np.array([True]), jnp.ones((2, 4, 3)), [1]).shape == (1, 1)
     with pytest.raises(
-        TypeError, match=r"where must be boolean, got dtype int32; .* jaxloss\.reduce\(weight"
+        TypeError,
+        match=r"must be boolean, got dtype int32; pass `where != 0`, or for weights use jaxloss\.reduce\(w",
     ):
         arguments.mask(jnp.ones(2, jnp.int32), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("call", "remedy"),
+    [
+        (lambda: jaxloss.mse_loss(np.ones((3, 1)), np.ones(3)), "pass predictions[..., 0]"),
+        (lambda: jaxloss.mse_loss(np.ones(3), np.ones((3, 1))), "pass targets[..., 0]"),
+        (
+            lambda: jaxloss.binary_cross_entropy_with_logits(np.ones((2, 3, 1)), np.ones((2, 3))),
+            "pass logits[..., 0]",
+        ),
+        (
+            lambda: arguments.agree(a=np.ones((3, 1)), b=np.ones((3, 1)), c=np.ones(3)),
+            "a[..., 0] and b[..., 0]",
+        ),
+        (
+            lambda: jaxloss.mse_loss(np.ones((2, 4)), np.ones((2, 4)), weight=np.ones((2, 4, 1))),
+            "weight[..., 0]",
+        ),
+        (
+            lambda: jaxloss.quantile_loss(
+                np.ones((2, 3)), np.ones((2, 1)), quantiles=np.array([0.1, 0.5, 0.9])
+            ),
+            "pass targets[..., 0]",
+        ),
+        (lambda: jaxloss.cross_entropy(np.ones((4, 5)), np.zeros((4, 1), int)), "pass targets[..., 0]"),
+        (
+            lambda: jaxloss.cross_entropy(
+                np.ones((2, 4, 5)), np.zeros((2, 4), int), where=np.ones((2, 4, 1), bool)
+            ),
+            "pass where[..., 0]",
+        ),
+    ],
+)
+def test_an_extra_last_axis_of_size_1_raises_with_a_remedy(call, remedy):
+    with pytest.raises(ValueError, match=rf"; .*{re.escape(remedy)}(\n|$)"):
+        call()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 2), (3, 1, 1), ()])
+def test_other_shapes_have_no_remedy_for_an_extra_axis(shape):
+    for first, second in ((jnp.ones(3), jnp.ones(shape)), (jnp.ones(shape), jnp.ones(3))):
+        with pytest.raises(ValueError, match=r"got a \(.*\) and b \([^;]*\)$"):
+            arguments.agree(a=first, b=second)
+    with pytest.raises(ValueError, match=r"got a \(\) and b \(\)$"):
+        arguments.agree_except_last_axis(a=1.0, b=1.0)
 
 
 def test_fill_masked_replaces_masked_values():

@@ -135,6 +135,18 @@ def test_mismatched_arguments_raise(arguments, options, message):
         cross_entropy(*arguments, **options)
 
 
+@pytest.mark.parametrize(
+    ("loss", "name"), [(cross_entropy, "logits"), (nll_loss, "log_probs")], ids=["cross_entropy", "nll_loss"]
+)
+def test_swapped_arguments_raise_with_a_remedy(loss, name):
+    remedy = rf"; the first argument, {name}, has dtype int32: are the arguments swapped\?"
+    with pytest.raises((TypeError, ValueError), match=remedy):
+        loss(np.arange(4), LOGITS)
+    with pytest.raises((TypeError, ValueError)) as error:
+        loss(LOGITS, LOGITS[:2])
+    assert "swapped" not in str(error.value)
+
+
 def test_boolean_labels_raise():
     with pytest.raises(TypeError, match="targets must be integer class indices, got dtype bool"):
         cross_entropy(LOGITS, np.zeros(4, bool))

@@ -365,6 +365,12 @@ def test_invalid_lengths_are_nan_even_without_frames(frames):
             ValueError,
             r"input_lengths must have one length .* \(\), got \(4,\)",
         ),
+        (
+            {"log_probs": LOG_PROBS.swapaxes(0, 1)},
+            ValueError,
+            r"input_lengths must .* shape \(7,\), got \(4,\); log_probs has axes \(time, sample, class\), "
+            r"got shape \(4, 7, 5\)",
+        ),
         ({"targets": TARGETS.astype(float)}, TypeError, "targets must be integers, got dtype float32"),
         (
             {"input_lengths": INPUT_LENGTHS.astype(float)},
