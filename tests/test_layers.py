@@ -75,18 +75,16 @@ def test_importing_the_package_loads_no_optional_dependency():
     assert printed.stdout.strip() == "[]"
 
 
+TRAINING_NEEDS = "jaxloss.training needs Flax, Optax and Orbax: pip install 'jaxloss[train]'"
+
+
 @pytest.mark.parametrize(
     ("file", "package", "remedy"),
     [
         ("jaxloss/models.py", "flax", "jaxloss.models needs Flax: pip install 'jaxloss[train]'"),
-        *(
-            (
-                "jaxloss/training/__init__.py",
-                package,
-                "jaxloss.training needs Flax, Optax and Orbax: pip install",
-            )
-            for package in ("flax", "optax", "orbax.checkpoint")
-        ),
+        ("jaxloss/training/__init__.py", "flax", TRAINING_NEEDS),
+        ("jaxloss/training/__init__.py", "optax", TRAINING_NEEDS),
+        ("jaxloss/training/__init__.py", "orbax.checkpoint", TRAINING_NEEDS),
         ("examples/__init__.py", "sklearn", "the examples need sklearn: pip install '.[examples]'"),
     ],
 )
@@ -94,7 +92,8 @@ def test_a_missing_optional_dependency_raises_with_a_remedy(file, package, remed
     monkeypatch.setitem(sys.modules, package, None)  # makes its import fail
     with pytest.raises(ModuleNotFoundError, match=re.escape(remedy)) as error:
         runpy.run_path(str(PACKAGE.parent / file))
-    assert file.startswith("examples") or package in str(error.value.__cause__)
+    if file.startswith("jaxloss"):
+        assert package in str(error.value.__cause__)
 
 
 @pytest.mark.parametrize("module", MODULES)
