@@ -127,13 +127,9 @@ def test_readme_counts_the_losses_beyond_pytorch():
     assert len(public_losses() - {*ported}) // 10 == 6
 
 
-@pytest.mark.skipif(not torch_oracle.IS_INSTALLED, reason="PyTorch is not installed")
 def test_the_names_in_pytorch_exist():
-    from torch import nn
-
     table = re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \| (?:`(\w+)`|—) \|$", PORTING, re.MULTILINE)
-    assert all(hasattr(nn, criterion) for _, criterion, _ in table)
-    assert all(name == function and hasattr(nn.functional, name) for name, _, function in table if function)
+    assert all(function in (name, "") for name, _, function in table)
     in_readme = {
         name: criterion
         for names, criteria in ROWS
@@ -142,6 +138,11 @@ def test_the_names_in_pytorch_exist():
         )
     }
     assert in_readme == {name: criterion for name, criterion, _ in table}
+    if torch_oracle.IS_INSTALLED:
+        from torch import nn
+
+        assert all(hasattr(nn, criterion) for _, criterion, _ in table)
+        assert all(hasattr(nn.functional, function) for *_, function in table if function)
 
 
 def slug(heading: str) -> str:
