@@ -33,6 +33,9 @@ ROWS = re.findall(
     re.MULTILINE,
 )
 
+# A row of the table of PyTorch's losses: name, name in torch.nn, name in torch.nn.functional or nothing.
+PORTED = re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \| (?:`(\w+)`|—) \|$", PORTING, re.MULTILINE)
+
 every_public_function = pytest.mark.parametrize("name", PUBLIC)
 
 
@@ -122,14 +125,12 @@ def test_readme_tables_name_every_loss_once():
 
 
 def test_readme_counts_the_losses_beyond_pytorch():
-    ported = re.findall(r"^\| `(\w+)` \| [^|]* \| `\w+` \| [^|]* \|$", PORTING, re.MULTILINE)
     assert "sixty more losses" in README
-    assert len(public_losses() - {*ported}) // 10 == 6
+    assert len(public_losses() - {name for name, *_ in PORTED}) // 10 == 6
 
 
 def test_the_names_in_pytorch_exist():
-    table = re.findall(r"^\| `(\w+)` \| [^|]* \| `(\w+)` \| (?:`(\w+)`|—) \|$", PORTING, re.MULTILINE)
-    assert all(function in (name, "") for name, _, function in table)
+    assert all(function in (name, "") for name, _, function in PORTED)
     in_readme = {
         name: criterion
         for names, criteria in ROWS
@@ -137,12 +138,12 @@ def test_the_names_in_pytorch_exist():
             re.findall(r"`(\w+)`", names), re.findall(r"`nn\.(\w+)`", criteria), strict=False
         )
     }
-    assert in_readme == {name: criterion for name, criterion, _ in table}
+    assert in_readme == {name: criterion for name, criterion, _ in PORTED}
     if torch_oracle.IS_INSTALLED:
         from torch import nn
 
-        assert all(hasattr(nn, criterion) for _, criterion, _ in table)
-        assert all(hasattr(nn.functional, function) for *_, function in table if function)
+        assert all(hasattr(nn, criterion) for _, criterion, _ in PORTED)
+        assert all(hasattr(nn.functional, function) for *_, function in PORTED if function)
 
 
 def slug(heading: str) -> str:

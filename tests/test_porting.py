@@ -3,18 +3,14 @@
 import ast
 import importlib.util
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-ROOT = Path(__file__).parents[1]
-README, PORTING, GUIDE = (
-    (ROOT / page).read_text(encoding="utf-8")
-    for page in ("README.md", "examples/porting.md", "examples/guide.md")
-)
+from tests.test_documentation import GUIDE, PORTING, README
+
 TWINS = re.compile(r"<td>\n\n```py\n(.*?)```\n.*?```python\n(.*?)```", re.DOTALL)
 ((TORCH, TWIN),) = TWINS.findall(PORTING)
 # The fences of what needs more than the test command installs, or looser promotion, are called "py".
@@ -32,6 +28,19 @@ def run_until_the_loop(code):
     variables = {"__name__": "__main__"}
     exec(compile(ast.Module(body[:loop], []), "porting.md", "exec"), variables)
     return variables, compile(ast.Module(body[loop:], []), "porting.md", "exec")
+
+
+def numbered(code):
+    return dict(enumerate(code.splitlines()))
+
+
+def test_the_two_scripts_correspond_line_by_line():
+    torch, twin = numbered(TORCH), numbered(TWIN)
+    assert torch.keys() == twin.keys()
+    # Lines that do not name a library are the same on both sides.
+    alike = [number for number in torch if torch[number] == twin[number] != ""]
+    assert {torch[number].strip() for number in alike} >= {"losses = []", "for _ in range(60):"}
+    assert all(line in TWIN for line in ("train_step", "create_train_state", "label_smoothing=0.1"))
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,15 @@
 
 import inspect
 import json
-import re
 from typing import Any
 
 import pytest
 
 import jaxloss
 from tests import torch_oracle
+from tests.case import public_losses
 from tests.catalogue import CASES
-from tests.test_documentation import ROWS
+from tests.test_documentation import PORTED
 
 RECORDED = json.loads(torch_oracle.SIGNATURES.read_text())
 FUNCTIONS, CLASSES = RECORDED["functional"], RECORDED["nn"]
@@ -39,14 +39,8 @@ CLASS_OPTIONS_ELSEWHERE = {
     "dim": "named axis, -1 by default",
     "out_features": "linear_cross_entropy takes the layer's kernel",
 }
-# The README's tables: in each row PyTorch's losses, with their classes in the same order, then the others.
-LOSS_OF: dict[str, str] = {}
-BEYOND: set[str] = set()
-for _names, _references in ROWS:
-    _losses = re.findall(r"`(\w+)`", _names.partition(" (also ")[0])
-    _classes = re.findall(r"`nn\.(\w+)`", _references)
-    LOSS_OF |= dict(zip(_classes, _losses, strict=False))
-    BEYOND |= {*_losses[len(_classes) :]}
+LOSS_OF = {criterion: loss for loss, criterion, _ in PORTED}
+BEYOND = public_losses() - {*LOSS_OF.values()}
 
 
 def defaults(function: Any) -> dict[str, Any]:
