@@ -1,4 +1,4 @@
-"""The examples: their first step, their results beside baselines, and their checkpoints."""
+"""The examples: their first step, their results and baselines, and their checkpoints."""
 
 import os
 import pathlib

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 
 def from_host(name: str, value: Any) -> Any:
-    """Converts host arrays so that `jit` reads them without changing a value; leaves other values alone.
+    """Converts host arrays and objects with `__jax_array__` so that `jit` reads them without changing values.
 
     JAX ignores the byte order of big-endian arrays and the mask of masked arrays, and reduces 64-bit integers
     modulo 2**32 unless 64-bit types are enabled. Integers that do not fit stay 64-bit here.

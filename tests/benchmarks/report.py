@@ -96,7 +96,7 @@ def speed_table(results: list[Record], compiled: list[Record]) -> str:
 
 
 def _memory(record: Record, peer: str) -> str:
-    """Returns the temporaries beside those of a plain form in words."""
+    """Compares the temporaries with those of a plain form, in words."""
     ours, theirs = (amount(side["temporaries"]) for side in (record["jaxloss"], record["peers"][peer]))
     if ours == theirs:
         return f"both with {ours} of extra memory"
